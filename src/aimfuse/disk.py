@@ -1,0 +1,239 @@
+"""The only module that changes what survives a crash.
+
+Every crash-relevant call bears a label, so that a test can stop, fail or lose any of them
+by name. `Disk` is the real one; tests put a simulated or a failing one in its place. Code
+above it keeps file descriptors as plain integers and never hands them to `os`.
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+Buffer = bytes | bytearray | memoryview
+
+IOV_MAX = 1024
+"""Buffers that one gathering write may take (Linux UIO_MAXIOV)."""
+
+_FALLOC_KEEP_SIZE = 1
+_FALLOC_PUNCH_HOLE = 2
+_ZERO_CHUNK_BYTES = 1 << 20
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+
+class Disk:
+    """The real disk: thin, labelled, and complete (a short write is finished or raised).
+
+    Every method raises `OSError` as the kernel gave it. What a failed call leaves behind is
+    what the kernel leaves: for `pwrite`, any prefix of the data; for `fdatasync`, nothing
+    that may be believed later.
+    """
+
+    def step(self, label: str) -> None:
+        """Be called before each labelled operation; tests override it to stop there."""
+
+    # Files.
+
+    def open(self, label: str, path: Path, flags: int, mode: int = 0o600) -> int:
+        """Open *path*; creation becomes durable with `sync_dir` of its directory."""
+        self.step(label)
+        return os.open(path, flags | os.O_CLOEXEC, mode)
+
+    def close(self, fd: int) -> None:
+        """Close *fd*; says nothing about durability."""
+        os.close(fd)
+
+    def pread(self, fd: int, length: int, offset: int) -> bytes:
+        """Return up to *length* bytes at *offset*; fewer only at the end of the file."""
+        data = os.pread(fd, length, offset)
+        if len(data) == length or not data:
+            return data
+        parts = [data]
+        got = len(data)
+        while got < length and (data := os.pread(fd, length - got, offset + got)):
+            parts.append(data)
+            got += len(data)
+        return b"".join(parts)
+
+    def pwrite(self, label: str, fd: int, buffers: Sequence[Buffer], offset: int) -> None:
+        """Write all *buffers* back to back at *offset*, durable after `fdatasync`."""
+        self.step(label)
+        want = sum(map(len, buffers))
+        wrote = os.pwritev(fd, buffers, offset) if len(buffers) <= IOV_MAX else 0
+        if wrote < want:
+            _pwrite_rest(fd, memoryview(b"".join(buffers)), wrote, offset)
+
+    def truncate(self, label: str, fd: int, size: int) -> None:
+        """Set the file's size in bytes."""
+        self.step(label)
+        os.ftruncate(fd, size)
+
+    def punch(self, label: str, fd: int, offset: int, length: int) -> None:
+        """Make the range read as zeros without changing the size; a hole where it can be."""
+        self.step(label)
+        mode = _FALLOC_PUNCH_HOLE | _FALLOC_KEEP_SIZE
+        if _libc.fallocate(fd, mode, offset, length) == 0:
+            return
+        number = ctypes.get_errno()
+        if number not in {errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV}:
+            raise OSError(number, os.strerror(number))
+        _write_zeros(fd, offset, min(length, max(0, _size(fd) - offset)))
+
+    def fdatasync(self, label: str, fd: int) -> None:
+        """Make the file's data and size durable.
+
+        After an error nothing written to *fd* before it may be believed, also not when a
+        later call succeeds: the kernel reports a lost page once and then forgets it.
+        """
+        self.step(label)
+        os.fdatasync(fd)
+
+    def size(self, fd: int) -> int:
+        """Return the size in bytes of a file or of a block device."""
+        return _size(fd)
+
+    def allocated(self, fd: int) -> int:
+        """Return the bytes that the file occupies."""
+        return os.fstat(fd).st_blocks * 512
+
+    def inode(self, fd: int) -> int:
+        """Return the inode number, which survives a rename."""
+        return os.fstat(fd).st_ino
+
+    def drop_cache(self, fd: int) -> None:
+        """Forget clean cached pages, so that the next read comes from the disk itself."""
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def data_ranges(self, fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield (offset, end) of each stretch between *start* and *end* that is no hole."""
+        at = start
+        while at < end:
+            try:
+                data = os.lseek(fd, at, os.SEEK_DATA)
+            except OSError as exc:
+                if exc.errno == errno.ENXIO:
+                    return
+                if exc.errno == errno.EINVAL:  # No SEEK_DATA here: all of it is data.
+                    yield at, end
+                    return
+                raise
+            if data >= end:
+                return
+            at = min(end, os.lseek(fd, data, os.SEEK_HOLE))
+            yield data, at
+
+    # Directories.
+
+    def exists(self, path: Path) -> bool:
+        """Tell whether the name exists, whatever it is."""
+        return os.path.lexists(path)
+
+    def listdir(self, path: Path) -> list[str]:
+        """Return the names in the directory, sorted."""
+        return sorted(os.listdir(path))
+
+    def mkdir(self, label: str, path: Path, mode: int = 0o700) -> None:
+        """Make the directory if it is missing, and its name durable."""
+        self.step(label)
+        try:
+            path.mkdir(mode=mode)
+        except FileExistsError:
+            return
+        self.sync_dir(label, path.parent)
+
+    def rename(self, label: str, old: Path, new: Path) -> None:
+        """Give the file the name *new*, replacing it; durable after `sync_dir`."""
+        self.step(label)
+        os.rename(old, new)
+
+    def link(self, label: str, old: Path, new: Path) -> None:
+        """Give the file a second name; durable after `sync_dir`."""
+        self.step(label)
+        os.link(old, new)
+
+    def unlink(self, label: str, path: Path) -> None:
+        """Remove the name; durable after `sync_dir`."""
+        self.step(label)
+        os.unlink(path)
+
+    def sync_dir(self, label: str, path: Path) -> None:
+        """Make the names in the directory durable."""
+        self.step(label)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def free_bytes(self, path: Path) -> int:
+        """Return the bytes that an unprivileged writer can still use on this file system."""
+        info = os.statvfs(path)
+        return info.f_bavail * info.f_frsize
+
+
+def publish(disk: Disk, label: str, target: Path, data: Buffer, mode: int = 0o600) -> None:
+    """Make *data* appear at *target* whole or not at all; durable once this returns.
+
+    A crash can leave ``TARGET.part`` behind; the next call replaces it.
+    """
+    part = target.with_name(target.name + ".part")
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
+    fd = disk.open(f"{label}:create", part, flags, mode)
+    try:
+        disk.pwrite(f"{label}:write", fd, [data], 0)
+        disk.fdatasync(f"{label}:sync", fd)  # Contents first: a rename may overtake them.
+    finally:
+        disk.close(fd)
+    disk.rename(f"{label}:rename", part, target)
+    disk.sync_dir(f"{label}:sync_dir", target.parent)
+
+
+def read_file(disk: Disk, path: Path, limit_bytes: int) -> bytes:
+    """Return the first *limit_bytes* bytes of a file.
+
+    Raises:
+        OSError: as opening or reading gave it.
+    """
+    fd = disk.open("read", path, os.O_RDONLY)
+    try:
+        return disk.pread(fd, min(limit_bytes, disk.size(fd)), 0)
+    finally:
+        disk.close(fd)
+
+
+def try_lock(fd: int) -> bool:
+    """Take the file's exclusive lock without waiting; it ends with the descriptor."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _size(fd: int) -> int:
+    info = os.fstat(fd)
+    if not stat.S_ISBLK(info.st_mode):
+        return info.st_size
+    return os.lseek(fd, 0, os.SEEK_END)
+
+
+def _pwrite_rest(fd: int, data: memoryview, wrote: int, offset: int) -> None:
+    while wrote < len(data):
+        more = os.pwrite(fd, data[wrote:], offset + wrote)
+        if more == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        wrote += more
+
+
+def _write_zeros(fd: int, offset: int, length: int) -> None:
+    zeros = memoryview(bytes(min(length, _ZERO_CHUNK_BYTES)))
+    while length > 0:
+        chunk = zeros[:length]
+        _pwrite_rest(fd, chunk, 0, offset)
+        offset += len(chunk)
+        length -= len(chunk)
