@@ -1,0 +1,238 @@
+"""Read AIM files: all of a sealed one or nothing, and as much as is sound of an open one."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from blake3 import blake3
+from crc32c import crc32c
+
+from aimfuse.disk import Disk, read_file
+from aimfuse.errors import CorruptRecord, TornRecord
+from aimfuse.journal.header import (
+    DIGEST_AT,
+    DIGEST_END_AT,
+    HEADER_BYTES,
+    BadHeader,
+    Identity,
+    Seal,
+    decode_identity,
+    decode_seal,
+    identity_seed,
+)
+from aimfuse.journal.records import (
+    IOCB_BYTES,
+    MAGIC,
+    BadIocb,
+    Iocb,
+    RecordType,
+    VolumeEntry,
+    decode_iocb,
+    decode_table,
+)
+from aimfuse.units import MIB, Seq
+
+FILE_BYTES_MAX = 256 * MIB
+"""No AIM file is larger; a reader refuses what claims to be."""
+
+_DIGEST_GAP = bytes(DIGEST_END_AT - DIGEST_AT)
+
+
+@dataclass(frozen=True, slots=True)
+class AimFile:
+    """A sealed AIM file, checked whole; `iocbs` holds records and marks in their order."""
+
+    path: Path
+    data: memoryview
+    identity: Identity
+    seal: Seal
+    iocbs: tuple[Iocb, ...]
+
+    def payload(self, iocb: Iocb) -> memoryview:
+        """Return the bytes that belong to one of `iocbs`, without copying them."""
+        return self.data[iocb.data_at : iocb.data_at + iocb.payload_bytes]
+
+    def records(self) -> Iterator[Iocb]:
+        """Yield the records, without the marks."""
+        return (iocb for iocb in self.iocbs if not iocb.is_mark)
+
+    def table(self) -> tuple[VolumeEntry, ...] | None:
+        """Return the volumes as they were before the first record, or None without a TABLE."""
+        if self.iocbs and self.iocbs[0].type is RecordType.TABLE:
+            return decode_table(self.payload(self.iocbs[0]))
+        return None
+
+
+def file_digest(data: bytes | memoryview) -> bytes:
+    """Return the digest of a whole AIM file: the sums of the seal read as zeros."""
+    return (
+        blake3(data[:DIGEST_AT]).update(_DIGEST_GAP).update(data[DIGEST_END_AT:]).digest()
+    )
+
+
+def read_sealed(disk: Disk, path: Path) -> AimFile:
+    """Read and check a sealed file from the disk; see `check_sealed`."""
+    return check_sealed(path, read_file(disk, path, FILE_BYTES_MAX + 1))
+
+
+def read_header(disk: Disk, path: Path) -> tuple[Identity, Seal | None]:
+    """Return what the header says, without looking at the rest.
+
+    Raises:
+        CorruptRecord: the header fails its checks.
+        OSError: the file could not be read.
+    """
+    header = read_file(disk, path, HEADER_BYTES)
+    try:
+        return decode_identity(header), decode_seal(header)
+    except BadHeader as exc:
+        raise CorruptRecord(path, 0, str(exc)) from exc
+
+
+def check_sealed(path: Path, data: bytes) -> AimFile:
+    """Check every byte of a sealed file and return its contents; *path* is for messages.
+
+    Raises:
+        TornRecord: the file ends early, or was never sealed.
+        CorruptRecord: a checksum, the digest, a pointer or the order of records is wrong.
+    """
+    identity, seal = _check_header(path, data)
+    view = memoryview(data)
+    if file_digest(view) != seal.digest:
+        raise CorruptRecord(path, 0, "file digest mismatch")
+    seed = identity_seed(view)
+    iocbs = tuple(_table_of_contents(path, view, seed, seal))
+    _check_order(path, seal, iocbs)
+    return AimFile(path, view, identity, seal, iocbs)
+
+
+def _check_header(path: Path, data: bytes) -> tuple[Identity, Seal]:
+    try:
+        identity = decode_identity(data)
+        seal = decode_seal(data)
+    except BadHeader as exc:
+        kind = TornRecord if len(data) < HEADER_BYTES else CorruptRecord
+        raise kind(path, 0, str(exc)) from exc
+    if seal is None:
+        raise TornRecord(path, 0, "never sealed")
+    if seal.total_bytes > FILE_BYTES_MAX:
+        raise CorruptRecord(path, 0, f"claims {seal.total_bytes} bytes, above any limit")
+    if len(data) < seal.total_bytes:
+        raise TornRecord(path, len(data), f"cut short, {seal.total_bytes} bytes were sealed")
+    if (
+        len(data) > seal.total_bytes
+        or seal.iocb_at != HEADER_BYTES + seal.data_bytes
+        or seal.iocb_at + seal.iocb_count * IOCB_BYTES != seal.total_bytes
+    ):
+        raise CorruptRecord(path, 0, "pointers of the header contradict the file's size")
+    return identity, seal
+
+
+def _table_of_contents(path: Path, view: memoryview, seed: int, seal: Seal) -> Iterator[Iocb]:
+    """Decode the IOCB portion, holding it against what stands in the data portion."""
+    at = HEADER_BYTES
+    for index in range(seal.iocb_count):
+        table_at = seal.iocb_at + index * IOCB_BYTES
+        raw = view[table_at : table_at + IOCB_BYTES]
+        try:
+            iocb = decode_iocb(seed, raw)
+        except BadIocb as exc:
+            raise CorruptRecord(path, table_at, f"IOCB {index}: {exc}") from exc
+        end_at = iocb.end_at
+        if iocb.data_at != at + IOCB_BYTES or end_at > seal.iocb_at:
+            raise CorruptRecord(path, table_at, f"IOCB {index} points out of place")
+        if view[at : at + IOCB_BYTES] != raw:
+            raise CorruptRecord(path, at, f"IOCB {index} differs from the one before its data")
+        if crc32c(view[iocb.data_at : iocb.data_at + iocb.payload_bytes]) != iocb.payload_crc:
+            raise CorruptRecord(path, iocb.data_at, "payload checksum mismatch")
+        yield iocb
+        at = end_at
+    if at != seal.iocb_at:
+        raise CorruptRecord(path, at, "bytes that no IOCB describes")
+
+
+def _check_order(path: Path, seal: Seal, iocbs: tuple[Iocb, ...]) -> None:
+    seq = seal.first_seq - 1
+    for iocb in iocbs:
+        if not iocb.is_mark:
+            seq += 1
+            if iocb.seq != seq:
+                raise CorruptRecord(path, iocb.data_at, f"record {iocb.seq} where {seq} belongs")
+    records = seq + 1 - seal.first_seq
+    if records != seal.record_count or (records and seq != seal.last_seq):
+        raise CorruptRecord(path, 0, "the header counts other records than the file holds")
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """The sound part of a file that was not sealed, and how it ends.
+
+    `iocbs` are the marks and records up to `end_at`, the first byte that is not one.
+    `committed_seq` is the highest seq that any mark, also beyond the break, declares durable.
+    """
+
+    path: Path
+    data: memoryview
+    identity: Identity
+    iocbs: tuple[Iocb, ...]
+    end_at: int
+    last_seq: Seq
+    committed_seq: Seq
+
+    @property
+    def has_records(self) -> bool:
+        """Tell whether at least one record is sound."""
+        return any(not iocb.is_mark for iocb in self.iocbs)
+
+    def payload(self, iocb: Iocb) -> memoryview:
+        """Return the bytes that belong to one of `iocbs`, without copying them."""
+        return self.data[iocb.data_at : iocb.data_at + iocb.payload_bytes]
+
+
+def scan_open(path: Path, data: bytes, last_seq: Seq) -> Scan:
+    """Find the sound beginning of an open file that continues after *last_seq*.
+
+    Raises:
+        CorruptRecord: the identity is damaged. Whether that matters depends on what later
+            files declare; the caller knows.
+    """
+    try:
+        identity = decode_identity(data)
+    except BadHeader as exc:
+        raise CorruptRecord(path, 0, str(exc)) from exc
+    view = memoryview(data)
+    seed = identity_seed(view)
+    iocbs: list[Iocb] = []
+    at = HEADER_BYTES
+    while (iocb := _sound_frame(view, seed, at)) and iocb.seq == last_seq + (not iocb.is_mark):
+        iocbs.append(iocb)
+        last_seq = iocb.seq
+        at = iocb.end_at
+    committed = max(
+        (mark.offset for mark in _commit_marks(view, seed)), default=0
+    )
+    return Scan(path, view, identity, tuple(iocbs), at, last_seq, Seq(committed))
+
+
+def _sound_frame(view: memoryview, seed: int, at: int) -> Iocb | None:
+    try:
+        iocb = decode_iocb(seed, view[at : at + IOCB_BYTES])
+    except BadIocb:
+        return None
+    if iocb.data_at != at + IOCB_BYTES or iocb.end_at > len(view):
+        return None
+    payload = view[iocb.data_at : iocb.data_at + iocb.payload_bytes]
+    return iocb if crc32c(payload) == iocb.payload_crc else None
+
+
+def _commit_marks(view: memoryview, seed: int) -> Iterator[Iocb]:
+    """Yield every COMMIT mark of this file, wherever it lies, also behind damage."""
+    data = view.obj
+    assert isinstance(data, bytes)
+    at = data.find(MAGIC, HEADER_BYTES)
+    while at >= 0:
+        if data[at + len(MAGIC)] == RecordType.COMMIT:
+            iocb = _sound_frame(view, seed, at)
+            if iocb is not None:
+                yield iocb
+        at = data.find(MAGIC, at + 1)
