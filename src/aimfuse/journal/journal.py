@@ -1,0 +1,200 @@
+"""The growing end of a group's journal: number, append, commit, roll, seal.
+
+At any time one file is active, the next one lies ready with its name durable, and rolled ones
+wait for their seal. Numbering and appending happen in one stretch on one thread. What may take
+long (`sync`, `seal_next`, `make_ready`) runs in worker threads; each has a short counterpart
+that notes the result on the main thread.
+"""
+
+import contextlib
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+from aimfuse.disk import Disk
+from aimfuse.journal.header import NO_DIGEST, Identity, Parent
+from aimfuse.journal.records import IOCB_BYTES, RecordType
+from aimfuse.journal.spool import free_files
+from aimfuse.journal.writer import AimWriter
+from aimfuse.units import Epoch, FileNumber, Seq
+
+FRAME_OVERHEAD_BYTES = 2 * IOCB_BYTES + 8
+"""What a record takes besides its payload: its IOCB twice, and padding."""
+
+SEAL_RESERVE_BYTES = 64 * IOCB_BYTES
+"""Room left in every file for COMMIT marks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The newest sealed file of a lineage and the last record in it."""
+
+    epoch: Epoch = Epoch(0)
+    number: FileNumber = FileNumber(0)
+    seq: Seq = Seq(0)
+    digest: bytes = NO_DIGEST
+
+    def as_parent(self) -> Parent:
+        """Return what an epoch that starts here names as its parent."""
+        return Parent(self.epoch, self.seq, self.digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One group commit under way: everything up to *seq* lies in *writers*."""
+
+    seq: Seq
+    writers: tuple[AimWriter, ...]
+
+
+class Journal:
+    """The writing end of one epoch. Not for sharing between threads except as said above."""
+
+    def __init__(  # noqa: PLR0913 - what identifies an epoch
+        self,
+        disk: Disk,
+        spool: Path,
+        group: bytes,
+        head: Head,
+        parent: Parent,
+        epoch: Epoch,
+        file_bytes: int,
+    ) -> None:
+        """Continue behind *head*; if that is of another epoch, this one starts at seq 1."""
+        self.head = head
+        self.epoch = epoch
+        self.last_seq = head.seq if head.epoch == epoch else Seq(0)
+        self.durable_seq = self.last_seq
+        self.active: AimWriter | None = None
+        self.active_since_s = 0.0
+        self.ready: AimWriter | None = None
+        self.closing: deque[AimWriter] = deque()
+        self._disk = disk
+        self._spool = spool
+        self._group = group
+        self._parent = parent
+        self._file_bytes = file_bytes
+        self._next_number = FileNumber(head.number + 1)
+
+    # Making files ready.
+
+    def make_ready(self) -> AimWriter:
+        """Create the next file; blocks. Errors leave nothing that recovery minds."""
+        identity = Identity(
+            self._group, self.epoch, self._next_number, time.time_ns(), self._parent
+        )
+        free = free_files(self._disk, self._spool)
+        return AimWriter.create(self._disk, self._spool, identity, free[0] if free else None)
+
+    def adopt(self, writer: AimWriter) -> None:
+        """Take what `make_ready` made as the next file."""
+        assert self.ready is None
+        self._next_number = FileNumber(self._next_number + 1)
+        self.ready = writer
+
+    # Appending. One critical section from `fits` to `append`: no await between them.
+
+    def fits(self, records: int, payload_bytes: int) -> bool:
+        """Tell whether the active file takes this much more."""
+        need = records * FRAME_OVERHEAD_BYTES + payload_bytes + SEAL_RESERVE_BYTES
+        active = self.active
+        return active is not None and active.sealed_bytes + need <= self._file_bytes
+
+    def roll(self, table: bytes) -> bool:
+        """Make the ready file the active one; it begins with *table*. False if none is ready.
+
+        Raises:
+            OSError: the table could not be written; nothing changed.
+        """
+        ready, active = self.ready, self.active
+        if ready is None:
+            return False
+        ready.mark(RecordType.TABLE, self.last_seq, 0, time.time_ns(), table)
+        if active is not None:
+            self.closing.append(active)
+        self.active, self.ready = ready, None
+        return True
+
+    def append(
+        self, kind: RecordType, volume: int, offset: int, length: int, payload: bytes = b""
+    ) -> Seq:
+        """Append a record to the active file and return its number.
+
+        Raises:
+            OSError: no record was written and no number was used.
+        """
+        active = self.active
+        assert active is not None
+        seq = Seq(self.last_seq + 1)
+        if not active.record_count:
+            self.active_since_s = time.monotonic()
+        active.append(kind, volume, seq, offset, length, time.time_ns(), payload)
+        self.last_seq = seq
+        return seq
+
+    def active_age_s(self) -> float:
+        """Return how long ago the active file got its first record, 0 without one."""
+        active = self.active
+        if active is None or not active.record_count:
+            return 0.0
+        return time.monotonic() - self.active_since_s
+
+    # Group commit.
+
+    def begin_commit(self) -> Commit | None:
+        """Note what is to be made durable, or None if nothing is."""
+        active = self.active
+        if active is None or self.last_seq == self.durable_seq:
+            return None
+        # The mark tells a later recovery what was durable before this commit: a break in
+        # front of that is damage and no torn tail. Without it (full disk) less is told apart,
+        # and nothing is lost, so the commit goes on.
+        with contextlib.suppress(OSError):
+            active.mark(RecordType.COMMIT, self.last_seq, self.durable_seq, time.time_ns())
+        return Commit(self.last_seq, (*self.closing, active))
+
+    def sync(self, commit: Commit) -> None:
+        """Make the commit's records durable; blocks.
+
+        Raises:
+            OSError: they may not be, and never will be by trying again. Halt.
+        """
+        for writer in commit.writers:
+            writer.sync()
+
+    def finish_commit(self, commit: Commit) -> None:
+        """Note that `sync` returned."""
+        self.durable_seq = max(self.durable_seq, commit.seq)
+
+    # Sealing.
+
+    def seal_next(self) -> Head:
+        """Finish the oldest rolled file and publish it under its sealed name; blocks.
+
+        Raises:
+            OSError: the file stays open, for recovery to finish. Halt.
+        """
+        writer = self.closing[0]
+        name = writer.name
+        seal = writer.seal(self.head.digest, self.epoch, FileNumber(name.number + 1))
+        self._disk.rename("journal:publish", writer.path, self._spool / name.sealed)
+        writer.close()
+        return Head(name.epoch, name.number, writer.last_seq, seal.digest)
+
+    def finish_seal(self, head: Head) -> None:
+        """Note what `seal_next` returned; all of it is durable."""
+        self.closing.popleft()
+        self.head = head
+        self.durable_seq = max(self.durable_seq, head.seq)
+
+    def close(self) -> None:
+        """Give back the descriptors and remove files that hold no record."""
+        for writer in (*self.closing, self.active, self.ready):
+            if writer is None:
+                continue
+            writer.close()
+            if not writer.record_count:
+                self._disk.unlink("journal:unused", writer.path)
+        self.active = self.ready = None
+        self.closing.clear()

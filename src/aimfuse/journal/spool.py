@@ -1,0 +1,58 @@
+"""The directory where a group's AIM files lie: what is there, and what may go.
+
+``*.aim`` are sealed and durable, ``*.open`` are being made ready or written, ``free-*`` are
+released files kept for recycling. Only the holder of the group's lock changes the directory.
+"""
+
+from pathlib import Path
+
+from aimfuse.disk import Disk
+from aimfuse.journal.names import OPEN, SEALED, JournalName, parse
+from aimfuse.units import FileNumber
+
+FREE_PREFIX = "free-"
+FREE_FILES_MAX = 4
+"""Released files kept for recycling; more than are in use at once brings nothing."""
+
+
+def sealed_names(disk: Disk, spool: Path) -> list[JournalName]:
+    """Return the names of the finished files, in the order of the journal."""
+    return _names(disk, spool, SEALED)
+
+
+def open_names(disk: Disk, spool: Path) -> list[JournalName]:
+    """Return the names of the unfinished files, in the order of the journal."""
+    return _names(disk, spool, OPEN)
+
+
+def free_files(disk: Disk, spool: Path) -> list[Path]:
+    """Return the files that may be recycled."""
+    return [spool / name for name in disk.listdir(spool) if name.startswith(FREE_PREFIX)]
+
+
+def release(disk: Disk, spool: Path, through: FileNumber) -> int:
+    """Let go of the sealed files up to number *through*; return how many.
+
+    The caller vouches that the image checkpoint is past them and that every destination has
+    them. The first few become ``free-*``, durably, before anything may overwrite them.
+
+    Raises:
+        OSError: some files are gone and some are not; calling again goes on.
+    """
+    room = FREE_FILES_MAX - len(free_files(disk, spool))
+    gone = [name for name in sealed_names(disk, spool) if name.number <= through]
+    for name in gone:
+        path = spool / name.sealed
+        if room > 0:
+            disk.rename("spool:recycle", path, spool / f"{FREE_PREFIX}{name}")
+            room -= 1
+        else:
+            disk.unlink("spool:release", path)
+    if gone:
+        disk.sync_dir("spool:release_sync_dir", spool)
+    return len(gone)
+
+
+def _names(disk: Disk, spool: Path, suffix: str) -> list[JournalName]:
+    parsed = (parse(name, suffix) for name in disk.listdir(spool))
+    return sorted(name for name in parsed if isinstance(name, JournalName))
