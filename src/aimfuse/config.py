@@ -1,0 +1,492 @@
+"""``group.toml``: the settings of one group, and where its state directory lies.
+
+Every key is optional but `image` and a destination's `url`. Sizes are numbers of bytes or
+text such as ``"16MiB"``, durations are seconds or text such as ``"200ms"``, relative paths
+start at the state directory. What is wrong is refused with the file, the key and the remedy;
+so are unknown keys: a misspelt limit that is silently ignored is no limit.
+"""
+
+import difflib
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import tomli_w
+
+from aimfuse.disk import Disk, publish, read_file
+from aimfuse.errors import ConfigError, UsageError
+from aimfuse.units import GIB, KIB, MIB, TIB, parse_duration_s, parse_size
+
+CONFIG_NAME = "group.toml"
+STATE_SUFFIX = ".aim"
+VOLUME_BYTES_MAX = 1 << 62
+DESTINATIONS_MAX = 256
+IN_FLIGHT_MAX = 64
+
+_CONFIG_BYTES_MAX = 4 * MIB
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._-]+")
+_SCP_LIKE = re.compile(r"(?:[^/@:]+@)?([^/:]+):(.*)")
+_WHEN_FULL = ("block", "fail")
+
+
+@dataclass(frozen=True, slots=True)
+class MountConfig:
+    """Defaults of the mount's options."""
+
+    mountpoint: Path | None = None
+    writeback: bool = False
+    allow_other: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class JournalConfig:
+    """How the journal is cut and kept; sizes in bytes, times in seconds.
+
+    `size_bytes_max` is how large a volume may grow; None leaves each at its size.
+    """
+
+    file_bytes: int = 16 * MIB
+    file_age_s: float = 1.0
+    commit_interval_s: float = 0.2
+    spool: Path = Path("spool")
+    spool_bytes_max: int = 64 * GIB
+    spool_reserve_bytes: int = 256 * MIB
+    when_full: str = "block"
+    size_bytes_max: int | None = None
+    memory_bytes_max: int = 256 * MIB
+    checkpoint_interval_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationConfig:
+    """One place that the group is mirrored to, and how to reach it.
+
+    `inbox_bytes_max` bounds what is sent ahead of the store's confirmation. A path that is
+    None means OpenSSH's own.
+    """
+
+    name: str
+    url: str
+    paused: bool = False
+    max_in_flight: int = 4
+    inbox_bytes_max: int = 4 * GIB
+    stall_s_max: float = 60.0
+    known_hosts: Path | None = None
+    identity_files: tuple[Path, ...] = ()
+    ssh_config: Path | None = None
+    use_agent: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class GroupConfig:
+    """All settings of the group whose state is in `state_dir`; every path is absolute."""
+
+    state_dir: Path
+    image: Path
+    mount: MountConfig = field(default_factory=MountConfig)
+    journal: JournalConfig = field(default_factory=JournalConfig)
+    destinations: tuple[DestinationConfig, ...] = ()
+
+    @property
+    def spool(self) -> Path:
+        """Return the directory of the group's AIM files."""
+        return self.state_dir / self.journal.spool
+
+    def destination_dir(self, name: str) -> Path:
+        """Return where the destination's cursor and status are kept."""
+        return self.state_dir / "destinations" / name
+
+    def destination(self, name: str) -> DestinationConfig:
+        """Return the destination *name*.
+
+        Raises:
+            UsageError: there is none of that name.
+        """
+        for one in self.destinations:
+            if one.name == name:
+                return one
+        known = ", ".join(one.name for one in self.destinations) or "none"
+        raise UsageError(f"no destination is called {name!r}", hint=f"Known: {known}.")
+
+
+def state_dir_for(image: Path, state: Path | None = None) -> Path:
+    """Return the state directory of *image*: *state* if given, else ``IMAGE.aim`` beside it.
+
+    Raises:
+        UsageError: *image* is a device, beside which no directory may be made, or has no name.
+    """
+    if state is not None:
+        return _normal(state)
+    image = image.resolve()  # Two links to one image must not become two groups.
+    if not image.name:
+        raise UsageError(f"{image} has no name", hint="Name the state directory with --state DIR.")
+    if _is_device(image):
+        hint = f"Name one with --state DIR, such as /var/lib/aimfuse/{image.name}{STATE_SUFFIX}."
+        raise UsageError(f"{image} is a device: its state needs a directory elsewhere", hint=hint)
+    return image.with_name(image.name + STATE_SUFFIX)
+
+
+def load(state_dir: Path, disk: Disk | None = None) -> GroupConfig:
+    """Return the settings in *state_dir*.
+
+    Raises:
+        ConfigError: the file is missing, is no TOML, or a key or value in it is wrong.
+    """
+    path = state_dir / CONFIG_NAME
+    try:
+        text = read_file(disk or Disk(), path, _CONFIG_BYTES_MAX).decode()
+        data = tomllib.loads(text)
+    except FileNotFoundError as exc:
+        hint = "Run `aimfuse init IMAGE` first, or name the right place with --state DIR."
+        raise ConfigError(path, "file", "does not exist", hint=hint) from exc
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise ConfigError(path, "file", f"is no TOML: {exc}", hint="Correct that line.") from exc
+    except OSError as exc:
+        raise ConfigError(path, "file", str(exc), hint="Make it readable.") from exc
+    return _group(path, data)
+
+
+def save(config: GroupConfig, disk: Disk | None = None) -> None:
+    """Write *config* to its state directory, which must exist; whole or not at all, durable.
+
+    Comments that an operator put into the file are lost.
+    """
+    path = config.state_dir / CONFIG_NAME
+    data: dict[str, Any] = {"image": _render_path(config.state_dir, config.image)}
+    for section, keys, part in (
+        ("mount", _MOUNT, config.mount),
+        ("journal", _JOURNAL, config.journal),
+    ):
+        data[section] = _render(config.state_dir, keys, part)
+    data["destination"] = [
+        _render(config.state_dir, _DESTINATION, one) for one in config.destinations
+    ]
+    _group(path, data)  # What is written can be read: the same check on both ways.
+    publish(disk or Disk(), "config", path, tomli_w.dumps(data).encode())
+
+
+def add_destination(
+    config: GroupConfig, url: str, *, name: str | None = None, **settings: Any
+) -> GroupConfig:
+    """Return *config* with one more destination; *settings* are fields of `DestinationConfig`.
+
+    A URL that is there already changes nothing, unless it is asked for under another name.
+
+    Raises:
+        UsageError: the name is taken or no name, or the URL is empty.
+    """
+    for one in config.destinations:
+        if one.url == url and name in {None, one.name}:
+            return config
+    taken = {one.name for one in config.destinations}
+    if name is None:
+        name = _free_name(destination_name(url), taken)
+    elif name in taken:
+        raise UsageError(f"a destination {name!r} exists", hint="Choose another name.")
+    new = DestinationConfig(_destination_name(name), _url(url), **settings)
+    return replace(config, destinations=(*config.destinations, new))
+
+
+def destination_name(url: str) -> str:
+    """Return the name for a destination that the operator did not name.
+
+    The host of a URL, else the last part of a path.
+    """
+    if "://" in url:
+        parts = urlsplit(url)
+        word = (parts.hostname or "") or Path(parts.path).name
+    elif match := _SCP_LIKE.fullmatch(url):
+        word = match[1]
+    else:
+        word = Path(url).name
+    word = _NOT_IN_A_NAME.sub("-", word).strip("-._")[:48]
+    return word or "destination"
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """How one key is read and written; `parse` raises `ValueError` or `UsageError`."""
+
+    attribute: str
+    parse: Callable[[Any], Any]
+    remedy: str
+    render: Callable[[Path, Any], Any] = lambda _base, value: value
+
+
+_Keys = Mapping[str, _Key]
+
+
+def _group(path: Path, data: dict[str, Any]) -> GroupConfig:
+    base = path.parent
+    known = ("image", "mount", "journal", "destination")
+    _refuse_unknown(path, "", data, known)
+    if "image" not in data:
+        hint = 'Add the path of the image, such as image = "../v.img".'
+        raise ConfigError(path, "image", "is missing", hint=hint)
+    top = _values(path, "", {"image": _path_key("image")}, {"image": data["image"]})
+    mount = _values(path, "mount.", _MOUNT, _table(path, "mount", data))
+    journal = _values(path, "journal.", _JOURNAL, _table(path, "journal", data))
+    config = GroupConfig(
+        base, top["image"], MountConfig(**mount), _journal(path, journal), _listed(path, data)
+    )
+    if config.image == config.spool:
+        raise ConfigError(path, "journal.spool", "is the image", hint="Choose another directory.")
+    return config
+
+
+def _journal(path: Path, values: dict[str, Any]) -> JournalConfig:
+    journal = JournalConfig(**values)
+    if journal.spool_bytes_max < 4 * journal.file_bytes:
+        raise ConfigError(
+            path, "journal.spool_bytes_max", "is less than four journal files",
+            hint="Make it larger, or journal.file_bytes smaller.",
+        )  # fmt: skip
+    if journal.memory_bytes_max < 2 * journal.file_bytes:
+        raise ConfigError(
+            path, "journal.memory_bytes_max", "is less than two journal files",
+            hint="Make it larger, or journal.file_bytes smaller.",
+        )  # fmt: skip
+    return journal
+
+
+def _listed(path: Path, data: dict[str, Any]) -> tuple[DestinationConfig, ...]:
+    tables = data.get("destination", [])
+    if not isinstance(tables, list) or len(tables) > DESTINATIONS_MAX:
+        hint = f"Write one [[destination]] table for each, at most {DESTINATIONS_MAX}."
+        raise ConfigError(path, "destination", "is not a list of tables", hint=hint)
+    found: list[DestinationConfig] = []
+    taken: set[str] = set()
+    for index, table in enumerate(tables):
+        where = f"destination[{index}]."
+        if not isinstance(table, dict):
+            raise ConfigError(path, where[:-1], "is no table", hint="Write [[destination]].")
+        values = _values(path, where, _DESTINATION, table)
+        if "url" not in values:
+            hint = 'Add one, such as url = "sftp://host/srv/mirror".'
+            raise ConfigError(path, f"{where}url", "is missing", hint=hint)
+        name = values.setdefault("name", _free_name(destination_name(values["url"]), taken))
+        if name in taken:
+            hint = "Give every destination a name of its own."
+            raise ConfigError(path, f"{where}name", f"{name!r} is there twice", hint=hint)
+        taken.add(name)
+        found.append(DestinationConfig(**values))
+    return tuple(found)
+
+
+def _values(path: Path, where: str, keys: _Keys, table: dict[str, Any]) -> dict[str, Any]:
+    """Return the attributes that the keys of one table set."""
+    _refuse_unknown(path, where, table, tuple(keys))
+    values = {}
+    for name, given in table.items():
+        key = keys[name]
+        try:
+            value = key.parse(given)
+        except (ValueError, UsageError) as exc:
+            problem = f"{given!r}: {exc}"
+            raise ConfigError(path, where + name, problem, hint=key.remedy) from exc
+        values[key.attribute] = _absolute(path.parent, value)
+    return values
+
+
+def _refuse_unknown(path: Path, where: str, table: dict[str, Any], known: Sequence[str]) -> None:
+    for name in table:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1, 0.5)
+            hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."
+            raise ConfigError(path, where + name, "is no setting", hint=hint)
+
+
+def _table(path: Path, name: str, data: dict[str, Any]) -> dict[str, Any]:
+    table = data.get(name, {})
+    if not isinstance(table, dict):
+        raise ConfigError(path, name, "is no table", hint=f"Write [{name}] and its keys below.")
+    return table
+
+
+def _absolute(base: Path, value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_absolute(base, one) for one in value)
+    if isinstance(value, Path):
+        return _normal(base / value.expanduser())
+    return value
+
+
+def _normal(path: Path) -> Path:
+    """Make *path* absolute without following links: a device's stable name is one."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() follows links
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    if name not in taken:
+        return name
+    return next(f"{name}-{n}" for n in range(2, len(taken) + 3) if f"{name}-{n}" not in taken)
+
+
+def _is_device(path: Path) -> bool:
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISBLK(mode) or stat.S_ISCHR(mode)
+
+
+# Reading and writing of values.
+
+
+def _render(base: Path, keys: _Keys, part: Any) -> dict[str, Any]:
+    values = {name: getattr(part, key.attribute) for name, key in keys.items()}
+    return {
+        name: keys[name].render(base, value)
+        for name, value in values.items()
+        if value is not None and value != ()
+    }
+
+
+def _size_key(attribute: str, low: int, high: int) -> _Key:
+    def parse(given: Any) -> int:
+        if isinstance(given, bool) or not isinstance(given, int | str):
+            raise ValueError("is no size")  # noqa: TRY004 - one error for all values
+        size = parse_size(given) if isinstance(given, str) else given
+        if not low <= size <= high:
+            raise ValueError("is out of range")
+        return size
+
+    remedy = f"Give a size from {_render_size(low)} to {_render_size(high)}."
+    return _Key(attribute, parse, remedy, lambda _base, size: _render_size(size))
+
+
+def _duration_key(attribute: str, low_s: float, high_s: float) -> _Key:
+    def parse(given: Any) -> float:
+        if isinstance(given, bool) or not isinstance(given, int | float | str):
+            raise ValueError("is no duration")  # noqa: TRY004 - one error for all values
+        seconds = parse_duration_s(given) if isinstance(given, str) else float(given)
+        if not low_s <= seconds <= high_s:
+            raise ValueError("is out of range")
+        return seconds
+
+    remedy = f"Give a time from {_render_duration(low_s)} to {_render_duration(high_s)}."
+    return _Key(attribute, parse, remedy, lambda _base, seconds: _render_duration(seconds))
+
+
+def _count_key(attribute: str, low: int, high: int) -> _Key:
+    def parse(given: Any) -> int:
+        if isinstance(given, bool) or not isinstance(given, int) or not low <= given <= high:
+            raise ValueError("is no number in range")
+        return given
+
+    return _Key(attribute, parse, f"Give a whole number from {low} to {high}.")
+
+
+def _flag_key(attribute: str) -> _Key:
+    def parse(given: Any) -> bool:
+        if not isinstance(given, bool):
+            raise ValueError("is neither true nor false")  # noqa: TRY004 - one error for all values
+        return given
+
+    return _Key(attribute, parse, "Write true or false, without quotes.")
+
+
+def _path_key(attribute: str) -> _Key:
+    return _Key(attribute, _path, "Give a path in quotes.", _render_path)
+
+
+def _path(given: Any) -> Path:
+    if not isinstance(given, str) or not given or "\0" in given:
+        raise ValueError("is no path")
+    return Path(given)
+
+
+def _paths(given: Any) -> tuple[Path, ...]:
+    if not isinstance(given, list):
+        raise ValueError("is no list of paths")  # noqa: TRY004 - one error for all values
+    return tuple(map(_path, given))
+
+
+def _url(given: Any) -> str:
+    if not isinstance(given, str) or not given.strip() or not given.isprintable():
+        raise UsageError(
+            f"{given!r} is no destination",
+            hint="Give a URL such as sftp://host/srv/mirror, or a directory.",
+        )
+    return given
+
+
+def _destination_name(given: Any) -> str:
+    if not isinstance(given, str) or not _NAME.fullmatch(given):
+        raise UsageError(f"{given!r} cannot name a destination", hint=_NAME_REMEDY)
+    return given
+
+
+def _when_full(given: Any) -> str:
+    if given == "fold":
+        raise ValueError("folding unsent files into a dirty map is not in this release")
+    if given not in _WHEN_FULL:
+        raise ValueError("is no policy")
+    return str(given)
+
+
+def _render_size(size: int) -> str | int:
+    for unit, factor in (("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
+        if size and size % factor == 0:
+            return f"{size // factor}{unit}"
+    return size
+
+
+def _render_duration(seconds: float) -> str | float:
+    thousandths = round(seconds * 1000)
+    if thousandths != seconds * 1000:
+        return seconds
+    return f"{thousandths // 1000}s" if thousandths % 1000 == 0 else f"{thousandths}ms"
+
+
+def _render_path(base: Path, path: Path) -> str:
+    """Write what lies in or right beside the state directory so that both can be moved."""
+    if path.is_relative_to(base):
+        return str(path.relative_to(base))
+    return f"../{path.name}" if path.parent == base.parent else str(path)
+
+
+def _render_paths(base: Path, paths: tuple[Path, ...]) -> list[str]:
+    return [_render_path(base, path) for path in paths]
+
+
+_NAME_REMEDY = "Use letters, digits, '.', '_' and '-', at most 63, starting with a letter or digit."
+
+_MOUNT: _Keys = {
+    "mountpoint": _path_key("mountpoint"),
+    "writeback": _flag_key("writeback"),
+    "allow_other": _flag_key("allow_other"),
+}
+_JOURNAL: _Keys = {
+    "file_bytes": _size_key("file_bytes", 64 * KIB, 128 * MIB),
+    "file_age": _duration_key("file_age_s", 0.01, 3600.0),
+    "commit_interval": _duration_key("commit_interval_s", 0.001, 60.0),
+    "spool": _path_key("spool"),
+    "spool_bytes_max": _size_key("spool_bytes_max", MIB, 1024 * TIB),
+    "spool_reserve": _size_key("spool_reserve_bytes", 0, TIB),
+    "when_full": _Key("when_full", _when_full, "Write block or fail."),
+    "size_max": _size_key("size_bytes_max", 0, VOLUME_BYTES_MAX),
+    "memory_bytes_max": _size_key("memory_bytes_max", MIB, TIB),
+    "checkpoint_interval": _duration_key("checkpoint_interval_s", 0.05, 86400.0),
+}
+_DESTINATION: _Keys = {
+    "name": _Key("name", _destination_name, _NAME_REMEDY),
+    "url": _Key("url", _url, "Give a URL such as sftp://host/srv/mirror, or a directory."),
+    "paused": _flag_key("paused"),
+    "max_in_flight": _count_key("max_in_flight", 1, IN_FLIGHT_MAX),
+    "inbox_bytes_max": _size_key("inbox_bytes_max", MIB, 1024 * TIB),
+    "stall_time": _duration_key("stall_s_max", 1.0, 3600.0),
+    "known_hosts": _path_key("known_hosts"),
+    "identity_files": _Key(
+        "identity_files", _paths, 'Give a list, such as ["~/.ssh/mirror"].', _render_paths
+    ),
+    "ssh_config": _path_key("ssh_config"),
+    "use_agent": _flag_key("use_agent"),
+}

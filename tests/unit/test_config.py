@@ -1,0 +1,227 @@
+"""Settings: what is written is read back, and what is wrong is refused with a remedy."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from aimfuse.config import (
+    DestinationConfig,
+    GroupConfig,
+    JournalConfig,
+    MountConfig,
+    add_destination,
+    destination_name,
+    load,
+    save,
+    state_dir_for,
+)
+from aimfuse.errors import ConfigError, UsageError
+from aimfuse.units import GIB, KIB, MIB
+
+
+@pytest.fixture
+def state_dir(tmp_path: Path) -> Path:
+    """Return a state directory beside where its image would be."""
+    path = tmp_path / "v.img.aim"
+    path.mkdir()
+    return path
+
+
+def write(state_dir: Path, text: str) -> None:
+    """Let the operator write the file by hand."""
+    (state_dir / "group.toml").write_text(text)
+
+
+def test_an_image_alone_is_enough_and_the_rest_has_the_documented_defaults(state_dir: Path) -> None:
+    write(state_dir, 'image = "../v.img"\n')
+    config = load(state_dir)
+    assert config.image == state_dir.parent / "v.img"
+    assert config.spool == state_dir / "spool"
+    assert config.journal.file_bytes == 16 * MIB
+    assert config.journal.file_age_s == 1.0
+    assert config.journal.commit_interval_s == 0.2
+    assert config.journal.spool_bytes_max == 64 * GIB
+    assert config.journal.when_full == "block"
+    assert config.journal.size_bytes_max is None
+    assert config.destinations == ()
+
+
+def test_every_setting_survives_being_saved_and_loaded(state_dir: Path) -> None:
+    config = GroupConfig(
+        state_dir,
+        state_dir.parent / "v.img",
+        MountConfig(Path("/mnt/v"), writeback=True, allow_other=True),
+        JournalConfig(
+            1 * MIB, 0.25, 0.05, Path("/fast/spool"), 8 * GIB, 3 * MIB, "fail", 5 * GIB, 64 * MIB, 2.5
+        ),
+        (
+            DestinationConfig(
+                "b", "sftp://b/srv", paused=True, max_in_flight=8, inbox_bytes_max=9 * MIB,
+                stall_s_max=12.5, known_hosts=Path("/k"), identity_files=(Path("/i"), Path("/j")),
+                ssh_config=Path("/c"), use_agent=False,
+            ),
+        ),
+    )  # fmt: skip
+    save(config)
+    assert load(state_dir) == config
+
+
+def test_defaults_survive_being_saved_and_loaded(state_dir: Path) -> None:
+    config = GroupConfig(state_dir, state_dir.parent / "v.img")
+    save(config)
+    loaded = load(state_dir)
+    assert replace(loaded, journal=config.journal) == config
+    assert loaded.spool == config.spool
+
+
+def test_image_and_state_directory_can_be_moved_together(tmp_path: Path) -> None:
+    (tmp_path / "old" / "v.img.aim").mkdir(parents=True)
+    save(GroupConfig(tmp_path / "old/v.img.aim", tmp_path / "old/v.img"))
+    (tmp_path / "old").rename(tmp_path / "new")
+    config = load(tmp_path / "new/v.img.aim")
+    assert config.image == tmp_path / "new/v.img"
+    assert config.spool == tmp_path / "new/v.img.aim/spool"
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "remedy"),
+    [
+        pytest.param("", "image", "path of the image", id="no image"),
+        pytest.param("image = 3", "image", "path in quotes", id="image is no path"),
+        pytest.param('image="v"\njurnal={}', "jurnal", "mean journal", id="misspelt table"),
+        pytest.param('image="v"\njournal=1', "journal", "[journal]", id="no table"),
+        pytest.param(
+            'image="v"\n[journal]\nfile_byte="1MiB"', "journal.file_byte", "mean file_bytes", id="misspelt"
+        ),
+        pytest.param(
+            'image="v"\n[journal]\nfile_bytes="1 zB"', "journal.file_bytes", "64KiB to 128MiB", id="unit"
+        ),
+        pytest.param(
+            'image="v"\n[journal]\nfile_bytes=1', "journal.file_bytes", "64KiB to 128MiB", id="small"
+        ),
+        pytest.param(
+            'image="v"\n[journal]\nfile_bytes=true', "journal.file_bytes", "Give a size", id="flag as size"
+        ),
+        pytest.param(
+            'image="v"\n[journal]\nfile_age="-1s"', "journal.file_age", "10ms to 3600s", id="negative age"
+        ),
+        pytest.param(
+            'image="v"\n[journal]\nfile_age=nan', "journal.file_age", "Give a time", id="no number"
+        ),
+        pytest.param(
+            'image="v"\n[journal]\nwhen_full="fold"', "journal.when_full", "block or fail", id="fold"
+        ),
+        pytest.param(
+            'image="v"\n[journal]\nspool_bytes_max="32MiB"', "journal.spool_bytes_max", "larger", id="spool"
+        ),
+        pytest.param(
+            'image="v"\n[journal]\nmemory_bytes_max="16MiB"', "journal.memory_bytes_max", "larger", id="mem"
+        ),
+        pytest.param(
+            'image="v"\n[mount]\nwriteback="yes"', "mount.writeback", "true or false", id="quoted flag"
+        ),
+        pytest.param('image="v"\ndestination=[1]', "destination[0]", "[[destination]]", id="list"),
+        pytest.param('image="v"\n[[destination]]\nname="x"', "destination[0].url", "sftp://", id="no url"),
+        pytest.param(
+            'image="v"\n[[destination]]\nurl="a"\nname="../x"', "destination[0].name", "letters", id="name"
+        ),
+        pytest.param(
+            'image="v"\n[[destination]]\nurl="a"\nmax_in_flight=0',
+            "destination[0].max_in_flight", "1 to 64", id="no file in flight",
+        ),
+        pytest.param(
+            'image="v"\n[[destination]]\nurl="/a"\nname="x"\n[[destination]]\nurl="/b"\nname="x"',
+            "destination[1].name", "of its own", id="name twice",
+        ),
+        pytest.param("image = ", "file", "line", id="no TOML"),
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_is_refused_with_file_key_and_remedy(
+    state_dir: Path, text: str, key: str, remedy: str
+) -> None:
+    write(state_dir, text)
+    with pytest.raises(ConfigError) as caught:
+        load(state_dir)
+    assert caught.value.path == state_dir / "group.toml"
+    assert caught.value.key == key
+    assert remedy in caught.value.hint
+
+
+def test_the_missing_fold_policy_says_that_it_comes_later(state_dir: Path) -> None:
+    write(state_dir, 'image = "v"\njournal = {when_full = "fold"}\n')
+    with pytest.raises(ConfigError, match="not in this release"):
+        load(state_dir)
+
+
+def test_a_missing_file_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "no.aim")
+    assert "aimfuse init" in caught.value.hint
+
+
+def test_settings_that_could_not_be_loaded_are_not_saved(state_dir: Path) -> None:
+    config = GroupConfig(state_dir, state_dir.parent / "v.img")
+    save(config)
+    before = (state_dir / "group.toml").read_bytes()
+    with pytest.raises(ConfigError):
+        save(replace(config, journal=JournalConfig(file_bytes=1 * KIB)))
+    assert (state_dir / "group.toml").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("sftp://me@backup.example:2222/srv/v", "backup.example"),
+        ("me@backup.example:/srv/v", "backup.example"),
+        ("/mnt/usb disk", "usb-disk"),
+        ("file:///mnt/usb", "usb"),
+        ("sftp://[::1]/srv/v", "1"),
+        ("/", "destination"),
+    ],
+)
+def test_a_destination_is_named_after_its_host_or_directory(url: str, name: str) -> None:
+    assert destination_name(url) == name
+
+
+def test_destinations_on_one_host_get_names_of_their_own(state_dir: Path) -> None:
+    config = GroupConfig(state_dir, state_dir.parent / "v.img")
+    for path in ("a", "b", "c"):
+        config = add_destination(config, f"sftp://host/{path}")
+    assert [one.name for one in config.destinations] == ["host", "host-2", "host-3"]
+    save(config)
+    assert load(state_dir).destinations == config.destinations
+
+
+def test_adding_the_same_destination_again_changes_nothing(state_dir: Path) -> None:
+    config = add_destination(GroupConfig(state_dir, Path("/v.img")), "/mnt/usb", max_in_flight=2)
+    assert add_destination(config, "/mnt/usb") is config
+
+
+def test_a_taken_name_and_an_empty_url_are_refused(state_dir: Path) -> None:
+    config = add_destination(GroupConfig(state_dir, Path("/v.img")), "/mnt/usb", name="usb")
+    with pytest.raises(UsageError, match="exists"):
+        add_destination(config, "/mnt/other", name="usb")
+    with pytest.raises(UsageError, match="no destination"):
+        add_destination(config, " ")
+    with pytest.raises(UsageError, match="cannot name"):
+        add_destination(config, "/mnt/other", name="a/b")
+
+
+def test_the_state_directory_lies_beside_the_image_unless_named(tmp_path: Path) -> None:
+    assert state_dir_for(tmp_path / "v.img") == tmp_path / "v.img.aim"
+    assert state_dir_for(tmp_path / "dir") == tmp_path / "dir.aim"
+    assert state_dir_for(tmp_path / "v.img", tmp_path / "s") == tmp_path / "s"
+
+
+def test_a_device_needs_a_named_state_directory() -> None:
+    with pytest.raises(UsageError) as caught:
+        state_dir_for(Path("/dev/null"))
+    assert "--state" in caught.value.hint
+
+
+def test_an_unknown_destination_is_refused_with_the_known_ones(state_dir: Path) -> None:
+    config = add_destination(GroupConfig(state_dir, Path("/v.img")), "/mnt/usb")
+    assert config.destination("usb").url == "/mnt/usb"
+    with pytest.raises(UsageError) as caught:
+        config.destination("usp")
+    assert "usb" in caught.value.hint
