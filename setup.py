@@ -1,0 +1,34 @@
+"""The one thing pyproject.toml cannot say: an extension that needs pkg-config to build.
+
+It is optional: without a compiler or libfuse's headers aimfuse installs and runs, and the
+kernel falls back where it would have used fallocate.
+"""
+
+import os
+import shlex
+import subprocess
+
+from setuptools import Extension, setup
+
+
+def fuse_flags(kind: str) -> list[str]:
+    """Return what pkg-config says about libfuse3, or nothing where it cannot say."""
+    command = [os.environ.get("PKG_CONFIG", "pkg-config"), kind, "fuse3"]
+    try:
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return shlex.split(output)
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "aimfuse.driver._fallocate",
+            ["src/aimfuse/driver/_fallocate.c"],
+            extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", *fuse_flags("--cflags")],
+            extra_link_args=fuse_flags("--libs") or ["-lfuse3"],
+            optional=True,
+        )
+    ]
+)

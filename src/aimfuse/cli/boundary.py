@@ -1,0 +1,32 @@
+"""Where errors become lines, hints and exit codes."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import typer
+
+from aimfuse.errors import AimfuseError
+
+
+@contextmanager
+def exit_on_error() -> Generator[None]:
+    """Print expected errors as one line and a hint; let bugs keep their traceback.
+
+    Raises:
+        typer.Exit: with the exit code of the first `AimfuseError` that came up.
+    """
+    failure: AimfuseError | None = None
+    try:
+        yield
+    except* AimfuseError as group:  # A nursery always raises a group.
+        failure = _first_leaf(group)
+    if failure is not None:
+        typer.secho(f"aimfuse: {failure}", fg="red", err=True)
+        if failure.hint:
+            typer.echo(failure.hint, err=True)
+        raise typer.Exit(failure.exit_code)
+
+
+def _first_leaf(group: BaseExceptionGroup[AimfuseError]) -> AimfuseError:
+    first = group.exceptions[0]
+    return _first_leaf(first) if isinstance(first, BaseExceptionGroup) else first
