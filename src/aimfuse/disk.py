@@ -105,6 +105,13 @@ class Disk:
         """Return the inode number, which survives a rename."""
         return os.fstat(fd).st_ino
 
+    def change_marks(self, fd: int) -> dict[str, int]:
+        """Return what tells whether a file was touched; nothing for a block device."""
+        info = os.fstat(fd)
+        if stat.S_ISBLK(info.st_mode):
+            return {}
+        return {"inode": info.st_ino, "mtime_ns": info.st_mtime_ns, "ctime_ns": info.st_ctime_ns}
+
     def drop_cache(self, fd: int) -> None:
         """Forget clean cached pages, so that the next read comes from the disk itself."""
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)

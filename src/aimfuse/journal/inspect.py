@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from crc32c import crc32c
+
 from aimfuse.errors import JournalError
 from aimfuse.journal.header import (
     HEADER_BYTES,
@@ -56,8 +58,8 @@ def describe(path: Path, data: bytes, limit: int | None = None) -> Description:
     """
     view = memoryview(data)
     identity, identity_problem = _identity(view)
-    iocbs, end_at, problem = _walk(view, identity)
     seal, seal_problem = _seal(view)
+    iocbs, end_at, problem = _walk(view, identity)
     found: Description = {
         "file": str(path),
         "bytes": len(data),
@@ -93,25 +95,22 @@ def _judge_sealed(found: Description, path: Path, data: bytes, problem: str) -> 
         if problem:
             return _damaged(found, found["end_at"], problem)
         return _damaged(found, exc.offset_bytes, exc.reason)
-    records = found["records"]
-    return found | {"verdict": "sound", "summary": f"sound, {_records(records)}"}
+    return found | {"verdict": "sound", "summary": f"sound, {_records(found['records'])}"}
 
 
 def _judge_open(found: Description, path: Path, data: bytes, iocbs: list[Iocb]) -> Description:
-    first = iocbs[0] if iocbs else None
-    before = Seq(first.seq - (not first.is_mark)) if first else Seq(0)
+    before = iocbs[0].seq - (not iocbs[0].is_mark) if iocbs else 0
     if data.endswith(MAGIC):
         data += b"\0"  # The mark search looks one byte past every magic.
-    scan = scan_open(path, data, before)
-    end_at = scan.end_at
-    found |= {"committed_seq": scan.committed_seq, "end_at": end_at}
-    if scan.committed_seq > scan.last_seq and (first or scan.committed_seq):
+    scan = scan_open(path, data, Seq(before))
+    found |= {"committed_seq": scan.committed_seq}
+    if scan.committed_seq > scan.last_seq:
         reason = f"unsound, yet record {scan.committed_seq} was declared durable"
-        return _damaged(found, end_at, reason)
-    records = found["records"]
-    rest = len(data.rstrip(b"\0")) - end_at
-    tail = f", {rest} bytes of tail behind byte {end_at} do not count" if rest > 0 else ""
-    return found | {"verdict": "unsealed", "summary": f"unsealed, {_records(records)}{tail}"}
+        return _damaged(found, scan.end_at, reason)
+    rest = len(data.rstrip(b"\0")) - scan.end_at
+    tail = f", {rest} bytes of tail behind byte {scan.end_at} do not count" if rest > 0 else ""
+    summary = f"unsealed, {_records(found['records'])}{tail}"
+    return found | {"verdict": "unsealed", "summary": summary}
 
 
 def _damaged(found: Description, at: int, reason: str) -> Description:
@@ -170,17 +169,11 @@ def _frame_problem(view: memoryview, at: int, iocb: Iocb, last_seq: int | None) 
         return "IOCB out of its place"
     if iocb.end_at > len(view):
         return "payload cut short"
-    if _payload_crc(view, iocb) != iocb.payload_crc:
+    if crc32c(_payload(view, iocb)) != iocb.payload_crc:
         return "payload checksum mismatch"
     if last_seq is not None and iocb.seq != last_seq + (not iocb.is_mark):
         return f"record {iocb.seq} behind record {last_seq}"
     return ""
-
-
-def _payload_crc(view: memoryview, iocb: Iocb) -> int:
-    from crc32c import crc32c  # noqa: PLC0415
-
-    return crc32c(_payload(view, iocb))
 
 
 def _payload(view: memoryview, iocb: Iocb) -> memoryview:

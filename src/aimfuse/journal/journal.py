@@ -116,6 +116,20 @@ class Journal:
         self.active, self.ready = ready, None
         return True
 
+    def retire(self) -> AimWriter | None:
+        """Take the active file out of use without a next one; return it if it holds records."""
+        active, self.active = self.active, None
+        if active is None:
+            return None
+        if active.record_count:
+            self.closing.append(active)
+            return active
+        self.ready = self.ready or active
+        if self.ready is not active:
+            active.close()
+            self._disk.unlink("journal:unused", active.path)
+        return None
+
     def append(
         self, kind: RecordType, volume: int, offset: int, length: int, payload: bytes = b""
     ) -> Seq:

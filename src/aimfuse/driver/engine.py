@@ -1,0 +1,345 @@
+"""The volume engine: accept, commit, apply, checkpoint. Synchronous, without clock or kernel.
+
+Order of a byte: accepted (numbered, appended to the journal, visible to reads), durable (its
+journal file is synced), applied (in the image), checkpointed (the image is synced). Nothing is
+applied before it is durable. Accepting happens on one thread and never waits; each slow step
+is a triple: `begin` and `finish` on that thread, the work between them in a worker thread.
+"""
+
+import errno
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from aimfuse.driver.changes import Change, paste
+from aimfuse.driver.checkpoint import Checkpoint, CheckpointFile, KnownVolume
+from aimfuse.driver.images import Dirty, Images
+from aimfuse.driver.volumes import Volume, Volumes
+from aimfuse.driver.zeros import split
+from aimfuse.errors import HaltedError, VolumeError
+from aimfuse.journal.journal import Commit, Head, Journal
+from aimfuse.journal.records import PAYLOAD_BYTES_MAX, RecordType, VolumeEntry
+from aimfuse.journal.writer import AimWriter
+from aimfuse.units import BLOCK_BYTES, MIB, FileNumber, Seq, VolumeId
+
+log = logging.getLogger(__name__)
+
+APPLY_BATCH_BYTES = 16 * MIB
+APPLY_BATCH_CHANGES = 4096
+CHANGE_OVERHEAD_BYTES = 256
+"""What an accepted change takes in memory besides its payload, about."""
+
+ZERO_LENGTH_MAX = 1 << 40
+"""Longest range of one ZERO record; longer ones are split."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a group may use; sizes in bytes."""
+
+    size_max: int
+    memory_bytes_max: int = 64 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """A file of the journal that was rolled, and the volumes right after its last record."""
+
+    number: FileNumber
+    last_seq: Seq
+    entries: tuple[VolumeEntry, ...]
+
+
+class Engine:
+    """One group while it is served. See the module for which thread may call what."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        images: Images,
+        volumes: Volumes,
+        checkpoints: CheckpointFile,
+        checkpoint: Checkpoint,
+        limits: Limits,
+    ) -> None:
+        """Serve *volumes* whose images hold everything up to *checkpoint*."""
+        self.journal = journal
+        self.images = images
+        self.volumes = volumes
+        self.limits = limits
+        self.checkpoint = checkpoint
+        self.released_through = FileNumber(0)
+        self.applied_seq = journal.last_seq
+        self.unapplied_bytes = 0
+        self.halted: str | None = None
+        self.on_halt: Callable[[], None] = lambda: None
+        self._checkpoints = checkpoints
+        self._flushed_seq = journal.last_seq
+        self._accepted: deque[Change] = deque()
+        self._boundaries: deque[Boundary] = deque()
+        self._heads: deque[Head] = deque()
+
+    # Room. The caller waits until `has_room` says yes and then goes on without an await.
+
+    def has_room(self, payload_bytes: int) -> bool:
+        """Tell whether a request with so much payload fits, rolling to the next file if need be.
+
+        Raises:
+            OSError: the next file takes no bytes; nothing changed.
+        """
+        if self.unapplied_bytes > self.limits.memory_bytes_max:
+            return False
+        records = 2 + 2 * (payload_bytes // BLOCK_BYTES)
+        return self.journal.fits(records, payload_bytes) or self.roll()
+
+    def roll(self) -> bool:
+        """Begin the next journal file if one is ready; the active one must hold records."""
+        active = self.journal.active
+        if not self.journal.roll(self.volumes.table()):
+            return False
+        self._note_boundary(active)
+        return True
+
+    def retire(self) -> None:
+        """Take the active file out of use, to be sealed as the last one before a clean end."""
+        self._note_boundary(self.journal.retire())
+
+    def _note_boundary(self, writer: AimWriter | None) -> None:
+        if writer is not None:
+            entries = tuple(self.volumes.entries())
+            self._boundaries.append(Boundary(writer.name.number, writer.last_seq, entries))
+
+    # Accepting: number, append, show to reads, in one stretch without an await.
+
+    def write(self, volume: Volume, offset: int, data: bytes) -> None:
+        """Accept *data* at *offset*.
+
+        Raises:
+            VolumeError: EFBIG beyond the group's size limit. Nothing was accepted.
+            HaltedError: the volume takes no more writes.
+            OSError: the journal took none or only some whole pieces, in order.
+        """
+        self._check_active()
+        end = offset + len(data)
+        if end > self.limits.size_max:
+            raise VolumeError(errno.EFBIG, f"{volume.name} may not grow to {end} bytes")
+        for at, length, payload in split(offset, data):
+            kind = RecordType.WRITE if payload else RecordType.ZERO
+            self._accept(Change(Seq(0), kind, volume.volume, at, length, payload), volume)
+        if end > volume.size_bytes:
+            volume.size_bytes = end
+
+    def zero(self, volume: Volume, offset: int, length: int) -> None:
+        """Accept zeros for a range; it grows the volume like a write.
+
+        Raises:
+            VolumeError, HaltedError, OSError: as for `write`.
+        """
+        self._check_active()
+        end = offset + length
+        if end > self.limits.size_max:
+            raise VolumeError(errno.EFBIG, f"{volume.name} may not grow to {end} bytes")
+        while offset < end:
+            part = min(end - offset, ZERO_LENGTH_MAX)
+            self._accept(Change(Seq(0), RecordType.ZERO, volume.volume, offset, part), volume)
+            offset += part
+        if end > volume.size_bytes:
+            volume.size_bytes = end
+
+    def truncate(self, volume: Volume, size: int) -> None:
+        """Accept a new size; what is cut off reads as zeros should the volume grow again.
+
+        Raises:
+            VolumeError, HaltedError, OSError: as for `write`; nothing was accepted.
+        """
+        self._check_active()
+        if size > self.limits.size_max:
+            raise VolumeError(errno.EFBIG, f"{volume.name} may not grow to {size} bytes")
+        old = volume.size_bytes
+        if size == old:
+            return
+        cut = max(0, old - size)
+        self._accept(Change(Seq(0), RecordType.TRUNCATE, volume.volume, size, cut), volume)
+        volume.size_bytes = size
+
+    def create(self, name: str) -> Volume:
+        """Accept a new, empty volume of a directory group."""
+        self._check_active()
+        volume = VolumeId(self.volumes.next_volume)
+        self._accept(Change(Seq(0), RecordType.CREATE, volume, 0, 0, name=name), None)
+        return self.volumes.create(volume, name)
+
+    def rename(self, volume: Volume, name: str) -> None:
+        """Accept a new name; the volume that bore it is replaced in the same step."""
+        self._check_active()
+        replaced = self.volumes.named(name)
+        gone = replaced.volume if replaced is not None and replaced is not volume else 0
+        self._accept(
+            Change(Seq(0), RecordType.RENAME, volume.volume, gone, 0, b"", name, volume.name), None
+        )
+        self.volumes.rename(volume, name)
+
+    def remove(self, volume: Volume) -> None:
+        """Accept the removal of a volume; open handles keep it alive on this side."""
+        self._check_active()
+        self._accept(
+            Change(Seq(0), RecordType.UNLINK, volume.volume, 0, 0, name=volume.name), None
+        )
+        self.volumes.remove(volume)
+
+    def flush(self, volume: Volume) -> Seq:
+        """Accept an application's flush; return the seq that has to be durable for it."""
+        self._check_active()
+        journal = self.journal
+        if journal.last_seq != self._flushed_seq:
+            self._flushed_seq = journal.append(RecordType.FLUSH, volume.volume, 0, 0)
+        return journal.last_seq
+
+    def bookmark(self, label: str) -> Seq:
+        """Accept a named position and return it."""
+        self._check_active()
+        return self.journal.append(RecordType.BOOKMARK, 0, 0, 0, label.encode())
+
+    def read(self, volume: Volume, offset: int, length: int) -> bytes:
+        """Return what the volume holds now, up to its end; also while halted.
+
+        Raises:
+            OSError: the image could not be read.
+        """
+        length = max(0, min(length, volume.size_bytes - offset))
+        if not length:
+            return b""
+        # Changes are gathered before the image is read: what the applier puts there in
+        # between is then laid over itself.
+        over = volume.overlay.over(offset, length) if volume.overlay else []
+        if not over:
+            return self.images.read(volume.volume, length, offset)
+        top = over[-1]
+        if top.offset <= offset and offset + length <= top.offset + top.length and top.payload:
+            skip = offset - top.offset
+            return top.payload[skip : skip + length]
+        base = bytearray(self.images.read(volume.volume, length, offset))
+        paste(base, offset, over)
+        return bytes(base)
+
+    # Commit.
+
+    def begin_commit(self) -> Commit | None:
+        """Begin a group commit of all that was accepted, or None if nothing was."""
+        return None if self.halted else self.journal.begin_commit()
+
+    def finish_commit(self, commit: Commit) -> None:
+        """Note that the journal is durable through the commit."""
+        self.journal.finish_commit(commit)
+
+    # Apply.
+
+    def begin_apply(self) -> list[Change]:
+        """Take the oldest durable changes that are not in the image, a bounded batch."""
+        batch: list[Change] = []
+        count = 0
+        durable = self.journal.durable_seq
+        for change in self._accepted:
+            if change.seq > durable or count > APPLY_BATCH_BYTES:
+                break
+            if len(batch) >= APPLY_BATCH_CHANGES:
+                break
+            batch.append(change)
+            count += len(change.payload)
+        return batch
+
+    def finish_apply(self, batch: list[Change]) -> None:
+        """Note that the images hold *batch*: reads take it from there now."""
+        self.images.note_applied(batch)
+        for change in batch:
+            self._accepted.popleft()
+            self.unapplied_bytes -= len(change.payload) + CHANGE_OVERHEAD_BYTES
+            volume = self.volumes.get(change.volume)
+            if volume is None:
+                continue
+            if change.length:
+                volume.overlay.remove(change)
+            if volume.removed and not volume.opens and not volume.overlay:
+                self.forget(volume)
+        self.applied_seq = self._accepted[0].seq - 1 if self._accepted else self.journal.durable_seq
+
+    def forget(self, volume: Volume) -> None:
+        """Drop a removed volume that is neither open nor waiting for its removal."""
+        if any(change.volume == volume.volume for change in self._accepted):
+            return
+        self.images.forget(volume.volume)
+        self.volumes.forget(volume)
+
+    # Seal and checkpoint.
+
+    def finish_seal(self, head: Head) -> None:
+        """Note a sealed file as a place for a checkpoint."""
+        self.journal.finish_seal(head)
+        self._heads.append(head)
+
+    def begin_checkpoint(self) -> tuple[Checkpoint, Dirty] | None:
+        """Return the newest possible checkpoint and what has to be synced before it holds."""
+        best: tuple[Head, Boundary] | None = None
+        while self._heads and self._heads[0].seq <= self.applied_seq:
+            head = self._heads.popleft()
+            while self._boundaries[0].number < head.number:
+                self._boundaries.popleft()
+            best = (head, self._boundaries[0])
+        if best is None:
+            return None
+        head, boundary = best
+        known = tuple(
+            KnownVolume(entry, self.images.inode(entry.volume)) for entry in boundary.entries
+        )
+        checkpoint = replace(
+            self.checkpoint.unclean(),
+            head=head,
+            volumes=known,
+            next_volume=self.volumes.next_volume,
+        )
+        return checkpoint, self.images.take_dirty()
+
+    def write_checkpoint(self, checkpoint: Checkpoint, dirty: Dirty) -> None:
+        """Sync the *dirty* images, then write the checkpoint; blocks.
+
+        Raises:
+            OSError: the images or the state may not be durable; the checkpoint before counts.
+        """
+        self.images.sync(dirty)
+        self._checkpoints.write(checkpoint)
+
+    def finish_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Note it. Files up to the one before it may go: one unreadable slot loses nothing."""
+        self.released_through = self.checkpoint.head.number
+        self.checkpoint = checkpoint
+
+    # State.
+
+    def halt(self, reason: str) -> None:
+        """Refuse all writes from now on; what was accepted stays readable."""
+        if self.halted is None:
+            self.halted = reason
+            log.critical("halted: %s", reason)
+            self.on_halt()
+
+    def _check_active(self) -> None:
+        if self.halted is not None:
+            raise HaltedError(self.halted)
+
+    def _accept(self, change: Change, volume: Volume | None) -> None:
+        """Critical section: number, append, show. Never awaits, never half done."""
+        kind = change.kind
+        payload = change.payload or change.name.encode()
+        offset, length = change.offset, change.length
+        if kind is RecordType.TRUNCATE:
+            assert volume is not None
+            offset, length = volume.size_bytes, change.offset
+        elif kind is RecordType.UNLINK:
+            payload = b""
+        assert len(payload) <= PAYLOAD_BYTES_MAX
+        change.seq = self.journal.append(kind, change.volume, offset, length, payload)
+        self._accepted.append(change)
+        self.unapplied_bytes += len(change.payload) + CHANGE_OVERHEAD_BYTES
+        if volume is not None and change.length:
+            volume.overlay.add(change)

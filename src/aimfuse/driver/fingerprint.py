@@ -1,0 +1,47 @@
+"""Notice that an image was changed, replaced or restored while nobody served it."""
+
+from typing import Any
+
+from blake3 import blake3
+
+from aimfuse.disk import Disk
+from aimfuse.driver.images import Images
+from aimfuse.driver.volumes import Volumes
+from aimfuse.units import BLOCK_BYTES, align_down
+
+SAMPLES = 32
+
+Fingerprint = dict[str, Any]
+
+
+def take(disk: Disk, images: Images, volumes: Volumes) -> Fingerprint:
+    """Return what a clean unmount leaves behind: per volume its stat and sampled blocks."""
+    return {
+        volume.name: {
+            "size": disk.size(images.fd(volume.volume)),
+            **disk.change_marks(images.fd(volume.volume)),
+            "blocks": _sample(disk, images.fd(volume.volume)),
+        }
+        for volume in volumes
+        if images.is_open(volume.volume)
+    }
+
+
+def differences(left: Fingerprint, right: Fingerprint) -> list[str]:
+    """Return what differs, one line for people each; empty when nothing does."""
+    found = [f"{name} is missing" for name in sorted(left.keys() - right.keys())]
+    found += [f"{name} is new" for name in sorted(right.keys() - left.keys())]
+    for name in sorted(left.keys() & right.keys()):
+        changed = [key for key in left[name] if left[name][key] != right[name].get(key)]
+        if changed:
+            found.append(f"{name}: {', '.join(changed)} changed")
+    return found
+
+
+def _sample(disk: Disk, fd: int) -> str:
+    size = disk.size(fd)
+    digest = blake3()
+    step = max(BLOCK_BYTES, align_down(size // SAMPLES, BLOCK_BYTES))
+    for offset in range(0, size, step):
+        digest.update(disk.pread(fd, BLOCK_BYTES, offset))
+    return digest.hexdigest()
