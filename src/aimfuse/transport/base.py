@@ -1,0 +1,114 @@
+"""The interface that every file transfer implements, and the settings they share.
+
+A destination's URL names a store directory. Beneath it ``inbox/`` receives files from us;
+everything else, ``ack.json`` above all, is written by the far side and only read here.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from aimfuse.errors import UsageError
+
+INBOX = "inbox"
+PART_SUFFIX = ".part"
+FILE_MODE = 0o640
+"""Of delivered files: a replayer that is another user gets in by group, nobody else does."""
+
+DIRECTORY_MODE = 0o750
+
+_NAME_BYTES_MAX = 200
+
+Progress = Callable[[int], None]
+"""Told how many more bytes the destination has taken; runs on trio's thread."""
+
+Pace = Callable[[int], Awaitable[None]]
+"""Awaited before each block with its size in bytes: the place for a rate limit."""
+
+
+def ignore_progress(_count_bytes: int) -> None:
+    """Be the `Progress` of a caller who does not want to know."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransportSettings:
+    """What the operator may set about reaching a destination.
+
+    ``None`` for a path means OpenSSH's own place: ``~/.ssh/known_hosts``, ``~/.ssh/config``.
+    Without identity files those of the SSH configuration, else OpenSSH's usual ones, are used.
+    Host keys are always checked; there is no setting for that.
+    """
+
+    known_hosts: Path | None = None
+    identity_files: tuple[Path, ...] = ()
+    ssh_config: Path | None = None
+    use_agent: bool = True
+    connect_s_max: float = 30.0
+    keepalive_interval_s: float = 5.0
+    keepalive_count_max: int = 3
+    stall_s_max: float = 60.0
+    """A connection on which a request waits and nothing is answered for this long is dead."""
+    parallel_blocks: int = 16
+    """Blocks in flight on one connection once it has proved fast."""
+
+
+class Transport(Protocol):
+    """One connection to one store. It does not reconnect; make a new one for that.
+
+    Every method but `aclose` raises `Unavailable` (try again later, over a new connection)
+    or `Refused` (stop until somebody acted). Cancelling any of them is safe at any time.
+    """
+
+    async def open(self) -> None:
+        """Connect; make the store and its inbox if they are missing.
+
+        The store's parent directory has to exist: a mistyped path should not grow a tree.
+        """
+
+    async def put(
+        self,
+        source: Path,
+        name: str,
+        *,
+        progress: Progress = ignore_progress,
+        pace: Pace | None = None,
+        fresh: bool = False,
+    ) -> None:
+        """Deliver the file *source* as ``STORE/inbox/NAME``, replacing it, whole or not at all.
+
+        Durable when it returns, as far as the far side has ways to promise that. May run
+        several times at once on one connection, with different names. What a failed or
+        cancelled call leaves behind is ``NAME.part``, from whose end the next call goes on;
+        with *fresh* the next call starts from nothing, for when the far side found damage.
+
+        Raises:
+            OSError: *source* itself cannot be read.
+        """
+
+    async def put_bytes(self, data: bytes, name: str) -> None:
+        """Deliver a small file as ``STORE/inbox/NAME``, whole or not at all, durable."""
+
+    async def get(self, name: str, limit_bytes: int) -> bytes | None:
+        """Return the content of ``STORE/NAME``, or None if there is none.
+
+        Larger than *limit_bytes* is `Unavailable`: what should be small is damaged or hostile.
+        """
+
+    async def free_bytes(self) -> int | None:
+        """Return the bytes free on the store's file system, None where that cannot be asked."""
+
+    async def aclose(self) -> None:
+        """Let the connection go, whatever state it is in. May be called twice."""
+
+
+def check_name(name: str) -> str:
+    """Return *name* if it is one plain path component of modest length.
+
+    Raises:
+        UsageError: it is not; nothing was sent.
+    """
+    plain = name.isascii() and name.isprintable() and 0 < len(name) <= _NAME_BYTES_MAX
+    if not plain or "/" in name or name.startswith("."):
+        raise UsageError(f"{name!r} cannot be the name of a file in a store")
+    return name

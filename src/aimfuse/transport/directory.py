@@ -1,0 +1,170 @@
+"""Deliver to a store in the local file tree: a disk, a stick, a network mount.
+
+Copying runs in worker threads, a stretch of several MiB per hop: a hop costs up to 100 us.
+A mount that hangs hangs its worker; a cancelled call waits for the stretch it is in.
+"""
+
+import errno
+import os
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import unquote, urlsplit
+
+import trio
+
+from aimfuse.disk import Disk, publish, read_file
+from aimfuse.errors import Unavailable, UsageError
+from aimfuse.transport.base import (
+    DIRECTORY_MODE,
+    FILE_MODE,
+    INBOX,
+    PART_SUFFIX,
+    Pace,
+    Progress,
+    check_name,
+    ignore_progress,
+)
+from aimfuse.units import MIB
+
+T = TypeVar("T")
+
+STRETCH_BYTES = 4 * MIB
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+class DirectoryTransport:
+    """A store at a path. Nothing is held between calls, so closing is nothing."""
+
+    def __init__(self, store: Path, disk: Disk | None = None) -> None:
+        self._store = store
+        self._inbox = store / INBOX
+        self._disk = disk or Disk()
+
+    @classmethod
+    def from_url(cls, url: str) -> "DirectoryTransport":
+        """Return the transport for ``dir:///path`` or a plain absolute path.
+
+        Raises:
+            UsageError: the path is not absolute, or the URL has a host or a query.
+        """
+        if url.startswith("/"):
+            return cls(Path(url))
+        parts = urlsplit(url)
+        if parts.netloc or parts.query or parts.fragment or not parts.path.startswith("/"):
+            raise UsageError(f"{url!r} has no absolute path", hint="Write dir:///absolute/path.")
+        return cls(Path(unquote(parts.path)))
+
+    async def open(self) -> None:
+        """Make the store and its inbox; their parent has to be there."""
+        await self._in_thread(self._make_directories)
+
+    async def put(
+        self,
+        source: Path,
+        name: str,
+        *,
+        progress: Progress = ignore_progress,
+        pace: Pace | None = None,
+        fresh: bool = False,
+    ) -> None:
+        """Copy *source* to ``inbox/NAME.part``, sync, rename, sync the directory."""
+        target = self._inbox / check_name(name)
+        with self._open_source(source) as reader:
+            size = self._disk.size(reader)
+            writer, at = await self._in_thread(lambda: self._open_part(target, size, fresh=fresh))
+            try:
+                while at < size:
+                    length = min(STRETCH_BYTES, size - at)
+                    if pace is not None:
+                        await pace(length)
+                    await self._copy(reader, writer, at, length)
+                    progress(length)
+                    at += length
+                await self._in_thread(lambda: self._finish(writer, target, size))
+            finally:
+                self._disk.close(writer)
+
+    async def put_bytes(self, data: bytes, name: str) -> None:
+        """Write *data* beside, sync, rename, sync the directory."""
+        target = self._inbox / check_name(name)
+        await self._in_thread(lambda: publish(self._disk, "deliver-small", target, data, FILE_MODE))
+
+    async def get(self, name: str, limit_bytes: int) -> bytes | None:
+        """Return the content of ``STORE/NAME``; None if there is no such file."""
+        path = self._store / check_name(name)
+
+        def read() -> bytes | None:
+            try:
+                return read_file(self._disk, path, limit_bytes + 1)
+            except FileNotFoundError:
+                self._disk.listdir(self._inbox)  # The file is missing, or is the whole store?
+                return None
+
+        data = await self._in_thread(read)
+        if data is not None and len(data) > limit_bytes:
+            raise Unavailable(f"{path} is larger than {limit_bytes} bytes")
+        return data
+
+    async def free_bytes(self) -> int | None:
+        """Return what an unprivileged writer can still use."""
+        return await self._in_thread(lambda: self._disk.free_bytes(self._inbox))
+
+    async def aclose(self) -> None:
+        """Do nothing: nothing is open."""
+        await trio.lowlevel.checkpoint()
+
+    def _make_directories(self) -> None:
+        self._disk.mkdir("deliver:mkdir-store", self._store, DIRECTORY_MODE)
+        self._disk.mkdir("deliver:mkdir-inbox", self._inbox, DIRECTORY_MODE)
+        self._disk.listdir(self._inbox)  # Raises if what is there is no directory.
+
+    @contextmanager
+    def _open_source(self, source: Path) -> Generator[int]:
+        fd = self._disk.open("deliver:source", source, os.O_RDONLY)
+        try:
+            yield fd
+        finally:
+            self._disk.close(fd)
+
+    def _open_part(self, target: Path, size: int, *, fresh: bool) -> tuple[int, int]:
+        """Return a descriptor for the part file and the offset to go on from."""
+        part = target.with_name(target.name + PART_SUFFIX)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        if fresh:
+            flags |= os.O_TRUNC
+        fd = self._disk.open("deliver:create", part, flags, FILE_MODE)
+        at = self._disk.size(fd)
+        if at <= size:
+            return fd, at
+        self._disk.close(fd)
+        return self._open_part(target, size, fresh=True)  # Of another, longer file.
+
+    async def _copy(self, reader: int, writer: int, at: int, length: int) -> None:
+        """Copy one stretch. A source that ends early is its owner's error, not the store's."""
+        data = await trio.to_thread.run_sync(self._disk.pread, reader, length, at)
+        if len(data) < length:
+            raise OSError(errno.EIO, "the source became shorter while it was sent")
+        await self._in_thread(lambda: self._disk.pwrite("deliver:write", writer, [data], at))
+
+    def _finish(self, fd: int, target: Path, size: int) -> None:
+        part = target.with_name(target.name + PART_SUFFIX)
+        self._disk.fdatasync("deliver:sync", fd)  # Contents first: a rename may overtake them.
+        kept = part.stat().st_size
+        if kept != size:
+            raise Unavailable(f"{part} has {kept} bytes instead of {size}")
+        self._disk.rename("deliver:rename", part, target)
+        self._disk.sync_dir("deliver:sync-dir", target.parent)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """Run *work* on the store in a worker thread; the one place that maps its errors."""
+        try:
+            return await trio.to_thread.run_sync(work)
+        except OSError as exc:
+            if exc.errno in _FULL:
+                hint = "Free space there; sending goes on by itself."
+                raise Unavailable(f"{self._store} is full: {exc}", hint=hint) from exc
+            hint = "Is it mounted, and may this user write there?"
+            raise Unavailable(f"{self._store}: {exc}", hint=hint) from exc

@@ -1,0 +1,462 @@
+"""Deliver over SFTP: the only client of asyncssh, which runs on a thread of its own.
+
+`SftpTransport` is the trio side. `_Session` lives on the asyncio thread, as does all of
+asyncssh. Files go up by an own windowed writer: asyncssh's ``put`` cannot be cancelled while
+the link is dead, and leaves tasks behind. Its errors are mapped in `_Place.explain`, those of
+connecting in `ssh`; nothing of asyncssh gets past these two.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import asyncssh
+import trio
+from asyncssh import constants
+
+from aimfuse.disk import Disk
+from aimfuse.errors import TransportError, Unavailable, UsageError
+from aimfuse.transport.base import (
+    DIRECTORY_MODE,
+    FILE_MODE,
+    INBOX,
+    PART_SUFFIX,
+    Pace,
+    Progress,
+    TransportSettings,
+    check_name,
+    ignore_progress,
+)
+from aimfuse.transport.bridge import AsyncioCancelledItselfError, AsyncioThread, TrioSide
+from aimfuse.transport.ssh import CLOSE_S_MAX, Connector
+from aimfuse.transport.window import Window
+from aimfuse.units import MIB
+
+T = TypeVar("T")
+Work = Callable[["_Session"], Coroutine[Any, Any, T]]
+
+_READ_BYTES = 32 * 1024
+_FULL_BYTES = MIB
+"""With less than this free, a write that failed for no stated reason failed for space."""
+
+_WATCH_S = 0.5
+_FOREIGN = (asyncssh.Error, OSError, EOFError, AsyncioCancelledItselfError, ExceptionGroup)
+
+log = logging.getLogger(__name__)
+
+
+class SftpTransport:
+    """A store on a host that speaks SFTP."""
+
+    def __init__(self, place: "_Place", settings: TransportSettings) -> None:
+        self._place = place
+        self._settings = settings
+        self._disk = Disk()
+        self._thread: AsyncioThread | None = None
+        self._session: _Session | None = None
+
+    @classmethod
+    def from_url(cls, url: str, settings: TransportSettings) -> "SftpTransport":
+        """Return the transport for ``sftp://[user@]host[:port]/path``.
+
+        Raises:
+            UsageError: the URL has no host or no path, or has a password in it.
+        """
+        return cls(_Place.parse(url), settings)
+
+    async def open(self) -> None:
+        """Connect, check the host key, authenticate, make the store and its inbox."""
+        assert self._thread is None, "a transport is opened once"
+        self._thread = AsyncioThread()
+        self._thread.start()
+        self._session = _Session(self._place, self._settings)
+        try:
+            await self._run(lambda session: session.connect())
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def put(
+        self,
+        source: Path,
+        name: str,
+        *,
+        progress: Progress = ignore_progress,
+        pace: Pace | None = None,
+        fresh: bool = False,
+    ) -> None:
+        """Send *source* as ``inbox/NAME.part``, sync, rename, sync the directory."""
+        fd = self._disk.open("deliver:source", source, os.O_RDONLY)
+        try:
+            size = self._disk.size(fd)
+            side = TrioSide()
+
+            def read(at: int, length: int) -> bytes:
+                return self._disk.pread(fd, length, at)
+
+            upload = _Upload(
+                check_name(name),
+                size,
+                read,
+                lambda count: side.tell(progress, count),
+                None if pace is None else lambda count: side.ask(pace, count),
+            )
+            await self._run(lambda session: session.put(upload, fresh=fresh))
+        finally:
+            self._disk.close(fd)
+
+    async def put_bytes(self, data: bytes, name: str) -> None:
+        """Send *data*, sync, rename, sync the directory."""
+
+        def read(at: int, length: int) -> bytes:
+            return data[at : at + length]
+
+        upload = _Upload(check_name(name), len(data), read, ignore_progress, None)
+        await self._run(lambda session: session.put(upload, fresh=True))
+
+    async def get(self, name: str, limit_bytes: int) -> bytes | None:
+        """Return the content of ``STORE/NAME``; None if there is no such file."""
+        check_name(name)
+        return await self._run(lambda session: session.get(name, limit_bytes))
+
+    async def free_bytes(self) -> int | None:
+        """Return what statvfs says; None if the server or the account has no such request."""
+        return await self._run(lambda session: session.free_bytes())
+
+    async def aclose(self) -> None:
+        """Say good-bye for at most `CLOSE_S_MAX`, then tear the connection down."""
+        thread, session = self._thread, self._session
+        self._thread = self._session = None
+        if thread is None:
+            return
+        with trio.CancelScope(shield=True):
+            try:
+                if session is not None:
+                    await thread.run(session.close)
+            finally:
+                await thread.stop()
+
+    async def _run(self, work: Work[T]) -> T:
+        session = self._session
+        if self._thread is None or session is None:
+            raise Unavailable(f"{self._place}: the connection is closed")
+        try:
+            return await self._thread.run(lambda: work(session))
+        except _FOREIGN as exc:
+            raise self._place.explain(exc) from exc
+
+
+@dataclass(frozen=True, slots=True)
+class _Upload:
+    """One file on its way: how to read it, whom to tell, whom to ask before each block."""
+
+    name: str
+    size: int
+    read: Callable[[int, int], bytes]
+    tell: Callable[[int], None]
+    ask: Callable[[int], Awaitable[None]] | None
+
+
+class _SourceError(Exception):
+    """The local file failed; carries that error past the mapping of the remote's."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self.error = error
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the store is, and what to say when it cannot be reached."""
+
+    url: str
+    host: str
+    port: int | None
+    user: str | None
+    store: bytes
+
+    def __str__(self) -> str:
+        return self.url
+
+    @classmethod
+    def parse(cls, url: str) -> "_Place":
+        """Take an ``sftp:`` URL apart; ``/~/`` leads to the home directory."""
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as exc:
+            raise UsageError(f"{url!r}: {exc}") from exc
+        path = unquote(parts.path)
+        if not parts.hostname or not path or parts.query or parts.fragment:
+            raise UsageError(f"{url!r}: write sftp://[user@]host[:port]/path")
+        if parts.password is not None:
+            hint = "Use a key: an entry in ~/.ssh/config, an identity file or an agent."
+            raise UsageError(f"sftp://{parts.hostname}: no passwords in URLs", hint=hint)
+        store = path.removeprefix("/~/") or "." if path.startswith("/~/") else path
+        user = unquote(parts.username) if parts.username else None
+        return cls(url, parts.hostname, port, user, os.fsencode(store.rstrip("/") or "/"))
+
+    def explain(self, exc: BaseException) -> Exception:
+        """Return what to raise in place of an error that came from the asyncio side."""
+        while isinstance(exc, BaseExceptionGroup):
+            exc = exc.exceptions[0]
+        if isinstance(exc, _SourceError):
+            return exc.error
+        if isinstance(exc, asyncssh.Error):
+            return self._explain_remote(exc)
+        if isinstance(exc, TransportError) or not isinstance(exc, _FOREIGN):
+            return exc if isinstance(exc, Exception) else AssertionError(repr(exc))  # Our own bug.
+        text = "no answer" if isinstance(exc, TimeoutError) else str(exc) or type(exc).__name__
+        return Unavailable(f"{self}: {text}")
+
+    def _explain_remote(self, exc: asyncssh.Error) -> Unavailable:
+        hint = ""
+        if isinstance(exc, asyncssh.SFTPNoSuchFile):
+            hint = "Does the parent directory exist there?"
+        elif isinstance(exc, asyncssh.SFTPPermissionDenied):
+            hint = "Give the account the right to do this in the store's directory."
+        return Unavailable(f"{self}: {exc.reason or type(exc).__name__}", hint=hint)
+
+
+class _Session:
+    """Connection, SFTP channel and window. Everything here runs on the asyncio thread."""
+
+    def __init__(self, place: _Place, settings: TransportSettings) -> None:
+        self._place = place
+        self._settings = settings
+        self._connector = Connector(settings)
+        self._inbox = place.store.rstrip(b"/") + b"/" + INBOX.encode()
+        self._sftp: asyncssh.SFTPClient | None = None
+        self._window: Window | None = None
+        self._inbox_handle: asyncssh.SFTPClientFile | None = None
+
+    async def connect(self) -> None:
+        """Connect within the time allowed for it; leaves an open SFTP channel."""
+        place = self._place
+        async with asyncio.timeout(self._settings.connect_s_max):
+            connection = await self._connector.connect(place.host, place.port, place.user)
+            self._sftp = await connection.start_sftp_client()
+            await self._make_directories()
+            # OpenSSH syncs directories by a file handle on them; others refuse the open.
+            with contextlib.suppress(asyncssh.SFTPError):
+                self._inbox_handle = await self._open_file(self._inbox, asyncssh.FXF_READ)
+        self._window = Window(
+            self._sftp.limits.max_write_len, self._settings.parallel_blocks, _now_s()
+        )
+
+    async def put(self, upload: _Upload, *, fresh: bool) -> None:
+        """Send the file whole; on any failure at most its part file has changed."""
+        final = self._inbox + b"/" + upload.name.encode()
+        part = final + PART_SUFFIX.encode()
+        try:
+            file, at = await self._open_part(part, upload.size, fresh=fresh)
+            try:
+                await self._send(file, upload, at)
+                await self._make_durable(file)
+                kept = (await self._answer(file.stat())).size
+            except BaseException:
+                await self._let_go(file)
+                raise
+            await self._answer(file.close())
+            if kept != upload.size:
+                message = f"{self._place}: {upload.name} has {kept} bytes, not {upload.size}"
+                raise Unavailable(message)
+            await self._answer(self._replace(part, final))
+            if self._inbox_handle is not None:
+                await self._make_durable(self._inbox_handle)
+        except (asyncssh.SFTPError, ExceptionGroup) as exc:
+            await self._complain_if_full(exc)
+            raise
+
+    async def get(self, name: str, limit_bytes: int) -> bytes | None:
+        """Return the file's content, None if it is missing; small files only."""
+        path = self._place.store.rstrip(b"/") + b"/" + name.encode()
+        try:
+            file = await self._open_file(path, asyncssh.FXF_READ)
+        except asyncssh.SFTPNoSuchFile:
+            return None
+        data = bytearray()
+        try:
+            while len(data) <= limit_bytes:
+                block: bytes = await self._answer(file.read(_READ_BYTES, len(data)))
+                if not block:
+                    return bytes(data)
+                data += block
+        finally:
+            await self._let_go(file)
+        raise Unavailable(f"{self._place}/{name} is larger than {limit_bytes} bytes")
+
+    async def free_bytes(self) -> int | None:
+        """Return what is free for an unprivileged writer, None if the server will not say."""
+        try:
+            info = await self._answer(self._client.statvfs(self._inbox))
+        except (asyncssh.SFTPOpUnsupported, asyncssh.SFTPPermissionDenied):
+            return None
+        return info.bavail * info.frsize
+
+    async def close(self) -> None:
+        """End the connection, politely if that is quick."""
+        await self._connector.close()
+
+    @property
+    def _client(self) -> asyncssh.SFTPClient:
+        if self._sftp is None:
+            raise Unavailable(f"{self._place}: the connection is closed")
+        return self._sftp
+
+    async def _answer(self, request: Awaitable[T]) -> T:
+        """Await one request; a server that is silent for too long loses the connection."""
+        try:
+            async with asyncio.timeout(self._settings.stall_s_max):
+                return await request
+        except TimeoutError:
+            self._connector.abort()
+            raise
+
+    async def _open_file(self, path: bytes, flags: int) -> asyncssh.SFTPClientFile:
+        # Block size 0: one write is one request, and its task is ours.
+        attrs = asyncssh.SFTPAttrs()
+        if flags & asyncssh.FXF_CREAT:
+            attrs.permissions = FILE_MODE
+        opening = self._client.open(path, flags, attrs, encoding=None, block_size=0)
+        return await self._answer(opening)
+
+    async def _make_directories(self) -> None:
+        if await self._is_directory(self._inbox):
+            return
+        for path in (self._place.store, self._inbox):
+            try:
+                attrs = asyncssh.SFTPAttrs(permissions=DIRECTORY_MODE)
+                await self._answer(self._client.mkdir(path, attrs))
+            except asyncssh.SFTPError:
+                if not await self._is_directory(path):
+                    raise
+
+    async def _is_directory(self, path: bytes) -> bool:
+        try:
+            attrs = await self._answer(self._client.stat(path))
+        except asyncssh.SFTPNoSuchFile:
+            return False
+        return attrs.type == constants.FILEXFER_TYPE_DIRECTORY
+
+    async def _open_part(
+        self, part: bytes, size: int, *, fresh: bool
+    ) -> tuple[asyncssh.SFTPClientFile, int]:
+        """Return the part file, open for writing, and the offset to go on from.
+
+        A connection cut in mid-file leaves a prefix, so the size alone says where to go on.
+        After a power cut over there it may not be one: the far side then finds the damage and
+        asks again, which comes here as *fresh*.
+        """
+        at = 0
+        if not fresh:
+            with contextlib.suppress(asyncssh.SFTPNoSuchFile):
+                at = (await self._answer(self._client.stat(part))).size or 0
+        flags = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT
+        if fresh or at > size:
+            flags |= asyncssh.FXF_TRUNC
+            at = 0
+        return await self._open_file(part, flags), at
+
+    async def _send(self, file: asyncssh.SFTPClientFile, upload: _Upload, at: int) -> None:
+        """Write the file from *at* on, several blocks in flight, until all are answered."""
+        window = self._window
+        assert window is not None
+        async with asyncio.TaskGroup() as group:
+            watch = group.create_task(self._watch(window))
+            async with asyncio.TaskGroup() as blocks:
+                while at < upload.size:
+                    length = min(window.block_bytes(), upload.size - at)
+                    if upload.ask is not None:
+                        await upload.ask(length)
+                    await window.enter(length, _now_s())
+                    # From here to the new task nothing awaits, so the room is given back.
+                    data = _read_block(upload, at, length, window)
+                    blocks.create_task(self._send_block(file, data, at, upload.tell))
+                    at += length
+            watch.cancel()
+
+    async def _send_block(
+        self, file: asyncssh.SFTPClientFile, data: bytes, at: int, tell: Callable[[int], None]
+    ) -> None:
+        window = self._window
+        assert window is not None
+        sent_s = _now_s()
+        try:
+            await file.write(data, at)
+            window.learn(len(data), sent_s, _now_s())
+        finally:
+            window.leave(len(data))
+        tell(len(data))
+
+    async def _watch(self, window: Window) -> None:
+        """Fail when blocks are in flight and nothing has been answered for too long."""
+        while True:
+            await asyncio.sleep(min(_WATCH_S, self._settings.stall_s_max))
+            silent_s = _now_s() - window.answered_s
+            if window.in_flight_bytes and silent_s > self._settings.stall_s_max:
+                self._connector.abort()
+                raise Unavailable(f"{self._place}: no answer for {silent_s:.0f} s")
+
+    async def _make_durable(self, file: asyncssh.SFTPClientFile) -> None:
+        """Have the server sync the file; one that cannot is no reason to stop: the ack counts."""
+        try:
+            await self._answer(file.fsync())
+        except asyncssh.SFTPOpUnsupported:
+            log.info("%s: the server cannot sync files", self._place)
+
+    async def _replace(self, part: bytes, final: bytes) -> None:
+        try:
+            await self._client.posix_rename(part, final)
+        except asyncssh.SFTPOpUnsupported:
+            # Without the extension a rename refuses an existing name.
+            with contextlib.suppress(asyncssh.SFTPNoSuchFile):
+                await self._client.remove(final)
+            await self._client.rename(part, final)
+
+    async def _let_go(self, file: asyncssh.SFTPClientFile) -> None:
+        """Close a handle on the way out of a failure, without waiting long for a dead peer."""
+        try:
+            async with asyncio.timeout(CLOSE_S_MAX):
+                await file.close()
+        except (asyncssh.Error, OSError):
+            self._connector.abort()
+
+    async def _complain_if_full(self, exc: BaseException) -> None:
+        """Raise a better error if the server's disk is full: SFTP itself only says "failure"."""
+        while isinstance(exc, BaseExceptionGroup):
+            exc = exc.exceptions[0]
+        vague = isinstance(exc, asyncssh.SFTPFailure)
+        if isinstance(exc, asyncssh.SFTPNoSpaceOnFilesystem | asyncssh.SFTPQuotaExceeded):
+            free_bytes: int | None = 0
+        elif vague:
+            with contextlib.suppress(asyncssh.Error, OSError):
+                free_bytes = await self.free_bytes()
+        else:
+            return
+        if free_bytes is not None and free_bytes < _FULL_BYTES:
+            hint = "Free space there; sending goes on by itself."
+            raise Unavailable(f"{self._place} is full", hint=hint) from exc
+
+
+def _read_block(upload: _Upload, at: int, length: int, window: Window) -> bytes:
+    """Read a block for which the window has given room; give that back if it fails."""
+    try:
+        data = upload.read(at, length)
+    except OSError as exc:
+        window.leave(length)
+        raise _SourceError(exc) from exc
+    if len(data) < length:
+        window.leave(length)
+        raise _SourceError(OSError(f"{upload.name} became shorter while it was sent"))
+    return data
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

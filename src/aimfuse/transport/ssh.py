@@ -1,0 +1,161 @@
+"""Connect to SSH servers: pinned host keys, our keys, the operator's ``~/.ssh/config``, jumps.
+
+Every connection of asyncssh is made here, so that one place decides whom we trust. A wrong or
+unknown host key is refused before anything of ours is shown.
+"""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import asyncssh
+
+from aimfuse.errors import Refused, TransportError, Unavailable
+from aimfuse.transport.base import TransportSettings
+
+CLOSE_S_MAX = 1.0
+"""Longest wait for a peer's good-bye; after it the connection is torn down."""
+
+JUMPS_MAX = 8
+_DEFAULT_PORT = 22
+
+
+class Connector:
+    """Connections: the one to the destination, and those to the hosts it jumps over."""
+
+    def __init__(self, settings: TransportSettings) -> None:
+        self._settings = settings
+        self._connections: list[asyncssh.SSHClientConnection] = []
+
+    async def connect(
+        self,
+        host: str,
+        port: int | None,
+        user: str | None,
+        via: asyncssh.SSHClientConnection | None = None,
+    ) -> asyncssh.SSHClientConnection:
+        """Connect to *host*, over the jumps that the SSH configuration names for it.
+
+        The jumps are made here, not by asyncssh: it would look up their host keys as the SSH
+        configuration says, and that can say "do not".
+        """
+        path = (self._settings.known_hosts or Path("~/.ssh/known_hosts")).expanduser()
+        trusted = _read_known_hosts(path, host)
+        try:
+            options = self._options(host, port, user, trusted)
+            given = asyncssh.SSHClientConnectionOptions(**options)
+        except (OSError, ValueError) as exc:
+            hint = "Look at the identity files and at ~/.ssh/config."
+            raise Refused(f"{host}: {exc}", hint=hint) from exc
+        if via is None and isinstance(given.tunnel, str) and given.tunnel != "none":
+            for jump in given.tunnel.split(","):
+                via = await self._jump(jump, via)
+        try:
+            connection = await asyncssh.connect(**options, tunnel=via or ())
+        except asyncssh.Error as exc:
+            real = f"{given.host_key_alias or given.host}", given.port
+            raise _refusal(exc, real, trusted, path) from exc
+        self._connections.append(connection)
+        return connection
+
+    async def close(self) -> None:
+        """Close all, the outermost last; a peer that is slow to answer is cut off."""
+        while self._connections:
+            connection = self._connections.pop()
+            connection.close()
+            try:
+                async with asyncio.timeout(CLOSE_S_MAX):
+                    await connection.wait_closed()
+            except TimeoutError:
+                connection.abort()
+                await connection.wait_closed()
+
+    def abort(self) -> None:
+        """Cut everything off now; every waiting request fails."""
+        for connection in reversed(self._connections):
+            connection.abort()
+
+    async def _jump(
+        self, jump: str, via: asyncssh.SSHClientConnection | None
+    ) -> asyncssh.SSHClientConnection:
+        if len(self._connections) >= JUMPS_MAX:
+            raise Refused("ProxyJump: more jumps than make sense", hint="Look at ~/.ssh/config.")
+        place = urlsplit("ssh://" + jump.strip().removeprefix("ssh://"))
+        return await self.connect(place.hostname or "", place.port, place.username, via)
+
+    def _options(
+        self, host: str, port: int | None, user: str | None, trusted: asyncssh.SSHKnownHosts
+    ) -> dict[str, Any]:
+        settings = self._settings
+        options: dict[str, Any] = {
+            "host": host,
+            "known_hosts": trusted,
+            "password_auth": False,
+            "kbdint_auth": False,
+            "gss_auth": False,
+            "gss_kex": False,
+            "host_based_auth": False,
+            "encryption_algs": "^aes128-gcm@openssh.com",  # Half the work of chacha20.
+            "compression_algs": None,  # AIM files are compressed, or it does not pay.
+            "connect_timeout": settings.connect_s_max,
+            "login_timeout": settings.connect_s_max,
+            "keepalive_interval": settings.keepalive_interval_s,
+            "keepalive_count_max": settings.keepalive_count_max,
+        }
+        if port is not None:
+            options["port"] = port
+        if user is not None:
+            options["username"] = user
+        if settings.ssh_config is not None:
+            options["config"] = [str(settings.ssh_config)]
+        if settings.identity_files:
+            options["client_keys"] = [str(path.expanduser()) for path in settings.identity_files]
+        if not settings.use_agent:
+            options["agent_path"] = None
+        return options
+
+
+def _read_known_hosts(path: Path, host: str) -> asyncssh.SSHKnownHosts:
+    try:
+        return asyncssh.read_known_hosts(str(path))
+    except (OSError, ValueError) as exc:
+        hint = f"{path} has to hold the host key of {host}: {_how_to_add(host, path)}"
+        raise Refused(f"{path}: {exc}", hint=hint) from exc
+
+
+def _refusal(
+    exc: asyncssh.Error, place: tuple[str, int], trusted: asyncssh.SSHKnownHosts, path: Path
+) -> TransportError:
+    """Return the error for a connection that was not made: refused, or try again later."""
+    host, port = place
+    shown = host if port == _DEFAULT_PORT else f"[{host}]:{port}"
+    match exc:
+        case asyncssh.HostKeyNotVerifiable() | asyncssh.KeyExchangeFailed():
+            known = trusted.match(host, "", None if port == _DEFAULT_PORT else port)
+            if not any(known):
+                hint = _how_to_add(host, path, port)
+                return Refused(f"the host key of {shown} is not in {path}", hint=hint)
+            hint = (
+                "Somebody may be in between. If the host was really set up anew, remove the old "
+                f"line with `ssh-keygen -R '{shown}' -f {path}`, then "
+                + _how_to_add(host, path, port)
+            )
+            message = f"the host key of {shown} is not the one in {path}: {exc.reason}"
+            return Refused(message, hint=hint)
+        case asyncssh.PermissionDenied() | asyncssh.IllegalUserName():
+            hint = "Is our public key in the account's authorized_keys, and this the right user?"
+            return Refused(f"{shown} does not accept our key: {exc.reason}", hint=hint)
+        case _ if "authentication failures" in exc.reason:
+            hint = "Name one identity file for this destination."
+            return Refused(f"{shown} does not accept our keys: {exc.reason}", hint=hint)
+        case _:
+            return Unavailable(f"{shown}: {exc.reason}")
+
+
+def _how_to_add(host: str, path: Path, port: int = _DEFAULT_PORT) -> str:
+    return (
+        f"run `ssh-keyscan -t ed25519 -p {port} {host}`, compare its fingerprint "
+        "(`ssh-keygen -lf -`) with the one that the far host's operator reads out, "
+        f"and append the line to {path}."
+    )

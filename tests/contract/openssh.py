@@ -1,0 +1,146 @@
+"""A stock OpenSSH server on loopback: own configuration, own host key, one authorised key.
+
+It runs as the current user (root also needs /run/sshd) and serves the whole file tree over
+internal-sftp, so a test gives it absolute paths beneath its own directory.
+"""
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+START_S_MAX = 10.0
+
+
+def find_sshd() -> str:
+    """Return sshd's path; without one skip, or fail where CI promises to have it."""
+    path = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    if path is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("no sshd: install openssh-server")
+        pytest.skip("no sshd: install openssh-server")
+    return path
+
+
+def make_key(path: Path) -> Path:
+    """Make an ed25519 key pair, replacing what is there; return the private half's path."""
+    path.unlink(missing_ok=True)
+    command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", str(path)]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    return path
+
+
+def free_port() -> int:
+    """Return a loopback port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@dataclass
+class Sshd:
+    """A running server; `known_hosts` names it as ``[127.0.0.1]:port``."""
+
+    directory: Path
+    port: int
+    known_hosts: Path
+    identity: Path
+    user: str
+    extra_config: str = ""
+    _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    def url(self, store: Path) -> str:
+        """Return the URL of a store directory on this host."""
+        return f"sftp://{self.user}@127.0.0.1:{self.port}{store}"
+
+    def start(self) -> None:
+        """Start it and wait until it listens."""
+        config = self.directory / "sshd_config"
+        config.write_text(self._config())
+        command = [find_sshd(), "-D", "-e", "-f", str(config)]
+        with (self.directory / "sshd.log").open("ab") as log:
+            # A session of its own, so that stop() can end its children too.
+            self._process = subprocess.Popen(command, stderr=log, start_new_session=True)
+        self._wait_until_listening()
+
+    def stop(self) -> None:
+        """End it and every connection it serves, at once."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        # Children of sshd put themselves into sessions of their own; they see their peer go.
+
+    def restart(self) -> None:
+        """Stop and start it again on the same port, with the same keys."""
+        self.stop()
+        self.start()
+
+    def change_host_key(self) -> None:
+        """Give the server another identity; `known_hosts` still holds the old one."""
+        self.stop()
+        make_key(self.directory / "host_key")
+        self.start()
+
+    def write_known_hosts(self, port: int | None = None) -> None:
+        """Trust the present host key, under this or another port (that of a proxy)."""
+        key = (self.directory / "host_key.pub").read_text().split()
+        ports = {self.port, port or self.port}
+        lines = [f"[127.0.0.1]:{number} {key[0]} {key[1]}\n" for number in sorted(ports)]
+        self.known_hosts.write_text("".join(lines))
+
+    def _config(self) -> str:
+        return f"""
+Port {self.port}
+ListenAddress 127.0.0.1
+HostKey {self.directory / "host_key"}
+AuthorizedKeysFile {self.directory / "authorized_keys"}
+PidFile none
+StrictModes no
+UsePAM no
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+PermitRootLogin prohibit-password
+MaxStartups 100
+Subsystem sftp internal-sftp
+LogLevel ERROR
+{self.extra_config}
+"""
+
+    def _wait_until_listening(self) -> None:
+        deadline_s = time.monotonic() + START_S_MAX
+        while True:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                return
+            process = self._process
+            dead = process is None or process.poll() is not None
+            if dead or time.monotonic() > deadline_s:
+                pytest.fail("sshd did not start: " + (self.directory / "sshd.log").read_text())
+            time.sleep(0.02)
+
+
+def start_sshd(directory: Path, extra_config: str = "") -> Sshd:
+    """Start a server whose keys, log and configuration live in *directory*."""
+    find_sshd()
+    directory.mkdir(parents=True, exist_ok=True)
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+    make_key(directory / "host_key")
+    identity = make_key(directory / "identity")
+    shutil.copy(identity.with_suffix(".pub"), directory / "authorized_keys")
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    sshd = Sshd(directory, free_port(), directory / "known_hosts", identity, user, extra_config)
+    sshd.write_known_hosts()
+    sshd.start()
+    return sshd
