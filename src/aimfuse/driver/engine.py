@@ -7,6 +7,7 @@ is a triple: `begin` and `finish` on that thread, the work between them in a wor
 """
 
 import errno
+import json
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -200,6 +201,11 @@ class Engine:
         """Accept a named position and return it."""
         self._check_active()
         return self.journal.append(RecordType.BOOKMARK, 0, 0, 0, label.encode())
+
+    def gap(self, reason: str) -> Seq:
+        """Accept that history is broken here: the images hold more than the journal says."""
+        self._check_active()
+        return self.journal.append(RecordType.GAP, 0, 0, 0, json.dumps({"reason": reason}).encode())
 
     def read(self, volume: Volume, offset: int, length: int) -> bytes:
         """Return what the volume holds now, up to its end; also while halted.

@@ -5,7 +5,6 @@ small C extension `_fallocate`; where it could not be built, the kernel answers 
 EOPNOTSUPP by itself and nothing else changes.
 """
 
-import contextlib
 import errno
 import importlib
 import logging
@@ -109,7 +108,6 @@ async def _outcome(handler: Handler, ino: int, mode: int, offset: int, length: i
     try:
         return int(await handler(ino, mode, offset, length))
     except AimfuseError as exc:
-        log.warning("fallocate at %d+%d refused: %s", offset, length, exc)
         return exc.kernel_errno
     except Exception as exc:
         # FUSEError carries an errno as OSError does; its class cannot be named here, since

@@ -86,8 +86,9 @@ def redo(
         _apply(images, [change for change in data_changes(file) if change.volume in end.names])
     if images.is_directory:
         _restore_names(disk, images.root, end, found)
-    images.fit({volume: end.sizes[volume] for volume in end.names})
-    images.sync(images.take_all())
+    if not checkpoint.clean:
+        images.fit({volume: end.sizes[volume] for volume in end.names})
+        images.sync(images.take_all())
     return end
 
 

@@ -1,0 +1,327 @@
+"""Bring a group to life and put it to rest: initialise, recover, serve, close. Blocking.
+
+A group is an image file, a block device or a flat directory of images, together with its state
+directory. `open_group` takes the locks, finds the journal's end, redoes it into the images and
+starts the next epoch if the end was not a clean one.
+"""
+
+import os
+import secrets
+import stat
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from aimfuse.disk import Disk, try_lock
+from aimfuse.driver import fingerprint
+from aimfuse.driver.checkpoint import Checkpoint, CheckpointFile, KnownVolume
+from aimfuse.driver.engine import Engine, Limits
+from aimfuse.driver.images import HIDDEN_PREFIX, Images
+from aimfuse.driver.recovery import Namespace, redo
+from aimfuse.driver.volumes import Volumes
+from aimfuse.errors import BusyError, ImageMismatch, JournalError, StateLost, UsageError
+from aimfuse.journal.journal import Head, Journal
+from aimfuse.journal.records import VolumeEntry, check_name
+from aimfuse.journal.recovery import recover
+from aimfuse.units import TIB, Epoch, VolumeId
+
+LOCK_NAME = "lock"
+DIRECTORY_SIZE_MAX = 16 * TIB
+"""How large a volume of a directory group may grow unless the settings say otherwise."""
+
+_NOTE = """\
+This directory belongs to aimfuse: it holds the journal of the image beside it.
+
+While the volume is mounted, and after a crash until the next mount, the image alone is NOT the
+whole truth: the newest writes are in spool/. Read and write the volume only through
+`aimfuse mount`. Do not delete or edit anything here.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPaths:
+    """Where a group's parts lie."""
+
+    image: Path
+    state_dir: Path
+    spool: Path
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLimits:
+    """What a group may use; sizes in bytes. Without `size_max` images keep their size."""
+
+    file_bytes: int
+    memory_bytes_max: int
+    size_max: int | None = None
+
+
+def init_group(disk: Disk, paths: GroupPaths) -> Checkpoint:
+    """Make the state of a new group around what the image holds now.
+
+    Raises:
+        UsageError: the image is missing or no image, or the group exists already.
+        OSError: nothing or an unfinished state directory was left; calling again goes on.
+    """
+    checkpoints = CheckpointFile(disk, paths.state_dir)
+    if checkpoints.exists():
+        raise UsageError(f"{paths.image} is initialised already (state in {paths.state_dir})")
+    images = Images(disk, paths.image, directory=_is_directory(paths.image))
+    disk.mkdir("init:state", paths.state_dir)
+    disk.mkdir("init:spool", paths.spool)
+    disk.mkdir("init:destinations", paths.state_dir / "destinations")
+    _write_note(disk, paths.state_dir / "README")
+    volumes = tuple(_adopt(disk, images))
+    checkpoint = Checkpoint(
+        group=secrets.token_bytes(16),
+        head=Head(),
+        next_volume=VolumeId(len(volumes) + 1),
+        volumes=volumes,
+        clean=True,
+        fingerprint=_fingerprint(disk, images, volumes),
+    )
+    checkpoints.write(checkpoint)
+    checkpoints.write(checkpoint)  # Both slots: later one of them may be damaged.
+    images.close()
+    return checkpoint
+
+
+def open_group(
+    disk: Disk, paths: GroupPaths, limits: GroupLimits, *, resync: bool = False
+) -> Engine:
+    """Recover the group and return its engine, accepting.
+
+    With *resync* an image that was changed behind our back becomes the truth: a GAP record
+    says that history is broken, and every mirror needs a full copy.
+
+    Raises:
+        UsageError: not initialised.
+        ImageMismatch: the image is not the one that was left. Nothing was changed.
+        JournalError: the journal is damaged. Nothing was dropped.
+        StateLost, OSError: as the disk gave it.
+    """
+    checkpoints = CheckpointFile(disk, paths.state_dir)
+    before = checkpoints.read()
+    if before is None:
+        raise UsageError(
+            f"{paths.image} is not initialised", hint=f"Run `aimfuse init {paths.image}` first."
+        )
+    if not resync and not disk.exists(paths.spool):
+        raise StateLost(
+            paths.spool,
+            hint="The spool is missing. Mount its disk, or run `aimfuse mount --resync`.",
+        )
+    if resync:
+        before = _start_over(disk, paths, before)
+        checkpoints.write(before)
+    elif before.clean:
+        _check_untouched(disk, paths, before)
+    images = Images(disk, paths.image, directory=_is_directory(paths.image))
+    try:
+        recovered = recover(disk, paths.spool, before.group, before.head)
+        namespace = redo(disk, paths.spool, recovered.files, before, images)
+        engine = _serve(disk, paths, limits, checkpoints, before, recovered.head, images, namespace)
+        if resync:
+            engine.gap("the image was taken as it is by --resync")
+    except BaseException:
+        images.close()
+        raise
+    return engine
+
+
+def close_group(disk: Disk, engine: Engine) -> None:
+    """End cleanly: commit, apply and seal all, checkpoint with the images' fingerprint.
+
+    Raises:
+        OSError: the end is not clean; the next mount recovers, nothing is lost.
+    """
+    drain(engine)
+    if engine.halted is None:
+        engine.retire()
+        while engine.journal.closing:
+            engine.finish_seal(engine.journal.seal_next())
+        step = engine.begin_checkpoint()
+        if step is not None:
+            engine.write_checkpoint(*step)
+            engine.finish_checkpoint(step[0])
+        else:
+            engine.images.sync(engine.images.take_dirty())
+        final = replace(
+            engine.checkpoint,
+            clean=True,
+            epoch=engine.journal.epoch,
+            next_volume=engine.volumes.next_volume,
+            fingerprint=fingerprint.take(disk, engine.images, engine.volumes),
+        )
+        engine.write_checkpoint(final, engine.images.take_dirty())
+    engine.journal.close()
+    engine.images.close()
+
+
+def drain(engine: Engine) -> None:
+    """Commit and apply everything that was accepted, in the calling thread."""
+    commit = engine.begin_commit()
+    if commit is not None:
+        engine.journal.sync(commit)
+        engine.finish_commit(commit)
+    while batch := engine.begin_apply():
+        engine.images.apply(batch)
+        engine.finish_apply(batch)
+
+
+class GroupLock:
+    """The locks that keep a second mount away: on the state directory and on the image."""
+
+    def __init__(self, paths: GroupPaths) -> None:
+        """Take both, or raise `BusyError` with the owner's process id."""
+        self._fds: list[int] = []
+        try:
+            self._take(paths.state_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT, paths)
+            flags = os.O_RDONLY
+            if _is_device(paths.image):
+                flags = os.O_RDWR | os.O_EXCL
+            self._take(paths.image, flags, paths)
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Give the locks back; the end of the process does the same."""
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
+
+    def _take(self, path: Path, flags: int, paths: GroupPaths) -> None:
+        try:
+            fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            raise BusyError(f"{path}: {exc.strerror}") from exc
+        self._fds.append(fd)
+        lock = self._fds[0]
+        if not try_lock(fd):
+            owner = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
+            raise BusyError(
+                f"{paths.image} is served already, by process {owner}",
+                hint=f"Use that mount, or end it with `aimfuse umount {paths.image}`.",
+            )
+        if fd == lock:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+
+
+def _serve(  # noqa: PLR0913 - everything that recovery found
+    disk: Disk,
+    paths: GroupPaths,
+    limits: GroupLimits,
+    checkpoints: CheckpointFile,
+    before: Checkpoint,
+    head: Head,
+    images: Images,
+    namespace: Namespace,
+) -> Engine:
+    """Write the checkpoint that recovery reached, and start the journal behind it."""
+    volumes = Volumes(namespace.entries(), namespace.next_volume)
+    epoch, parent = before.epoch, before.parent
+    if not before.clean and head.number:
+        epoch, parent = Epoch(head.epoch + 1), head.as_parent()
+    known = tuple(KnownVolume(e, images.inode(e.volume)) for e in namespace.entries())
+    checkpoint = Checkpoint(before.group, head, namespace.next_volume, known, epoch, parent)
+    checkpoints.write(checkpoint)
+    journal = Journal(disk, paths.spool, before.group, head, parent, epoch, limits.file_bytes)
+    engine = Engine(
+        journal, images, volumes, checkpoints, checkpoint,
+        Limits(_size_max(images, volumes, limits), limits.memory_bytes_max),
+    )  # fmt: skip
+    journal.adopt(journal.make_ready())
+    engine.roll()
+    return engine
+
+
+def _start_over(disk: Disk, paths: GroupPaths, before: Checkpoint) -> Checkpoint:
+    """Return a checkpoint that takes the images as they are, behind the journal's end.
+
+    A spool that cannot be closed is set aside, never deleted.
+    """
+    try:
+        head = recover(disk, paths.spool, before.group, before.head).head
+    except (JournalError, FileNotFoundError):
+        head = before.head
+        if disk.exists(paths.spool):
+            aside = paths.spool.with_name(f"{paths.spool.name}.damaged-{time.time_ns()}")
+            disk.rename("resync:set_aside", paths.spool, aside)
+        disk.mkdir("resync:spool", paths.spool)
+    images = Images(disk, paths.image, directory=_is_directory(paths.image))
+    first = before.next_volume if images.is_directory else VolumeId(1)
+    volumes = tuple(_adopt(disk, images, first))
+    images.close()
+    next_volume = VolumeId(max(before.next_volume, first + len(volumes)))
+    return replace(before.unclean(), head=head, volumes=volumes, next_volume=next_volume)
+
+
+def _check_untouched(disk: Disk, paths: GroupPaths, before: Checkpoint) -> None:
+    """Compare the images with the fingerprint of the last clean end, changing nothing."""
+    images = Images(disk, paths.image, directory=_is_directory(paths.image))
+    try:
+        now = _fingerprint(disk, images, tuple(_adopt(disk, images)))
+    finally:
+        images.close()
+    found = fingerprint.differences(before.fingerprint or {}, now)
+    if found:
+        raise ImageMismatch(
+            "the image was changed while aimfuse was not serving it: " + "; ".join(found[:5]),
+            hint="Put the old image back, or run `aimfuse mount --resync` to take this one; "
+            "every mirror then needs a full copy.",
+        )
+
+
+def _adopt(disk: Disk, images: Images, first: VolumeId = VolumeId(1)) -> list[KnownVolume]:
+    """Open what lies at the image's path as volumes and return them, numbered from *first*."""
+    if not images.is_directory:
+        size = images.open(first, images.root)
+        entry = VolumeEntry(first, check_name(images.root.name.encode()), size)
+        return [KnownVolume(entry, images.inode(first))]
+    found = []
+    for name in disk.listdir(images.root):
+        path = images.root / name
+        if not path.is_file() or path.is_symlink() or name.startswith(HIDDEN_PREFIX):
+            continue
+        volume = VolumeId(first + len(found))
+        entry = VolumeEntry(volume, check_name(name.encode()), images.open(volume, path))
+        found.append(KnownVolume(entry, images.inode(volume)))
+    return found
+
+
+def _fingerprint(
+    disk: Disk, images: Images, volumes: tuple[KnownVolume, ...]
+) -> fingerprint.Fingerprint:
+    return fingerprint.take(disk, images, Volumes((v.entry for v in volumes), VolumeId(1)))
+
+
+def _size_max(images: Images, volumes: Volumes, limits: GroupLimits) -> int:
+    if limits.size_max is not None:
+        return limits.size_max
+    if images.is_directory:
+        return DIRECTORY_SIZE_MAX
+    return max(volume.size_bytes for volume in volumes)
+
+
+def _write_note(disk: Disk, path: Path) -> None:
+    fd = disk.open("init:note", path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        disk.pwrite("init:note", fd, [_NOTE.encode()], 0)
+    finally:
+        disk.close(fd)
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        mode = path.stat().st_mode
+    except OSError as exc:
+        raise UsageError(f"{path}: {exc.strerror}", hint="Make the image first.") from exc
+    if stat.S_ISDIR(mode) or stat.S_ISREG(mode) or stat.S_ISBLK(mode):
+        return stat.S_ISDIR(mode)
+    raise UsageError(f"{path} is neither a file, nor a block device, nor a directory")
+
+
+def _is_device(path: Path) -> bool:
+    return stat.S_ISBLK(path.stat().st_mode)
