@@ -132,8 +132,11 @@ def decode_identity(header: bytes | memoryview) -> Identity:
 
 
 def identity_seed(header: bytes | memoryview) -> int:
-    """Return the seed of the file's IOCB checksums: no other file has the same."""
-    return crc32c(header[:IDENTITY_BYTES])
+    """Return the seed of the file's IOCB checksums: no other file is likely to have the same.
+
+    Without the identity's own checksum: a CRC over bytes and their CRC is a constant.
+    """
+    return crc32c(header[: _IDENTITY.size])
 
 
 def encode_seal(seal: Seal) -> bytes:
@@ -161,4 +164,4 @@ def decode_seal(header: bytes | memoryview) -> Seal | None:
     magic, *numbers, prev_digest, digest = _SEAL.unpack(fields)
     if magic != _SEAL_MAGIC or _CRC.unpack_from(data, _SEAL.size)[0] != crc32c(fields):
         raise BadHeader("seal checksum mismatch")
-    return Seal(*numbers, prev_digest, digest)
+    return Seal(*numbers, prev_digest=prev_digest, digest=digest)

@@ -35,6 +35,7 @@ from aimfuse.units import MIB, Seq
 FILE_BYTES_MAX = 256 * MIB
 """No AIM file is larger; a reader refuses what claims to be."""
 
+_COMMIT_BYTE = bytes([RecordType.COMMIT])
 _DIGEST_GAP = bytes(DIGEST_END_AT - DIGEST_AT)
 
 
@@ -231,7 +232,7 @@ def _commit_marks(view: memoryview, seed: int) -> Iterator[Iocb]:
     assert isinstance(data, bytes)
     at = data.find(MAGIC, HEADER_BYTES)
     while at >= 0:
-        if data[at + len(MAGIC)] == RecordType.COMMIT:
+        if data[at + len(MAGIC) : at + len(MAGIC) + 1] == _COMMIT_BYTE:
             iocb = _sound_frame(view, seed, at)
             if iocb is not None:
                 yield iocb
