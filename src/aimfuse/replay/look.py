@@ -1,0 +1,66 @@
+"""Look at a directory that others write into, without following or opening anything.
+
+Nothing here changes a byte, so it stands beside `Disk` and not in it; tests with a simulated
+disk put a simulated look in its place.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a name is, itself and not what it may point to; size in bytes, time in Unix ns."""
+
+    kind: str
+    inode: int
+    size: int
+    links: int
+    owner: int
+    mtime_ns: int
+
+    @property
+    def is_file(self) -> bool:
+        """Tell whether it is a regular file."""
+        return self.kind == "file"
+
+
+_KINDS = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "symbolic link",
+    stat.S_IFIFO: "FIFO",
+    stat.S_IFSOCK: "socket",
+}
+
+
+class Look:
+    """The real look; every method raises `OSError` as the kernel gave it."""
+
+    def scan(self, directory: Path) -> Iterator[str]:
+        """Yield the names in the directory, in no order, without holding them all."""
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                yield entry.name
+
+    def entry(self, path: Path) -> Entry | None:
+        """Return what *path* is, or None when nothing has that name (any more)."""
+        try:
+            info = path.lstat()
+        except FileNotFoundError:
+            return None
+        return Entry(
+            _KINDS.get(stat.S_IFMT(info.st_mode), "device"),
+            info.st_ino,
+            info.st_size,
+            info.st_nlink,
+            info.st_uid,
+            info.st_mtime_ns,
+        )
+
+    def own_uid(self) -> int:
+        """Return the user id that this process acts as."""
+        return os.geteuid()

@@ -1,0 +1,403 @@
+"""One store at work: take files in, apply what is next, report. Synchronous; see replayer.
+
+Private copies come before anything new: what a crash or a failed disk interrupted is redone
+from them first. A disk error changes no position; the round fails and is repeated later. A
+broken history halts the store durably; a fault of ours halts it until the next start.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from aimfuse.disk import Disk
+from aimfuse.errors import JournalError, StateLost, StoreError
+from aimfuse.journal.header import FileKind
+from aimfuse.journal.names import JournalName, SyncName, parse
+from aimfuse.journal.reader import AimFile
+from aimfuse.replay.ack import LIST_MAX, AckFile
+from aimfuse.replay.apply import apply_journal
+from aimfuse.replay.chain import fork
+from aimfuse.replay.inbox import DamagedFile, Inbox, Later
+from aimfuse.replay.look import Look
+from aimfuse.replay.quarantine import Quarantine, safe_name
+from aimfuse.replay.state import Head, HistoryBroken, Json, Phase, UnfitFile
+from aimfuse.replay.store import Store
+from aimfuse.replay.sync import Turn, apply_sync, read_mark, turn
+from aimfuse.replay.work import Copy, Work
+from aimfuse.units import SECOND_NS, FileNumber
+
+log = logging.getLogger(__name__)
+
+NOTICE_NS = 300 * SECOND_NS
+ROUND_S = 0.1
+"""A round ends after the file during which this much time has passed."""
+
+_REPLAYING = {Phase.CATCHING_UP, Phase.CONSISTENT}
+AnyName = JournalName | SyncName
+
+
+class Session:
+    """A store between its opening and its closing; all methods on one thread at a time."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        path: Path,
+        look: Look | None = None,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """Name the store; nothing is touched before the first round. *clock*: Unix ns."""
+        self.store = Store(disk, path, look)
+        self.failures = 0
+        self.error = ""
+        self.halted = ""
+        self.stale_count = 0
+        self._clock = clock
+        self._ready = False
+        self._again = True
+        self._notice = ("", 0)
+        self._progress_ns = clock()
+        self._damaged: dict[str, None] = {}
+        self._inbox_sizes: dict[AnyName, int] = {}
+        self._inbox_files = 0
+        self._round_ends_s = 0.0
+
+    def round(self, *, last: bool = False) -> bool:
+        """Do a bounded piece of work; return whether anything got further.
+
+        Never raises for what the disk or a sender did: `error` and `failures` say it, and
+        the next round tries again. *last* writes the ack without waiting for its turn.
+        """
+        progress = False
+        self._round_ends_s = time.monotonic() + ROUND_S
+        try:
+            if not self.halted:
+                progress = self._round()
+        except (OSError, MemoryError) as exc:
+            self._fail(exc)
+        except (StoreError, StateLost) as exc:
+            self._stop(f"{exc} {exc.hint}".rstrip())
+        except Exception as exc:
+            log.exception("%s: stopped by a fault of aimfuse", self.store.path)
+            self._stop(f"stopped by a fault of aimfuse: {exc!r}")
+        else:
+            self.error, self.failures = "", 0
+        if self._ready:
+            self._ack.offer(self._ack_key(), self._report, force=last)
+        return progress
+
+    def is_idle(self) -> bool:
+        """Tell whether a round would find nothing to do; costs one look at the inbox."""
+        if self.halted or not self._ready or self._again or self.failures:
+            return bool(self.halted)
+        try:
+            return not self._inbox.changed()
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        """Let the store go."""
+        self.store.close()
+
+    # The round.
+
+    def _round(self) -> bool:
+        if not self._ready:
+            self._open()
+        if self.store.state.phase is Phase.HALTED:
+            self.halted = self.store.state.reason
+            return False
+        progress = self._drain()
+        if self._again or self._inbox.changed():
+            progress = self._empty_inbox() or progress
+        return progress
+
+    def _open(self) -> None:
+        self.store.open()
+        self._quarantine = Quarantine(self.store)
+        self._inbox = Inbox(self.store, self._clock)
+        self._work = Work(self.store)
+        self._drop_applied()
+        self._ack = AckFile(self.store, self._clock)
+        remembered = self._ack.last.get("damaged")
+        names = [*self._work.lost, *(remembered if isinstance(remembered, list) else [])]
+        self._damaged = {n: None for n in names if isinstance(n, str) and parse(n) is not None}
+        self._ready = True
+
+    def _empty_inbox(self) -> bool:
+        listing = self._inbox.list()
+        names: list[AnyName] = [*listing.sync, *listing.journal]
+        self._inbox_sizes = {name: self._inbox.size(name) for name in names}
+        self._inbox_files = listing.files
+        self._again = False
+        progress = False
+        for name in names:
+            if self._is_over() or self.halted:
+                self._again = True
+                return progress
+            if self._take(name):
+                progress = True
+                self._inbox_sizes.pop(name, None)
+                self._inbox_files -= 1
+        progress = self._set_junk_aside(listing.junk) or progress
+        self._again = listing.more and progress
+        return progress
+
+    def _set_junk_aside(self, names: list[str]) -> bool:
+        moved = False
+        for name in names:
+            reason = "not the name of an AIM file"
+            moved = self._set_aside(self.store.inbox / name, reason) or moved
+        return moved
+
+    def _take(self, name: AnyName) -> bool:
+        try:
+            if isinstance(name, JournalName):
+                return self._take_journal(name)
+            return self._take_sync(name)
+        except DamagedFile as exc:
+            self._note_damaged(name)
+            return self._set_aside(self._inbox.path(name), str(exc), expendable=True)
+        except UnfitFile as exc:
+            return self._set_aside(self._inbox.path(name), str(exc))
+
+    def _take_journal(self, name: JournalName) -> bool:
+        head = self.store.state.head
+        if head is None:
+            return False  # It may be right, once a first sync says so.
+        if name.number < head.number:
+            return self._discard(name)
+        known = self._work.journal.get(name.number)
+        if known is None and name.number > head.number + 1 and not self._work.has_room():
+            return False
+        aim = self._read(name)
+        return aim is not None and self._accept(name, aim, head, known)
+
+    def _accept(self, name: JournalName, aim: AimFile, head: Head, known: Copy | None) -> bool:
+        """Take in a sound journal file, unless its number is taken: by itself, or by a fork."""
+        digest = head.digest if name.number == head.number else known and known.digest
+        if digest == aim.seal.digest:
+            return self._discard(name)
+        if digest is not None:
+            self._halt(fork(aim, "another one under its number is here"), self._inbox.path(name))
+            return True
+        self._receive(name, aim)
+        if name.number == head.number + 1 and self.store.state.phase in _REPLAYING:
+            self._apply(self._work.journal[name.number], aim)
+            self._drain()
+        return True
+
+    def _take_sync(self, name: SyncName) -> bool:
+        sync = self.store.state.sync
+        if sync and sync.sync_id == name.sync_id and (sync.done or name.index < sync.next_index):
+            self.stale_count += 1
+            return self._discard(name)
+        if name in self._work.sync:
+            return self._discard(name)
+        is_next = name.index == (sync.next_index if sync else 0)
+        if not is_next and name.index > 0 and not self._work.has_room():
+            return False
+        aim = self._read(name)
+        if aim is None:
+            return False
+        mark = read_mark(aim)
+        when = turn(self.store.state, mark.sync_id, mark.index, mark.start)
+        if when is Turn.NEVER:
+            self.stale_count += 1
+            return self._discard(name)
+        self._receive(name, aim)
+        self._drain()
+        return True
+
+    def _read(self, name: AnyName) -> AimFile | None:
+        """Read a file from the inbox if it is there, whole, and one of this store's."""
+        aim = self._inbox.read(name)
+        if isinstance(aim, Later):
+            return None
+        identity, group = aim.identity, self.store.state.group
+        if identity.kind is FileKind.JOURNAL:
+            said: AnyName = JournalName(identity.epoch, identity.number)
+        else:
+            said = SyncName(identity.sync_id, identity.number - 1)
+        if said != name:
+            raise UnfitFile("its header names another file than its name does")
+        if group is not None and identity.group != group:
+            problem = f"foreign: it is of group {identity.group.hex()}, not of this store's"
+            self._notice = (f"{name.sealed}: {problem}", self._clock())
+            raise UnfitFile(problem)
+        return aim
+
+    def _receive(self, name: AnyName, aim: AimFile) -> None:
+        self._work.add(name, aim)
+        self._damaged.pop(name.sealed, None)
+        self._discard(name)
+
+    def _discard(self, name: AnyName) -> bool:
+        """Remove a file from the inbox that is here already or of no use."""
+        path = self._inbox.path(name)
+        entry = self.store.look.entry(path)
+        if entry is None:
+            return True
+        if not entry.is_file:
+            return self._set_aside(path, f"a {entry.kind} and no file")
+        self.store.disk.unlink("inbox:unlink", path)
+        return True
+
+    # Applying.
+
+    def _drain(self) -> bool:
+        """Apply private copies while the next one is there and the round lasts."""
+        progress = False
+        while not self.halted and (copy := self._next_copy()) is not None:
+            self._redo(copy)
+            progress = True
+            if self._is_over():
+                self._again = True
+                break
+        return progress
+
+    def _next_copy(self) -> Copy | None:
+        state = self.store.state
+        if state.phase in _REPLAYING and state.head is not None:
+            return self._work.journal.get(FileNumber(state.head.number + 1))
+        for name, copy in self._work.sync.items():
+            sync_id = state.sync.sync_id if state.sync else None
+            next_index = state.sync.next_index if state.sync else 0
+            if name.index == (next_index if name.sync_id == sync_id else 0):
+                return copy
+        return None
+
+    def _redo(self, copy: Copy) -> None:
+        try:
+            aim = self._work.read(copy)
+        except JournalError as exc:
+            self._note_damaged(copy.name)
+            self._put_off(copy, f"the private copy was damaged: {exc}", expendable=True)
+            return
+        self._apply(copy, aim)
+
+    def _apply(self, copy: Copy, aim: AimFile) -> None:
+        try:
+            if isinstance(copy.name, JournalName):
+                apply_journal(self.store, aim)
+            else:
+                self._apply_sync(copy, aim)
+        except HistoryBroken as exc:
+            self._halt(exc, self.store.work / copy.name.sealed)
+            self._work.forget(copy)
+            return
+        except UnfitFile as exc:
+            self._put_off(copy, str(exc))
+            return
+        self._work.drop(copy)
+        self._progress_ns = self._clock()
+
+    def _apply_sync(self, copy: Copy, aim: AimFile) -> None:
+        mark = read_mark(aim)
+        state = self.store.state
+        if turn(state, mark.sync_id, mark.index, mark.start) is not Turn.NOW:
+            self.stale_count += 1
+            return
+        apply_sync(self.store, aim, mark)
+        done = self.store.state.phase is not Phase.SYNCING
+        for other in list(self._work.sync.values()):
+            assert isinstance(other.name, SyncName)
+            if other is not copy and (done or other.name.sync_id != mark.sync_id):
+                self._work.drop(other)
+        self._drop_applied()
+
+    def _drop_applied(self) -> None:
+        """Drop journal files that the position has passed without needing them."""
+        head = self.store.state.head
+        for number, copy in list(self._work.journal.items()):
+            if head is None or number <= head.number:
+                self._work.drop(copy)
+
+    def _put_off(self, copy: Copy, reason: str, *, expendable: bool = False) -> None:
+        self._set_aside(self.store.work / copy.name.sealed, reason, expendable=expendable)
+        self._work.forget(copy)
+
+    # Refusing and failing.
+
+    def _set_aside(self, path: Path, reason: str, *, expendable: bool = False) -> bool:
+        return self._quarantine.set_aside(path, reason, self._clock(), expendable=expendable)
+
+    def _note_damaged(self, name: AnyName) -> None:
+        if len(self._damaged) < LIST_MAX:
+            self._damaged[name.sealed] = None
+
+    def _halt(self, exc: HistoryBroken, path: Path) -> None:
+        """Stop for good: the reason becomes durable before the file is set aside."""
+        self.store.save(replace(self.store.state, phase=Phase.HALTED, reason=str(exc)))
+        self._stop(str(exc))
+        self._set_aside(path, str(exc))
+
+    def _stop(self, reason: str) -> None:
+        self.halted = reason
+        log.error("%s halted: %s", self.store.path, reason)
+
+    def _fail(self, exc: Exception) -> None:
+        text = f"{type(exc).__name__}: {exc}"
+        if text != self.error:
+            log.warning("%s: %s; it will be tried again", self.store.path, text)
+        self.error = text
+        self.failures += 1
+        self._again = True
+
+    def _is_over(self) -> bool:
+        return time.monotonic() >= self._round_ends_s
+
+    # Reporting.
+
+    def _ack_key(self) -> object:
+        """Return something that differs whenever the ack would say something else."""
+        state = self.store.state
+        damaged = tuple(self._damaged)
+        return (state, self._work.files, self._inbox_files, self._quarantine.count,
+                self._shown_error(), damaged, self.stale_count)  # fmt: skip
+
+    def _shown_error(self) -> str | None:
+        text, since_ns = self._notice
+        recent = 0 <= self._clock() - since_ns < NOTICE_NS
+        return self.halted or self.error or (text if recent else "") or None
+
+    def _report(self) -> Json:
+        state, sync, head = self.store.state, self.store.state.sync, self.store.state.head
+        after = head.number if head else 0
+        phase = Phase.HALTED if self.halted else state.phase
+        ahead = [n for n in self._damaged if _is_needed(n, after)][:LIST_MAX]
+        self._damaged = dict.fromkeys(ahead)
+        oldest = [c.first_time_ns for c in self._work.copies() if c.first_time_ns]
+        return {
+            "group": state.group.hex() if state.group else None,
+            "time_ns": self._clock(),
+            "phase": phase.value,
+            "applied": head.to_json() if head else None,
+            "received": {"number": self._work.received(after)},
+            "missing": self._work.missing(after, LIST_MAX),
+            "damaged": ahead,
+            "sync": {
+                "id": f"{sync.sync_id:016x}",
+                "next_index": sync.next_index,
+                "next": list(sync.next_at),
+                "done": sync.done,
+            } if sync else None,
+            "queue": {
+                "files": self._work.files + max(0, self._inbox_files),
+                "bytes": self._work.size_bytes + sum(self._inbox_sizes.values()),
+            },
+            "oldest_waiting_ns": min(oldest, default=0),
+            "mirror_time_ns": head.time_ns if head else 0,
+            "progress_ns": self._progress_ns,
+            "free_bytes": self.store.disk.free_bytes(self.store.path),
+            "error": self._shown_error(),
+            "quarantined": self._quarantine.count,
+            "stale": self.stale_count,
+        }  # fmt: skip
+
+
+def _is_needed(text: str, applied: int) -> bool:
+    name = parse(safe_name(text))
+    return not isinstance(name, JournalName) or name.number > applied

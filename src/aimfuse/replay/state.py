@@ -1,0 +1,174 @@
+"""What a store knows about itself, and its JSON form in the state slots."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from aimfuse.errors import StoreError
+from aimfuse.journal.header import DIGEST_BYTES, NO_DIGEST
+from aimfuse.journal.records import VolumeEntry
+from aimfuse.units import Epoch, FileNumber, Seq, VolumeId
+
+Json = dict[str, Any]
+
+
+class Phase(StrEnum):
+    """How far a store has come; only in CONSISTENT is its mirror promised."""
+
+    EMPTY = "empty"
+    SYNCING = "syncing"
+    CATCHING_UP = "catching_up"
+    CONSISTENT = "consistent"
+    HALTED = "halted"
+
+
+class HistoryBroken(StoreError):
+    """The next file cannot be applied, now or later: the store halts before touching data."""
+
+    hint = (
+        "The mirror stays at the last good position. Copy what is needed from it; to go on, "
+        "move the store away, and the source begins a new one with a first sync."
+    )
+
+
+class UnfitFile(StoreError):
+    """One file does not belong into this store: it is set aside, the store goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The last applied position: a file boundary of the journal, and when it was written."""
+
+    epoch: Epoch = Epoch(0)
+    number: FileNumber = FileNumber(0)
+    seq: Seq = Seq(0)
+    digest: bytes = NO_DIGEST
+    time_ns: int = 0
+
+    def to_json(self) -> Json:
+        """Return the form that state slots and acks carry."""
+        return {
+            "epoch": self.epoch,
+            "number": self.number,
+            "seq": self.seq,
+            "digest": self.digest.hex(),
+            "time_ns": self.time_ns,
+        }
+
+    @classmethod
+    def from_json(cls, data: Json) -> "Head":
+        """Read what `to_json`, or a source in a SYNC mark, wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: a field is missing or of another kind.
+        """
+        digest = bytes.fromhex(data["digest"])
+        if len(digest) != DIGEST_BYTES:
+            raise ValueError("a digest of another length")
+        numbers = (natural(data["epoch"]), natural(data["number"]), natural(data["seq"]))
+        epoch, number, seq = numbers
+        return cls(
+            Epoch(epoch), FileNumber(number), Seq(seq), digest, natural(data.get("time_ns", 0))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SyncProgress:
+    """How far a first sync is: the next file's index and where it has to begin."""
+
+    sync_id: int
+    origin: Head
+    next_index: int
+    next_at: tuple[int, int]
+    to: int | None = None
+
+    @property
+    def done(self) -> bool:
+        """Tell whether the last file was applied."""
+        return self.to is not None
+
+    def to_json(self) -> Json:
+        """Return the form that state slots carry."""
+        return {
+            "id": f"{self.sync_id:016x}",
+            "from": self.origin.to_json(),
+            "next_index": self.next_index,
+            "next": list(self.next_at),
+            "to": self.to,
+        }
+
+    @classmethod
+    def from_json(cls, data: Json) -> "SyncProgress":
+        """Read what `to_json` wrote; errors as for `Head.from_json`."""
+        volume, offset = data["next"]
+        return cls(
+            int(data["id"], 16),
+            Head.from_json(data["from"]),
+            natural(data["next_index"]),
+            (natural(volume), natural(offset)),
+            data["to"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StoreState:
+    """Everything that a store must know after a restart.
+
+    `volume_id_max` is the highest volume id that was ever mentioned; while
+    `volume_ids_exact` is false, higher ones may have come and gone before the first sync.
+    """
+
+    group: bytes | None = None
+    head: Head | None = None
+    volumes: tuple[VolumeEntry, ...] = ()
+    phase: Phase = Phase.EMPTY
+    sync: SyncProgress | None = None
+    reason: str = ""
+    volume_id_max: int = 0
+    volume_ids_exact: bool = False
+
+    def to_json(self) -> Json:
+        """Return the form that the state slots carry."""
+        return {
+            "group": self.group.hex() if self.group else None,
+            "head": self.head.to_json() if self.head else None,
+            "volumes": [volume_to_json(entry) for entry in self.volumes],
+            "phase": self.phase.value,
+            "sync": self.sync.to_json() if self.sync else None,
+            "reason": self.reason,
+            "volume_id_max": self.volume_id_max,
+            "volume_ids_exact": self.volume_ids_exact,
+        }
+
+    @classmethod
+    def from_json(cls, data: Json) -> "StoreState":
+        """Read what `to_json` wrote; errors as for `Head.from_json`."""
+        return cls(
+            bytes.fromhex(data["group"]) if data["group"] else None,
+            Head.from_json(data["head"]) if data["head"] else None,
+            tuple(
+                VolumeEntry(VolumeId(entry["id"]), entry["name"], entry["size"])
+                for entry in data["volumes"]
+            ),
+            Phase(data["phase"]),
+            SyncProgress.from_json(data["sync"]) if data["sync"] else None,
+            data["reason"],
+            data["volume_id_max"],
+            data["volume_ids_exact"],
+        )
+
+
+def volume_to_json(entry: VolumeEntry) -> Json:
+    """Return one volume as state slots and reports carry it."""
+    return {"id": entry.volume, "name": entry.name, "size": entry.size_bytes}
+
+
+def natural(value: object) -> int:
+    """Return *value* if it is a whole number from 0 to 2^64 - 1, as every counter is.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 64:
+        raise ValueError(f"{value!r} is no counter")
+    return value

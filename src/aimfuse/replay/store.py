@@ -1,0 +1,196 @@
+"""One store's directory: its layout, its lock, and its durable state.
+
+STORE/inbox        files as they arrive; belongs to the sender, only read and emptied here
+STORE/work         private durable copies of received files, until they are applied
+STORE/volumes      the mirror's data by volume id: ``00000001``
+STORE/mirror       hard links to them under the volumes' names, once they are consistent
+STORE/history      the place of applied files and before-images
+STORE/quarantine   what was refused, each with a reason
+STORE/state.0, .1  the state slots; STORE/lock the one replayer; STORE/ack.json the report
+"""
+
+import os
+from pathlib import Path
+
+from aimfuse.disk import Disk, try_lock
+from aimfuse.errors import BusyError, StoreError
+from aimfuse.journal.records import VolumeEntry
+from aimfuse.journal.slots import Slots
+from aimfuse.replay.look import Look
+from aimfuse.replay.state import Phase, StoreState
+from aimfuse.units import VolumeId
+
+INBOX = "inbox"
+ACK = "ack.json"
+HEARTBEAT = "source.json"
+_OWN_DIRECTORIES = ("work", "volumes", "mirror", "history", "quarantine")
+_PID_BYTES_MAX = 20
+LINK_SUFFIX = ".link"
+
+
+class Store:
+    """An open store: held by this process alone until `close`.
+
+    `state` is always what the slots hold; only `save` changes it.
+    """
+
+    def __init__(self, disk: Disk, path: Path, look: Look | None = None) -> None:
+        """Name the places; nothing is touched before `lock` and `open`."""
+        self.disk = disk
+        self.look = look or Look()
+        self.path = path
+        self.inbox = path / INBOX
+        self.work = path / "work"
+        self.volumes = path / "volumes"
+        self.mirror = path / "mirror"
+        self.quarantine = path / "quarantine"
+        self.state = StoreState()
+        self._slots = Slots(disk, path / "state", "store-state")
+        self._lock_fd = -1
+
+    def lock(self) -> None:
+        """Take the lock that makes this process the store's one replayer.
+
+        Raises:
+            BusyError: another one has it. Nothing was changed.
+            OSError: as the disk gave it.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        fd = self.disk.open("store:lock", self.path / "lock", flags)
+        if not try_lock(fd):
+            pid = self.disk.pread(fd, _PID_BYTES_MAX, 0).decode("ascii", "replace").strip()
+            self.disk.close(fd)
+            raise BusyError(
+                f"{self.path} has a replayer already, process {pid or 'unknown'}",
+                hint="One replayer per store: stop the other one first.",
+            )
+        self._lock_fd = fd
+        self.disk.truncate("store:lock_cut", fd, 0)
+        self.disk.pwrite("store:lock_pid", fd, [f"{os.getpid()}\n".encode()], 0)
+
+    def open(self) -> None:
+        """Make what is missing, read the state, finish what a crash left; repeatable.
+
+        Raises:
+            StateLost: both state slots are damaged.
+            StoreError: a directory of the store is not a plain directory, or data is gone.
+            OSError: as the disk gave it.
+        """
+        for name in (INBOX, *_OWN_DIRECTORIES):
+            self._make_directory(self.path / name)
+        self.state = self._read_state()
+        self._tidy()
+
+    def close(self) -> None:
+        """Let the lock go; the directory may be opened again."""
+        if self._lock_fd >= 0:
+            self.disk.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def save(self, state: StoreState) -> None:
+        """Make *state* durable, then current. After an `OSError` the old one still counts."""
+        self._slots.write(state.to_json())
+        self.state = state
+
+    def volume_path(self, volume: VolumeId) -> Path:
+        """Return where the data of *volume* lies."""
+        return self.volumes / f"{volume:08d}"
+
+    def derive_links(self, old: tuple[VolumeEntry, ...], new: tuple[VolumeEntry, ...]) -> None:
+        """Turn the names of table *old* into those of *new*, durably.
+
+        Repeating it after a crash at any step gives the same names. Names that are in
+        neither table belong to somebody else and stay.
+        """
+        before = {entry.name: entry.volume for entry in old}
+        after = {entry.name: entry.volume for entry in new}
+        if before == after:
+            return
+        for name, volume in after.items():
+            if before.get(name) != volume:
+                self._link(name, volume)
+        for name in before.keys() - after.keys():
+            if self.disk.exists(self.mirror / name):
+                self.disk.unlink("mirror:unlink", self.mirror / name)
+        self.disk.sync_dir("mirror:sync_dir", self.mirror)
+
+    def remove_volumes(self, gone: set[VolumeId]) -> None:
+        """Remove data that no table names any more; a crash leaves the rest to `open`."""
+        for volume in gone:
+            path = self.volume_path(volume)
+            if self.disk.exists(path):
+                self.disk.unlink("volumes:unlink", path)
+
+    def _make_directory(self, path: Path) -> None:
+        if not self.disk.exists(path):
+            self.disk.mkdir("store:mkdir", path)
+        entry = self.look.entry(path)
+        if entry is None or entry.kind != "directory":
+            raise StoreError(
+                f"{path} is not a plain directory", hint="Remove it; the store makes its own."
+            )
+
+    def _read_state(self) -> StoreState:
+        data = self._slots.read()
+        if data is None:
+            return StoreState()
+        try:
+            return StoreState.from_json(data)
+        except (KeyError, TypeError, ValueError) as exc:
+            raise StoreError(
+                f"{self.path}: the state is of another version: {exc!r}",
+                hint="Use the aimfuse version that last ran here, or a newer one.",
+            ) from exc
+
+    def _tidy(self) -> None:
+        """Remove what a crash left over, and make the names right that it left wrong."""
+        known = {f"{entry.volume:08d}" for entry in self.state.volumes}
+        for name in self.disk.listdir(self.volumes):
+            if name not in known:
+                self.disk.unlink("volumes:tidy", self.volumes / name)
+        if self.state.phase in {Phase.CATCHING_UP, Phase.CONSISTENT}:
+            self._check_data()
+        if self._links_promised():
+            wrong = [entry for entry in self.state.volumes if not self._is_linked(entry)]
+            self.derive_links((), tuple(wrong))
+
+    def _check_data(self) -> None:
+        for entry in self.state.volumes:
+            path = self.volume_path(entry.volume)
+            if not self.disk.exists(path):
+                raise StoreError(
+                    f"{path}, the data of {entry.name!r}, is gone",
+                    hint="Put it back as it was, or move the store away for a new first sync.",
+                )
+
+    def _links_promised(self) -> bool:
+        if self.state.phase is Phase.HALTED:  # Halting changes no data: look where it was.
+            sync, head = self.state.sync, self.state.head
+            return bool(sync and head and sync.to is not None and head.number >= sync.to)
+        return self.state.phase is Phase.CONSISTENT
+
+    def _is_linked(self, entry: VolumeEntry) -> bool:
+        link, data = self.mirror / entry.name, self.volume_path(entry.volume)
+        if not (self.disk.exists(link) and self.disk.exists(data)):
+            return not self.disk.exists(data)  # Without data there is nothing to link.
+        return self._inode(link) == self._inode(data)
+
+    def _inode(self, path: Path) -> int:
+        try:
+            fd = self.disk.open("mirror:inode", path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:  # A link or the like that somebody put there: surely not our file.
+            return -1
+        try:
+            return self.disk.inode(fd)
+        finally:
+            self.disk.close(fd)
+
+    def _link(self, name: str, volume: VolumeId) -> None:
+        data = self.volume_path(volume)
+        beside = data.with_name(data.name + LINK_SUFFIX)
+        if self.disk.exists(beside):
+            self.disk.unlink("mirror:unlink_left", beside)
+        self.disk.link("mirror:link", data, beside)
+        self.disk.rename("mirror:rename", beside, self.mirror / name)
+        if self.disk.exists(beside):  # Renaming onto another link of the same file does nothing.
+            self.disk.unlink("mirror:unlink_beside", beside)
