@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from aimfuse import __version__
+from aimfuse.cli import source
 
 app = typer.Typer(
     name="aimfuse",
@@ -32,6 +33,9 @@ def root(
 ) -> None:
     """Mirror disk images to other places, asynchronously and in write order."""
     del version  # Its callback has done the work.
+
+
+source.register(app)
 
 
 def main() -> None:

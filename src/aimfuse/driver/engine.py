@@ -268,7 +268,8 @@ class Engine:
                 volume.overlay.remove(change)
             if volume.removed and not volume.opens and not volume.overlay:
                 self.forget(volume)
-        self.applied_seq = self._accepted[0].seq - 1 if self._accepted else self.journal.durable_seq
+        pending = self._accepted
+        self.applied_seq = Seq(pending[0].seq - 1) if pending else self.journal.durable_seq
 
     def forget(self, volume: Volume) -> None:
         """Drop a removed volume that is neither open nor waiting for its removal."""

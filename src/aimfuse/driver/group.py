@@ -280,7 +280,7 @@ def _adopt(disk: Disk, images: Images, first: VolumeId = VolumeId(1)) -> list[Kn
         size = images.open(first, images.root)
         entry = VolumeEntry(first, check_name(images.root.name.encode()), size)
         return [KnownVolume(entry, images.inode(first))]
-    found = []
+    found: list[KnownVolume] = []
     for name in disk.listdir(images.root):
         path = images.root / name
         if not path.is_file() or path.is_symlink() or name.startswith(HIDDEN_PREFIX):

@@ -91,6 +91,11 @@ class Images:
         fd = self._fds.get(volume)
         return self._disk.inode(fd) if fd is not None else 0
 
+    def blocks(self, volume: int) -> int:
+        """Return the space that a volume's image occupies, in units of 512 bytes."""
+        fd = self._fds.get(volume)
+        return self._disk.allocated(fd) // 512 if fd is not None else 0
+
     def read(self, volume: int, length: int, offset: int) -> bytes:
         """Return *length* bytes of the image; zeros beyond its end or while it has none."""
         fd = self._fds.get(volume)
@@ -138,6 +143,12 @@ class Images:
         """Return all open images and the names, for `sync` after a recovery."""
         self.take_dirty()
         return Dirty(tuple(self._fds.values()), self._directory)
+
+    def are_allocated(self) -> bool:
+        """Tell whether no image has a hole, so that writes inside them need no space."""
+        return not self._directory and all(
+            self._disk.allocated(fd) >= self._sizes[volume] for volume, fd in self._fds.items()
+        )
 
     def fit(self, sizes: Mapping[VolumeId, int]) -> None:
         """Give images the sizes that their volumes have, where they differ."""

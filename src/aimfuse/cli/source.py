@@ -1,0 +1,183 @@
+"""`init` and `mount`: the commands of the source host that open a group."""
+
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aimfuse import app as application
+from aimfuse import config as configuration
+from aimfuse.cli.boundary import exit_on_error
+from aimfuse.config import GroupConfig, JournalConfig, add_destination, state_dir_for
+from aimfuse.disk import Disk
+from aimfuse.errors import AimfuseError, UsageError
+from aimfuse.units import format_bytes, parse_size
+
+ImageArgument = Annotated[Path, typer.Argument(help="Image file, block device or directory.")]
+StateOption = Annotated[
+    Path | None, typer.Option("--state", help="State directory instead of IMAGE.aim.")
+]
+ToOption = Annotated[
+    list[str] | None,
+    typer.Option("--to", help="Destination, such as sftp://host/srv/mirror or dir:///backup/v."),
+]
+
+LOG_NAME = "mount.log"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to *app*."""
+    app.command()(init)
+    app.command()(mount)
+
+
+def init(
+    image: ImageArgument,
+    size: Annotated[
+        str | None, typer.Option("--size", help="Make the image, this large, such as 10GiB.")
+    ] = None,
+    to: ToOption = None,
+    state: StateOption = None,
+    size_max: Annotated[
+        str | None, typer.Option("--size-max", help="How large a volume may grow.")
+    ] = None,
+) -> None:
+    """Prepare an image, a block device or a directory of images for mirroring."""
+    with exit_on_error():
+        config = _initialise(image, state, to or [], size, size_max)
+        typer.echo(f"{config.image}: ready; its state is in {config.state_dir}")
+        typer.echo(f"Mount it: aimfuse mount {image} MOUNTPOINT")
+
+
+def mount(  # noqa: PLR0913 - one parameter an option
+    image: ImageArgument,
+    mountpoint: Annotated[Path, typer.Argument(help="Existing, empty directory.")],
+    to: ToOption = None,
+    state: StateOption = None,
+    background: Annotated[
+        bool, typer.Option("--background", help="Return once it is mounted.")
+    ] = False,
+    allow_other: Annotated[
+        bool, typer.Option("--allow-other", help="Let other users in.")
+    ] = False,
+    writeback: Annotated[
+        bool,
+        typer.Option(
+            "--writeback",
+            help="Let the kernel hold and reorder writes: faster, but order holds at fsync only.",
+        ),
+    ] = False,
+    resync: Annotated[
+        bool,
+        typer.Option("--resync", help="Take the image as it is; mirrors need a full copy."),
+    ] = False,
+    ready_fd: Annotated[int | None, typer.Option("--ready-fd", hidden=True)] = None,
+) -> None:
+    """Serve the image's volumes at MOUNTPOINT and mirror every write to all destinations."""
+    with exit_on_error():
+        config = _configured(image, state, to or [])
+        options = application.MountOptions(
+            mountpoint.absolute(),
+            allow_other or config.mount.allow_other,
+            writeback or config.mount.writeback,
+        )
+        if background:
+            _mount_in_background(config, sys.argv[1:])
+            return
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+        request = application.MountRequest(config.image, options, config.state_dir, resync)
+        application.run_mount(request, Disk(), lambda: _announce(config, options, ready_fd))
+
+
+def _configured(image: Path, state: Path | None, to: list[str]) -> GroupConfig:
+    """Return the group's settings, with the destinations *to* added; initialise a new one."""
+    state_dir = state_dir_for(image, state)
+    if not (state_dir / configuration.CONFIG_NAME).exists():
+        return _initialise(image, state, to, None, None)
+    config = configuration.load(state_dir)
+    wanted = config
+    for url in to:
+        wanted = add_destination(wanted, url)
+    if wanted != config:
+        configuration.save(wanted)
+    return wanted
+
+
+def _initialise(
+    image: Path, state: Path | None, to: list[str], size: str | None, size_max: str | None
+) -> GroupConfig:
+    if size is not None:
+        _make_image(image, parse_size(size))
+    if not image.exists():
+        raise UsageError(f"{image} does not exist", hint=f"Run `aimfuse init {image} --size 10GiB`.")
+    largest = parse_size(size_max) if size_max else None
+    if largest is None and image.is_file():
+        largest = image.stat().st_size
+    journal = replace(JournalConfig(), size_bytes_max=largest)
+    config = GroupConfig(state_dir_for(image, state), image.resolve(), journal=journal)
+    for url in to:
+        config = add_destination(config, url)
+    application.initialise(config, Disk())
+    return config
+
+
+def _make_image(image: Path, size: int) -> None:
+    if image.exists():
+        raise UsageError(f"{image} exists already", hint="Leave --size out to use it as it is.")
+    disk = Disk()
+    fd = disk.open("init:image", image, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    try:
+        disk.truncate("init:image", fd, size)
+    finally:
+        disk.close(fd)
+    disk.sync_dir("init:image", image.absolute().parent)
+    typer.echo(f"{image}: made, {format_bytes(size)}, empty")
+
+
+def _announce(
+    config: GroupConfig, options: application.MountOptions, ready_fd: int | None
+) -> None:
+    message = f"{config.image} is mounted at {options.mountpoint}"
+    if ready_fd is None:
+        typer.echo(message)
+    else:
+        os.write(ready_fd, f"{message}\n".encode())
+        os.close(ready_fd)
+
+
+def _mount_in_background(config: GroupConfig, arguments: list[str]) -> None:
+    """Start the same command again without --background and wait until it has mounted."""
+    reader, writer = os.pipe()
+    log_path = config.state_dir / LOG_NAME
+    command = [sys.executable, "-m", "aimfuse"]
+    command += [word for word in arguments if word != "--background"]
+    with log_path.open("ab") as log:
+        child = subprocess.Popen(  # noqa: S603 - our own command line
+            [*command, "--ready-fd", str(writer)],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            pass_fds=[writer], start_new_session=True,
+        )  # fmt: skip
+    os.close(writer)
+    with os.fdopen(reader) as ready:
+        message = ready.readline().strip()
+    if message:
+        typer.echo(message)
+        return
+    code = child.wait()
+    tail = log_path.read_text(errors="replace").strip().splitlines()[-2:]
+    raise _BackgroundFailure(code, tail, log_path)
+
+
+class _BackgroundFailure(AimfuseError):
+    """The mount ended before it was ready."""
+
+    def __init__(self, code: int, tail: list[str], log_path: Path) -> None:
+        message = next((line for line in tail if line.startswith("aimfuse: ")), "not mounted")
+        hint = tail[-1] if len(tail) > 1 and tail[-1] != message else f"See {log_path}."
+        super().__init__(message.removeprefix("aimfuse: "), hint=hint)
+        self.exit_code = code or 1  # type: ignore[misc]

@@ -1,0 +1,199 @@
+"""One mount from its first to its last moment: pyfuse3's session around an open group."""
+
+import contextlib
+import errno
+import logging
+import os
+import signal
+import subprocess
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from aimfuse.driver import control, fallocate
+from aimfuse.driver.control_files import ControlFiles, check_label
+from aimfuse.driver.engine import Engine
+from aimfuse.driver.group import close_group
+from aimfuse.driver.pump import Pump
+from aimfuse.driver.status import SourceStatus
+from aimfuse.errors import BusyError, HaltedError, UsageError
+
+fallocate.load()  # Before pyfuse3 is imported: it wins libfuse's symbol for the session.
+
+import pyfuse3  # noqa: E402
+
+from aimfuse.driver.operations import Operations  # noqa: E402
+from aimfuse.disk import Disk  # noqa: E402
+
+log = logging.getLogger(__name__)
+
+FSTYPE = "aimfuse"
+
+Companion = Callable[[SourceStatus], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """How to mount. `writeback` lets the kernel hold and reorder writes before we see them."""
+
+    mountpoint: Path
+    allow_other: bool = False
+    writeback: bool = False
+
+
+class Mount:
+    """Serves an engine at a mountpoint until it is unmounted."""
+
+    def __init__(
+        self, disk: Disk, engine: Engine, pump: Pump, status: SourceStatus, options: MountOptions
+    ) -> None:
+        """Prepare; nothing is mounted before `run`."""
+        self._disk = disk
+        self._engine = engine
+        self._pump = pump
+        self._status = status
+        self._options = options
+
+    async def run(
+        self, state_dir: Path, companions: list[Companion], mounted: Callable[[], None]
+    ) -> None:
+        """Mount, call *mounted*, serve until unmounted, then close the group cleanly.
+
+        Raises:
+            HaltedError: the volume had been halted; the next mount recovers.
+        """
+        listener = control.listen(state_dir)
+        operations = Operations(
+            self._engine,
+            self._pump,
+            ControlFiles(self._status, self._bookmark),
+            writeback=self._options.writeback,
+        )
+        pyfuse3.init(operations, str(self._options.mountpoint), self._fuse_options())
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._pump.run)
+                nursery.start_soon(control.serve, listener, self._handlers())
+                nursery.start_soon(self._stop_on_signal)
+                for companion in companions:
+                    nursery.start_soon(companion, self._status)
+                async with trio.open_nursery() as requests:
+                    fallocate.install(operations.fallocate, requests.start_soon)
+                    mounted()
+                    await pyfuse3.main()
+                    fallocate.uninstall()
+                nursery.cancel_scope.cancel()
+        finally:
+            pyfuse3.close(unmount=True)
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(close_group, self._disk, self._engine)
+        if self._engine.halted is not None:
+            raise HaltedError(self._engine.halted)
+
+    async def unmount(self) -> None:
+        """Ask the kernel to unmount; `run` returns when it has.
+
+        Raises:
+            BusyError: something still uses the mount.
+        """
+        command = ["fusermount3", "-u", "--", str(self._options.mountpoint)]
+        done = await trio.run_process(command, check=False, capture_stderr=True, stdin=b"")
+        if done.returncode:
+            raise BusyError(
+                done.stderr.decode(errors="replace").strip(),
+                hint="Unmount what lies on the volume and detach its loop devices, then again.",
+            )
+
+    def _fuse_options(self) -> set[str]:
+        options = set(pyfuse3.default_options)
+        options |= {f"fsname={self._status().get('image', FSTYPE)}", f"subtype={FSTYPE}"}
+        if self._options.allow_other:
+            options.add("allow_other")
+        return options
+
+    def _handlers(self) -> dict[str, control.Handler]:
+        async def status(_request: control.Request) -> dict[str, Any]:
+            return self._status()
+
+        async def roll(_request: control.Request) -> dict[str, Any]:
+            number = await self._pump.rolled()
+            return {"ok": True, "number": number, "epoch": self._engine.journal.head.epoch}
+
+        async def applied(_request: control.Request) -> dict[str, Any]:
+            number = await self._pump.rolled(applied=True)
+            return {"ok": True, "number": number, "epoch": self._engine.journal.head.epoch}
+
+        async def bookmark(request: control.Request) -> dict[str, Any]:
+            seq = await self._bookmark(check_label(str(request.get("label", ""))))
+            return {"ok": True, "epoch": self._engine.journal.epoch, "seq": seq}
+
+        async def stop(_request: control.Request) -> dict[str, Any]:
+            await self.unmount()
+            return {"ok": True}
+
+        return {
+            "status": status, "roll": roll, "applied": applied, "bookmark": bookmark, "stop": stop,
+        }  # fmt: skip
+
+    async def _bookmark(self, label: str) -> int:
+        await self._pump.room(len(label.encode()))
+        seq = self._engine.bookmark(label)
+        await self._pump.durable(seq)
+        return seq
+
+    async def _stop_on_signal(self) -> None:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async for number in signals:
+                try:
+                    await self.unmount()
+                except BusyError as exc:
+                    log.warning("%s: %s. %s", signal.Signals(number).name, exc, exc.hint)
+
+
+def check_mountpoint(mountpoint: Path, image: Path, inside: list[Path]) -> None:
+    """Refuse a mountpoint that cannot be one, and clean up one that a dead driver left.
+
+    Raises:
+        UsageError: no directory, or *image* or one of *inside* lies below it.
+        BusyError: something is mounted there.
+    """
+    _clean_dead_mount(mountpoint, image)
+    if not mountpoint.is_dir():
+        raise UsageError(f"{mountpoint} is no directory", hint=f"Run `mkdir {mountpoint}` first.")
+    if os.path.ismount(mountpoint):
+        raise BusyError(f"something is mounted at {mountpoint} already")
+    for path in (image, *inside):
+        if path.resolve().is_relative_to(mountpoint.resolve()):
+            raise UsageError(f"{path} lies below the mountpoint {mountpoint}")
+
+
+def _clean_dead_mount(mountpoint: Path, image: Path) -> None:
+    try:
+        mountpoint.stat()
+    except OSError as exc:
+        if exc.errno != errno.ENOTCONN:
+            return
+    else:
+        return
+    source = _mounted_source(mountpoint)
+    if source != str(image):
+        raise BusyError(f"{mountpoint} is a dead mount of {source or 'something else'}")
+    log.warning("%s was left by a driver that died: cleaning up", mountpoint)
+    subprocess.run(["fusermount3", "-uz", "--", str(mountpoint)], check=False)  # noqa: S603, S607
+
+
+def _mounted_source(mountpoint: Path) -> str | None:
+    found = None
+    with contextlib.suppress(OSError), Path("/proc/self/mounts").open() as mounts:
+        for line in mounts:
+            source, where, kind, *_ = line.split(" ")
+            if kind == f"fuse.{FSTYPE}" and _unescape(where) == str(mountpoint):
+                found = _unescape(source)
+    return found
+
+
+def _unescape(word: str) -> str:
+    return word.encode().decode("unicode_escape").encode("latin-1").decode()

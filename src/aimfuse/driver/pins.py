@@ -1,0 +1,55 @@
+"""What the destinations still need from the spool.
+
+A destination's cursor names the newest file that its store has confirmed; one that is being
+synced pins everything behind the position where its sync began. One without a cursor needs
+nothing: it will start with a sync. The retention lock keeps a coordinator from choosing such a
+position while files are being released.
+"""
+
+import fcntl
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from aimfuse.disk import Disk
+from aimfuse.journal.slots import Slots
+from aimfuse.units import FileNumber
+
+RETENTION_LOCK_NAME = "retention.lock"
+
+
+class Pins:
+    """The cursors below a state directory, read anew each time."""
+
+    def __init__(
+        self, disk: Disk, state_dir: Path, destinations: Callable[[], Iterable[Path]]
+    ) -> None:
+        """Read the cursors in the directories that *destinations* gives."""
+        self._disk = disk
+        self._lock = state_dir / RETENTION_LOCK_NAME
+        self._destinations = destinations
+
+    @contextmanager
+    def held(self) -> Iterator[FileNumber | None]:
+        """Hold the retention lock and give the file through which all have everything.
+
+        None if no destination has a cursor. Blocks; the other holders are quick.
+        """
+        fd = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield self._lowest()
+        finally:
+            os.close(fd)
+
+    def _lowest(self) -> FileNumber | None:
+        pins = [pin for path in self._destinations() if (pin := self._pin(path)) is not None]
+        return min(pins, default=None)
+
+    def _pin(self, directory: Path) -> FileNumber | None:
+        state = Slots(self._disk, directory / "cursor", "cursor").read()
+        if state is None or state.get("state") == "new":
+            return None
+        pin = state.get("pin")
+        return FileNumber(int(state.get("number", 0) if pin is None else pin))

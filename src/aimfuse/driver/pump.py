@@ -1,0 +1,366 @@
+"""Keep the engine moving: the trio tasks that commit, apply, seal, make ready and checkpoint.
+
+The engine belongs to trio's thread. Each task takes a step from it, does the slow part in a
+worker thread and hands the result back; waiting requests are woken in between. Every disk
+error on the journal halts the volume, since what an fsync lost is lost.
+"""
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar, TypeVarTuple, Unpack
+
+import trio
+
+from aimfuse.disk import Disk
+from aimfuse.driver.engine import Engine
+from aimfuse.driver.pins import Pins
+from aimfuse.errors import AimfuseError, HaltedError, VolumeError
+from aimfuse.journal.journal import Head
+from aimfuse.journal.names import JournalName
+from aimfuse.journal.spool import release, sealed_names
+from aimfuse.units import MIB, FileNumber, Seq
+
+log = logging.getLogger(__name__)
+
+Args = TypeVarTuple("Args")
+Result = TypeVar("Result")
+Task = Callable[[], Awaitable[None]]
+
+TICK_S = 0.1
+COMMIT_BYTES = 8 * MIB
+"""Un-durable payload that starts a commit before its interval is over."""
+HOUSEKEEPING_S = 1.0
+IMAGE_RETRY_S = 1.0
+CHECKPOINT_FILES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class PumpLimits:
+    """When to do what; times in seconds, sizes in bytes."""
+
+    commit_interval_s: float
+    file_age_s: float
+    checkpoint_interval_s: float
+    spool_bytes_max: int
+    spool_reserve_bytes: int
+    when_full: str
+    file_bytes: int
+
+
+class Pump:
+    """The engine's tasks, and the waits that requests need."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        engine: Engine,
+        spool: Path,
+        limits: PumpLimits,
+        pins: Pins,
+    ) -> None:
+        """Drive *engine*; *pins* tell what the destinations still need."""
+        self.engine = engine
+        self.full: str | None = None
+        self.spool_free_bytes = disk.free_bytes(spool)
+        self._disk = disk
+        self._spool = spool
+        self._limits = limits
+        self._pins = pins
+        self._released = FileNumber(0)
+        self._sizes = {
+            int(name.number): (spool / name.sealed).stat().st_size
+            for name in sealed_names(disk, spool)
+        }
+        self._commit_wanted = trio.Event()
+        self._apply_wanted = trio.Event()
+        self._files_wanted = trio.Event()
+        self._waiting_seq = Seq(0)
+        engine.on_halt = self._wake_all
+        self._progress = trio.Event()
+
+    # What requests wait for.
+
+    def fits(self, payload_bytes: int) -> bool:
+        """Tell whether a request may be accepted right now; then it must be, before any await."""
+        if self.full is not None or self.engine.halted is not None:
+            return False
+        return self._fits(payload_bytes)
+
+    async def room(self, payload_bytes: int) -> None:
+        """Wait until a request with so much payload may be accepted, which then is at once.
+
+        Raises:
+            HaltedError: the volume takes no more writes.
+            VolumeError: ENOSPC, where the settings say to fail rather than to wait.
+        """
+        while not self.fits(payload_bytes):
+            self._check()
+            if self.full is not None and self._limits.when_full == "fail":
+                raise VolumeError(errno.ENOSPC, f"the spool is full: {self.full}")
+            self._commit_wanted.set()
+            self._files_wanted.set()
+            await self._next_progress()
+
+    async def durable(self, seq: Seq) -> None:
+        """Wait until record *seq* and all before it are durable in the journal.
+
+        Raises:
+            HaltedError: they may never be.
+        """
+        self._waiting_seq = Seq(max(self._waiting_seq, seq))
+        while self.engine.journal.durable_seq < seq:
+            self._check()
+            self._commit_wanted.set()
+            await self._next_progress()
+
+    async def rolled(self, *, applied: bool = False) -> FileNumber:
+        """Have everything accepted so far sealed; return the number of the newest file of it.
+
+        With *applied* also wait until the image holds it.
+        """
+        engine = self.engine
+        seq = engine.journal.last_seq
+        active = engine.journal.active
+        while active is not None and active.record_count and engine.journal.active is active:
+            self._check()
+            if engine.journal.ready is not None:
+                engine.roll()
+            self._files_wanted.set()
+            if engine.journal.active is active:
+                await self._next_progress()
+        while engine.journal.closing and engine.journal.closing[0].first_seq <= seq:
+            self._check()
+            self._files_wanted.set()
+            await self._next_progress()
+        number = engine.journal.head.number
+        while applied and engine.applied_seq < seq:
+            self._check()
+            await self._next_progress()
+        return number
+
+    def commit_soon(self) -> None:
+        """Note that something was accepted; called by every request that adds records."""
+        self._commit_wanted.set()
+
+    # Tasks.
+
+    async def run(self) -> None:
+        """Run until cancelled. The engine is left as it is; `close_group` ends it cleanly."""
+        async with trio.open_nursery() as nursery:
+            for task in (self._commit, self._apply, self._files, self._tick, self._keep_house):
+                nursery.start_soon(self._guarded, task)
+            nursery.start_soon(self._guarded, self._checkpoint)
+
+    async def _guarded(self, task: Task) -> None:
+        """Turn whatever ends a task into a halted volume; the mount stays up."""
+        name = getattr(task, "__name__", "task").strip("_")
+        try:
+            await task()
+        except OSError as exc:
+            self.engine.halt(f"{exc.strerror or exc} ({name})")
+        except AimfuseError as exc:
+            self.engine.halt(str(exc))
+        except Exception as exc:
+            log.critical("a bug in %s", name, exc_info=exc)
+            self.engine.halt(f"a bug in {name}: {exc!r}")
+
+    async def _commit(self) -> None:
+        engine = self.engine
+        last_s = 0.0
+        while True:
+            await self._commit_wanted.wait()
+            self._commit_wanted = trio.Event()
+            wait_s = last_s + self._limits.commit_interval_s - time.monotonic()
+            if wait_s > 0 and not self._urgent():
+                with trio.move_on_after(wait_s):
+                    while not self._urgent():
+                        await self._commit_wanted.wait()
+                        self._commit_wanted = trio.Event()
+            commit = engine.begin_commit()
+            if commit is None:
+                continue
+            last_s = time.monotonic()
+            await _in_thread(engine.journal.sync, commit)
+            engine.finish_commit(commit)
+            self._apply_wanted.set()
+            self._progressed()
+
+    def _urgent(self) -> bool:
+        engine = self.engine
+        return (
+            self._waiting_seq > engine.journal.durable_seq
+            or engine.unapplied_bytes > COMMIT_BYTES
+            or engine.halted is not None
+        )
+
+    async def _apply(self) -> None:
+        engine = self.engine
+        while True:
+            batch = engine.begin_apply()
+            if not batch:
+                await self._apply_wanted.wait()
+                self._apply_wanted = trio.Event()
+                continue
+            try:
+                await _in_thread(engine.images.apply, batch)
+            except OSError as exc:
+                if exc.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                    raise
+                self.full = f"no space for the image {engine.images.root}"
+                log.warning("%s: trying again", self.full)
+                await trio.sleep(IMAGE_RETRY_S)
+                continue
+            engine.finish_apply(batch)
+            self._progressed()
+
+    async def _files(self) -> None:
+        """Keep a file ready, and seal those that were rolled."""
+        engine = self.engine
+        journal = engine.journal
+        while True:
+            if journal.ready is None and engine.halted is None:
+                try:
+                    journal.adopt(await _in_thread(journal.make_ready))
+                except OSError as exc:
+                    if exc.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                        raise
+                    self.full = f"no space in {self._spool}"
+                    await trio.sleep(TICK_S)
+                self._progressed()
+            elif journal.closing and engine.halted is None:
+                engine.finish_seal(await _in_thread(self._seal_next))
+                self._apply_wanted.set()
+                self._progressed()
+            else:
+                await self._files_wanted.wait()
+                self._files_wanted = trio.Event()
+
+    async def _tick(self) -> None:
+        """Roll by age, so that a quiet volume's last writes do not wait for a full file."""
+        journal = self.engine.journal
+        while True:
+            await trio.sleep(TICK_S)
+            if journal.active_age_s() >= self._limits.file_age_s and journal.ready is not None:
+                self.engine.roll()
+            if journal.ready is None or journal.closing:
+                self._files_wanted.set()
+
+    async def _checkpoint(self) -> None:
+        engine = self.engine
+        last_s = time.monotonic()
+        while True:
+            await trio.sleep(TICK_S)
+            behind = engine.journal.head.number - engine.checkpoint.head.number
+            due = time.monotonic() - last_s >= self._limits.checkpoint_interval_s
+            if engine.halted is not None or not (due or behind >= CHECKPOINT_FILES):
+                continue
+            last_s = time.monotonic()
+            step = engine.begin_checkpoint()
+            if step is not None:
+                await _in_thread(engine.write_checkpoint, *step)
+                engine.finish_checkpoint(step[0])
+
+    async def _keep_house(self) -> None:
+        """Release what nobody needs any more, and watch the space that is left."""
+        while True:
+            await _in_thread(self._release)
+            await _in_thread(self._measure)
+            full = self._why_full()
+            if full != self.full:
+                self.full = full
+                log.log(logging.WARNING if full else logging.INFO, "spool: %s", full or "fine")
+                self._progressed()
+            await trio.sleep(HOUSEKEEPING_S)
+
+    def _release(self) -> None:
+        through = self.engine.released_through
+        if through <= self._released:
+            return
+        with self._pins.held() as pinned:
+            if pinned is not None:
+                through = FileNumber(min(through, pinned))
+            if through > self._released:
+                release(self._disk, self._spool, through)
+                self._released = through
+
+    def _measure(self) -> None:
+        self.spool_free_bytes = self._disk.free_bytes(self._spool)
+        for number in [number for number in self._sizes if number <= self._released]:
+            del self._sizes[number]
+
+    @property
+    def spool_bytes_max(self) -> int:
+        """Return how many bytes of sealed files the settings allow."""
+        return self._limits.spool_bytes_max
+
+    @property
+    def spool_files(self) -> int:
+        """Return how many sealed files the spool holds."""
+        return len(self._sizes)
+
+    @property
+    def spool_bytes(self) -> int:
+        """Return how many bytes the sealed files in the spool hold."""
+        return sum(self._sizes.values())
+
+    def _seal_next(self) -> Head:
+        head = self.engine.journal.seal_next()
+        name = JournalName(head.epoch, head.number)
+        self._sizes[head.number] = (self._spool / name.sealed).stat().st_size
+        return head
+
+    def _why_full(self) -> str | None:
+        limits = self._limits
+        # A full volume must have drained by a file before it goes on: no flapping.
+        slack = limits.file_bytes if self.full else 0
+        reserve = limits.spool_reserve_bytes + 4 * limits.file_bytes + slack
+        if self.spool_bytes + slack >= limits.spool_bytes_max:
+            return f"the spool holds {self.spool_bytes} bytes, its limit"
+        if self.spool_free_bytes < reserve:
+            return f"{self._spool} has {self.spool_free_bytes} bytes left, {reserve} are reserved"
+        root = self.engine.images.root
+        where = root if self.engine.images.is_directory else root.parent
+        if self._disk.free_bytes(where) < self.engine.unapplied_bytes + limits.file_bytes:
+            return self._why_image_full(where)
+        return None
+
+    def _why_image_full(self, where: Path) -> str | None:
+        images = self.engine.images
+        if images.are_allocated():
+            return None
+        return f"{where} has no space left for the image"
+
+    # Waking.
+
+    def _fits(self, payload_bytes: int) -> bool:
+        try:
+            return self.engine.has_room(payload_bytes)
+        except OSError as exc:
+            self.full = os.strerror(exc.errno or errno.EIO)
+            return False
+
+    def _check(self) -> None:
+        if self.engine.halted is not None:
+            raise HaltedError(self.engine.halted)
+
+    def _progressed(self) -> None:
+        progress, self._progress = self._progress, trio.Event()
+        progress.set()
+
+    async def _next_progress(self) -> None:
+        with trio.move_on_after(HOUSEKEEPING_S):
+            await self._progress.wait()
+
+    def _wake_all(self) -> None:
+        self._progressed()
+        self._commit_wanted.set()
+
+
+async def _in_thread(function: Callable[[Unpack[Args]], Result], *args: Unpack[Args]) -> Result:
+    """Run a blocking step; cancellation waits for its end, so that its result gets noted."""
+    return await trio.to_thread.run_sync(function, *args)

@@ -1,0 +1,81 @@
+"""The source's own account of itself: where its records are, and what its destinations say."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from aimfuse.driver.engine import Engine
+from aimfuse.driver.pump import Pump
+
+STATUS_BYTES_MAX = 1 << 20
+
+
+class SourceStatus:
+    """Assembles the status object that the control socket and ``.aimfuse/status`` show."""
+
+    def __init__(
+        self, engine: Engine, pump: Pump, image: Path, mountpoint: Path, destinations: list[Path]
+    ) -> None:
+        """Describe *engine*; *destinations* are the directories of the coordinator's accounts."""
+        self._engine = engine
+        self._pump = pump
+        self._image = image
+        self._mountpoint = mountpoint
+        self._destinations = destinations
+        self.coordinator: dict[str, Any] = {"pid": None, "restarts": 0}
+
+    def __call__(self) -> dict[str, Any]:
+        """Return the status now; sizes in bytes, times in Unix ns."""
+        engine, pump = self._engine, self._pump
+        journal = engine.journal
+        active = journal.active
+        state, reason = self._state()
+        return {
+            "group": engine.checkpoint.group.hex(),
+            "image": str(self._image),
+            "mounted": True,
+            "mountpoint": str(self._mountpoint),
+            "state": state,
+            "reason": reason,
+            "epoch": journal.epoch,
+            "accepted_seq": journal.last_seq,
+            "durable_seq": journal.durable_seq,
+            "applied_seq": engine.applied_seq,
+            "checkpoint": {
+                "number": engine.checkpoint.head.number,
+                "seq": engine.checkpoint.head.seq,
+            },
+            "active": {
+                "number": active.name.number if active else 0,
+                "bytes": active.end_at if active else 0,
+            },
+            "spool": {
+                "files": pump.spool_files,
+                "bytes": pump.spool_bytes,
+                "bytes_max": pump.spool_bytes_max,
+                "free_bytes": pump.spool_free_bytes,
+            },
+            "volumes": [{"name": v.name, "size": v.size_bytes} for v in engine.volumes],
+            "memory_bytes": engine.unapplied_bytes,
+            "coordinator": self.coordinator,
+            "destinations": [told for path in self._destinations if (told := _told(path))],
+            "time_ns": time.time_ns(),
+        }
+
+    def _state(self) -> tuple[str, str | None]:
+        if self._engine.halted is not None:
+            return "halted", self._engine.halted
+        if self._pump.full is not None:
+            return "spool-full", self._pump.full
+        return "active", None
+
+
+def _told(directory: Path) -> dict[str, Any] | None:
+    """Return what the coordinator last wrote about a destination; it replaces files whole."""
+    try:
+        with (directory / "status.json").open("rb") as file:
+            told = json.loads(file.read(STATUS_BYTES_MAX))
+    except (OSError, ValueError):
+        return {"name": directory.name, "state": "new", "error": None}
+    return told if isinstance(told, dict) else None
