@@ -15,7 +15,7 @@ setup: ## install what is missing, make .venv; quick when nothing changed
 check: setup ## format, lint, types and import contracts; changes nothing
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	.venv/bin/mypy
+	.venv/bin/mypy $(wildcard src tests demo bench)
 	.venv/bin/lint-imports
 
 test: check ## all checks and all tests

@@ -63,7 +63,9 @@ def test_no_file_names_a_package_registry() -> None:
 
 
 def test_host_keys_are_pinned_always() -> None:
-    assert lines_with(UNPINNED_HOST_KEY) == []
+    # A test may hand us such a setting, to see that it is not obeyed.
+    hits = [hit for hit in lines_with(UNPINNED_HOST_KEY) if not hit.startswith("tests/contract/")]
+    assert hits == []
 
 
 def test_no_file_is_a_surprise_in_the_clone() -> None:
