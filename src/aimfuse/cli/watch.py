@@ -1,0 +1,141 @@
+"""The commands that look at a running mirror, mark it, wait for it and stop it."""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from aimfuse.cli.boundary import exit_on_error
+from aimfuse.manager import control_client, dashboard, render
+from aimfuse.manager.layout import safe
+from aimfuse.manager.model import Level, snapshot
+from aimfuse.manager.target import Kind, find_source, find_targets
+from aimfuse.manager.wait import Stage, flush, unmount
+from aimfuse.units import parse_duration_s
+
+STATUS_VERSION = 1
+EXIT_TROUBLE = 1
+
+Targets = Annotated[
+    list[Path] | None,
+    typer.Argument(help="Images, mountpoints, state directories, stores, directories of them."),
+]
+Image = Annotated[Path, typer.Argument(help="The image, its mountpoint or its state directory.")]
+StateDir = Annotated[
+    Path | None, typer.Option("--state", help="The state directory, if not IMAGE.aim.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to *app*."""
+    app.command("status")(show_status)
+    app.command("dashboard")(show_dashboard)
+    app.command("flush")(flush_group)
+    app.command("bookmark")(set_bookmark)
+    app.command("umount")(unmount_group)
+
+
+def show_status(
+    targets: Targets = None,
+    as_json: AsJson = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit with 1 if anything is in trouble.")
+    ] = False,
+) -> None:
+    """Show the state of sources and stores; without TARGETS, of all that is mounted here."""
+    with exit_on_error():
+        found = find_targets(targets or [])
+        states = [(target.kind, target.status()) for target in found]
+    sources = [state for kind, state in states if kind is Kind.SOURCE]
+    stores = [state for kind, state in states if kind is Kind.STORE]
+    snap = snapshot(sources, stores, time.time_ns())
+    if as_json:
+        _print_json({"version": STATUS_VERSION, "sources": sources, "stores": stores})
+    else:
+        console = _console()
+        console.print(render.status(snap, dashboard.look_of(console)))
+    if check and snap.level >= Level.BAD:
+        raise typer.Exit(EXIT_TROUBLE)
+
+
+def show_dashboard(
+    targets: Targets = None,
+    interval: Annotated[str, typer.Option("--interval", help="Time between two looks.")] = "1s",
+    once: Annotated[bool, typer.Option("--once", help="Look once, print, and end.")] = False,
+) -> None:
+    """Watch sources and stores live, both ends in one view. Ctrl-C ends it."""
+    with exit_on_error():
+        interval_s = parse_duration_s(interval)
+        found = find_targets(targets or [])
+        dashboard.run(_console(), lambda: dashboard.take(found), interval_s, once=once)
+
+
+def flush_group(
+    image: Image,
+    wait: Annotated[
+        Stage, typer.Option("--wait", help="How far everything written so far must have come.")
+    ] = Stage.DURABLE,
+    timeout: Annotated[str, typer.Option("--timeout", help="How long to wait.")] = "5m",
+    destination: Annotated[
+        list[str] | None,
+        typer.Option("--destination", help="Wait for this one only; may be repeated."),
+    ] = None,
+    state: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Close the journal's current file, and wait until it is durable, received or applied."""
+    with exit_on_error():
+        state_dir = find_source(image, state)
+        done = flush(state_dir, wait, parse_duration_s(timeout), destination or [])
+    if as_json:
+        _print_json({"ok": True, **done})
+        return
+    where = f" at {', '.join(map(safe, done['destinations']))}" if done["destinations"] else ""
+    typer.echo(f"Everything through file {done['number']} is {done['stage']}{where}.")
+
+
+def set_bookmark(
+    image: Image,
+    label: Annotated[str, typer.Argument(help="The name of this moment.")],
+    state: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give the current position a name that restore and view understand."""
+    with exit_on_error():
+        state_dir = find_source(image, state)
+        answer = control_client.call(state_dir, {"cmd": "bookmark", "label": label})
+    if as_json:
+        _print_json(answer)
+        return
+    at = f" at {answer['epoch']}:{answer['seq']}" if {"epoch", "seq"} <= answer.keys() else ""
+    typer.echo(f"Bookmark {safe(label)!r} set{at}.")
+
+
+def unmount_group(
+    target: Image,
+    timeout: Annotated[
+        str, typer.Option("--timeout", help="How long programs and loop devices get to let go.")
+    ] = "10s",
+    state: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Unmount cleanly: write everything back, then stop the driver. Never forced, never lazy."""
+    with exit_on_error():
+        state_dir = find_source(target, state)
+        gone = unmount(state_dir, parse_duration_s(timeout))
+    if as_json:
+        _print_json({"ok": True, "mountpoint": None if gone is None else str(gone)})
+        return
+    typer.echo(f"Unmounted {safe(str(gone or target))}.")
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=False)

@@ -1,0 +1,1 @@
+"""What people see: the state of both ends, as JSON, as text and as a live dashboard."""

@@ -1,0 +1,130 @@
+"""The state of a store at the far side, from the files that its replayer and its source leave.
+
+Nothing is locked and nothing is changed. `source.json` comes from another host: it is shown,
+and decides nothing.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from aimfuse.manager.files import (
+    State,
+    count_files,
+    free_bytes,
+    lock_holder,
+    read_json,
+    read_slots,
+    read_text,
+)
+from aimfuse.units import SECOND_NS
+
+QUARANTINE_SHOWN_MAX = 64
+INBOX = "inbox"
+_REASON = ".reason"
+
+
+def store_status(store: Path) -> State:
+    """Return the state of the store at *store*; what cannot be read is None or in `error`."""
+    now_ns = time.time_ns()
+    state, problem = read_slots(store / "state")
+    known = state or {}
+    ack = read_json(store / "ack.json") or {}
+    source = read_json(store / INBOX / "source.json")
+    head = _dict(known.get("head"))
+    applied = _dict(ack.get("applied")) or head or None
+    inbox_files, inbox_bytes = _aim_files(store / INBOX)
+    work_files, work_bytes = count_files(store / "work")
+    return {
+        "store": str(store),
+        "group": known.get("group") or ack.get("group"),
+        "phase": known.get("phase") or ack.get("phase") or "empty",
+        "reason": known.get("reason") or None,
+        "error": problem or ack.get("error"),
+        "replayer": _holder(lock_holder(store / "lock")),
+        "head": head or None,
+        "applied": applied,
+        "received": ack.get("received"),
+        "missing": ack.get("missing", []),
+        "damaged": ack.get("damaged", []),
+        "sync": _sync(known, ack),
+        "inbox": {"files": inbox_files, "bytes": inbox_bytes},
+        "work": {"files": work_files, "bytes": work_bytes},
+        "quarantine": _quarantine(store / "quarantine"),
+        "volumes": known.get("volumes", []),
+        "mirror": [str(path) for path in _mirror(store / "mirror")],
+        "mirror_time_ns": ack.get("mirror_time_ns"),
+        "lag": _lag(applied, ack, source, now_ns),
+        "free_bytes": free_bytes(store),
+        "source": source,
+        "ack_time_ns": ack.get("time_ns"),
+        "generation": ack.get("generation"),
+        "time_ns": now_ns,
+    }
+
+
+def is_store(path: Path) -> bool:
+    """Tell whether the directory is a store: it was used as one, or a source opened one."""
+    marks = ("state.0", "state.1", "ack.json", f"{INBOX}/source.json")
+    return any((path / mark).exists() for mark in marks)
+
+
+def _holder(pid: int | None) -> State | None:
+    return None if pid is None else {"pid": pid}
+
+
+def _aim_files(inbox: Path) -> tuple[int, int]:
+    files, size = count_files(inbox)
+    note = inbox / "source.json"
+    if files and note.is_file():
+        return files - 1, max(0, size - note.stat().st_size)
+    return files, size
+
+
+def _mirror(directory: Path) -> list[Path]:
+    try:
+        return sorted(directory.iterdir())
+    except OSError:
+        return []
+
+
+def _quarantine(directory: Path) -> State:
+    try:
+        names = sorted(path.name for path in directory.iterdir() if path.suffix != _REASON)
+    except OSError:
+        names = []
+    shown = [
+        {"name": name, "reason": read_text(directory / (name + _REASON))}
+        for name in names[:QUARANTINE_SHOWN_MAX]
+    ]
+    return {"files": len(names), "shown": shown}
+
+
+def _sync(known: State, ack: State) -> State | None:
+    sync = known.get("sync")
+    return sync if isinstance(sync, dict) else ack.get("sync")
+
+
+def _lag(applied: State | None, ack: State, source: State | None, now_ns: int) -> State:
+    """Return how far the mirror is behind what its source last said; None where unknown.
+
+    The seconds count from the last applied record: an upper bound, which the source knows
+    better. With everything applied that the heartbeat knew of, nothing is behind.
+    """
+    newest = _dict(_dict(source).get("newest"))
+    if not newest or applied is None:
+        return {"seconds": None, "files": None}
+    files = max(0, _int(newest.get("number")) - _int(applied.get("number")))
+    mirror_ns = _int(ack.get("mirror_time_ns"))
+    if not files:
+        return {"seconds": 0.0, "files": 0}
+    seconds = max(0.0, (now_ns - mirror_ns) / SECOND_NS) if mirror_ns else None
+    return {"seconds": seconds, "files": files}
+
+
+def _dict(value: Any) -> State:  # noqa: ANN401 - JSON that somebody else wrote
+    return value if isinstance(value, dict) else {}
+
+
+def _int(value: Any) -> int:  # noqa: ANN401 - as above
+    return value if isinstance(value, int) else 0

@@ -1,0 +1,386 @@
+"""What a screen shows of a source or a store: typed, complete, and free of surprises.
+
+The status dictionaries come from files and sockets that other processes, also on other hosts,
+have written. Here each value is taken for what it should be, or for its absence.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from aimfuse.manager.fields import Fields
+from aimfuse.units import SECOND_NS, format_seconds
+
+STALE_S = 5.0
+"""A destination's status that was not renewed for so long says how things were."""
+
+
+class Level(IntEnum):
+    """How much a state wants to be looked at."""
+
+    IDLE = 0
+    FINE = 1
+    BUSY = 2
+    WARN = 3
+    BAD = 4
+
+
+_LEVELS = {
+    "active": Level.FINE, "idle": Level.FINE, "shipping": Level.FINE, "consistent": Level.FINE,
+    "syncing": Level.BUSY, "catching_up": Level.BUSY, "connecting": Level.BUSY,
+    "recovering": Level.BUSY, "new": Level.IDLE, "empty": Level.IDLE, "unmounted": Level.IDLE,
+    "stopped": Level.WARN, "paused": Level.WARN, "retrying": Level.WARN, "unclean": Level.WARN,
+    "spool-full": Level.BAD, "refused": Level.BAD, "halted": Level.BAD, "damaged": Level.BAD,
+    "silent": Level.BAD,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """So many files with so many bytes in them."""
+
+    files: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A file on its way: *sent* of *bytes* have left."""
+
+    name: str
+    bytes: int
+    sent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sync:
+    """A first copy or a resync under way; None where only the other end knows."""
+
+    files: int
+    done_bytes: int
+    total_bytes: int | None
+    eta_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How far a mirror is behind; None where only the other end knows."""
+
+    seconds: float | None = None
+    bytes: int | None = None
+    files: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something an operator must see, and what to do about it."""
+
+    text: str
+    hint: str = ""
+    level: Level = Level.BAD
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A volume and its size in bytes."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """One destination of a source as the source sees it; rates in bytes per second."""
+
+    name: str
+    url: str
+    state: str
+    level: Level
+    queued: Amount
+    in_flight: tuple[Upload, ...]
+    received: Amount
+    applied_number: int
+    applied_seq: int
+    lag: Lag
+    rate_bytes_s: float
+    sent_bytes: int
+    sync: Sync | None
+    mirror_time_ns: int | None
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A group on its source host; sizes in bytes."""
+
+    image: str
+    mountpoint: str
+    mounted: bool
+    state: str
+    level: Level
+    epoch: int
+    accepted_seq: int
+    durable_seq: int
+    applied_seq: int
+    newest_number: int
+    spool: Amount
+    spool_bytes_max: int | None
+    spool_free_bytes: int | None
+    memory_bytes: int
+    volumes: tuple[Volume, ...]
+    shipper: str
+    destinations: tuple[Destination, ...]
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A store on the far side; sizes in bytes."""
+
+    path: str
+    state: str
+    level: Level
+    replayer_pid: int | None
+    received_number: int | None
+    applied_number: int
+    applied_seq: int
+    epoch: int
+    arrived: Amount
+    waiting: Amount
+    missing: tuple[int, ...]
+    damaged: tuple[str, ...]
+    quarantined: int
+    quarantine: tuple[tuple[str, str], ...]
+    sync: Sync | None
+    volumes: tuple[Volume, ...]
+    mirror_time_ns: int | None
+    lag: Lag
+    source_time_ns: int | None
+    free_bytes: int | None
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Both ends as they were at one time, in Unix ns."""
+
+    taken_ns: int
+    sources: tuple[Source, ...] = ()
+    stores: tuple[Store, ...] = ()
+
+    @property
+    def level(self) -> Level:
+        """Return the worst level of anything in it."""
+        levels = [source.level for source in self.sources]
+        levels += [one.level for source in self.sources for one in source.destinations]
+        levels += [store.level for store in self.stores]
+        return max(levels, default=Level.IDLE)
+
+
+def snapshot(sources: Sequence[Any], stores: Sequence[Any], taken_ns: int) -> Snapshot:
+    """Return the snapshot of the status dictionaries; never raises on what they hold."""
+    return Snapshot(
+        taken_ns,
+        tuple(_source(Fields(status), taken_ns) for status in sources),
+        tuple(_store(Fields(status), taken_ns) for status in stores),
+    )
+
+
+def _source(status: Fields, now_ns: int) -> Source:
+    state = status.text("state") or "unknown"
+    level = _LEVELS.get(state, Level.WARN)
+    spool, shipper = status.part("spool"), status.part("coordinator")
+    destinations = tuple(_destination(one, now_ns) for one in status.parts("destinations"))
+    return Source(
+        image=status.text("image") or "?",
+        mountpoint=status.text("mountpoint"),
+        mounted=status.flag("mounted"),
+        state=state,
+        level=level,
+        epoch=status.count("epoch"),
+        accepted_seq=status.count("accepted_seq"),
+        durable_seq=status.count("durable_seq"),
+        applied_seq=status.count("applied_seq"),
+        newest_number=status.part("active").count("number"),
+        spool=_amount(spool),
+        spool_bytes_max=spool.maybe("bytes_max"),
+        spool_free_bytes=spool.maybe("free_bytes"),
+        memory_bytes=status.count("memory_bytes"),
+        volumes=_volumes(status),
+        shipper=_shipper(shipper),
+        destinations=destinations,
+        problems=tuple(_source_problems(status, state, level, destinations)),
+    )
+
+
+def _shipper(shipper: Fields) -> str:
+    if not shipper:
+        return ""
+    restarts = shipper.count("restarts")
+    again = f", restarted {restarts} times" if restarts else ""
+    return f"pid {shipper.count('pid')}{again}"
+
+
+def _source_problems(
+    status: Fields, state: str, level: Level, destinations: Sequence[Destination]
+) -> list[Problem]:
+    found = []
+    reason = status.text("reason")
+    if reason or level >= Level.BAD:
+        hint = _SOURCE_HINTS.get(state, "")
+        found.append(Problem(reason or state, hint, max(level, Level.WARN) if reason else level))
+    if destinations and status.flag("mounted") and not status.part("coordinator"):
+        found.append(Problem("nothing is shipped: the coordinator is not running", "", Level.WARN))
+    return found
+
+
+_SOURCE_HINTS = {
+    "halted": "Unmount, look at the disk and the log, then mount again: recovery redoes the "
+    "journal.",
+    "spool-full": "Make room on the spool's disk, or bring a destination back.",
+    "silent": "See what the driver's process waits for; its log says more.",
+    "damaged": "Run aimfuse doctor.",
+    "unclean": "Mount it: nothing else may use the image before that.",
+}
+
+_DESTINATION_HINTS = {
+    "refused": "Nothing is tried again before somebody acts; the message says what is wrong.",
+    "halted": "This mirror cannot follow any more and needs a new first sync.",
+    "stopped": "Mount the image, or run aimfuse ship.",
+    "paused": "Go on with aimfuse resume.",
+}
+
+
+def _destination(status: Fields, now_ns: int) -> Destination:
+    state = status.text("state") or "new"
+    sync, lag, applied = status.part("sync"), status.part("lag"), status.part("applied")
+    ack = status.part("ack")
+    problems = list(_destination_problems(status, state, ack, now_ns))
+    level = max([_LEVELS.get(state, Level.WARN), *(one.level for one in problems)])
+    return Destination(
+        name=status.text("name") or "?",
+        url=status.text("url"),
+        state=state,
+        level=level,
+        queued=_amount(status.part("queued")),
+        in_flight=tuple(
+            Upload(one.text("name"), one.count("bytes"), one.count("sent"))
+            for one in status.parts("in_flight")
+        ),
+        received=_amount(status.part("received_not_applied")),
+        applied_number=applied.count("number"),
+        applied_seq=applied.count("seq"),
+        lag=Lag(lag.seconds("seconds"), lag.maybe("bytes"), lag.maybe("files")),
+        rate_bytes_s=status.seconds("rate_bytes_s") or 0.0,
+        sent_bytes=status.count("sent_bytes"),
+        sync=_sync(sync),
+        mirror_time_ns=ack.maybe("mirror_time_ns"),
+        problems=tuple(problems),
+    )
+
+
+def _destination_problems(status: Fields, state: str, ack: Fields, now_ns: int) -> list[Problem]:
+    level = _LEVELS.get(state, Level.WARN)
+    found = []
+    error = status.text("error")
+    if error or level >= Level.BAD:
+        hint = _DESTINATION_HINTS.get(state, "")
+        wait_s = status.seconds("retry_in_s")
+        if state == "retrying" and wait_s is not None:
+            hint = f"Next try in {wait_s:.0f} s."
+        found.append(Problem(error or state, hint, max(level, Level.WARN)))
+    if status.flag("stuck"):
+        found.append(Problem("work is pending and nothing moves", "", Level.BAD))
+    updated_ns = status.maybe("updated_ns")
+    age_s = (now_ns - updated_ns) / SECOND_NS if updated_ns else 0.0
+    if age_s > STALE_S and state != "stopped":
+        found.append(Problem(f"no news from the shipper for {age_s:.0f} s", "", Level.WARN))
+    if text := ack.text("error"):
+        found.append(Problem(f"the store says: {text}", "", Level.BAD))
+    for key, what in (("missing", "waits for missing files"), ("damaged", "got damaged files")):
+        if names := ack.items(key):
+            found.append(Problem(f"the store {what}: {_listed(names)}", "", Level.WARN))
+    if quarantined := ack.count("quarantined"):
+        found.append(Problem(f"the store set {quarantined} files aside", "", Level.WARN))
+    return found
+
+
+def _store(status: Fields, now_ns: int) -> Store:
+    state = status.text("phase") or "empty"
+    level = _LEVELS.get(state, Level.WARN)
+    applied, lag = status.part("applied"), status.part("lag")
+    quarantine = status.part("quarantine")
+    source = status.part("source")
+    pid = status.part("replayer").maybe("pid")
+    problems = list(_store_problems(status, level, pid, now_ns))
+    received = status.part("received").maybe("number")
+    return Store(
+        path=status.text("store") or "?",
+        state=state,
+        level=max([level, *(one.level for one in problems)]),
+        replayer_pid=pid,
+        received_number=received,
+        applied_number=applied.count("number"),
+        applied_seq=applied.count("seq"),
+        epoch=applied.count("epoch"),
+        arrived=_amount(status.part("inbox")),
+        waiting=_amount(status.part("work")),
+        missing=tuple(int(one) for one in status.items("missing") if isinstance(one, int)),
+        damaged=tuple(str(one) for one in status.items("damaged")),
+        quarantined=quarantine.count("files"),
+        quarantine=tuple(
+            (one.text("name"), one.text("reason")) for one in quarantine.parts("shown")
+        ),
+        sync=_sync(status.part("sync")),
+        volumes=_volumes(status),
+        mirror_time_ns=status.maybe("mirror_time_ns"),
+        lag=Lag(lag.seconds("seconds"), lag.maybe("bytes"), lag.maybe("files")),
+        source_time_ns=source.maybe("time_ns"),
+        free_bytes=status.maybe("free_bytes"),
+        problems=tuple(problems),
+    )
+
+
+def _store_problems(status: Fields, level: Level, pid: int | None, now_ns: int) -> list[Problem]:
+    found = []
+    error = status.text("error") or status.text("reason")
+    if error or level >= Level.BAD:
+        found.append(Problem(error or "halted", "", max(level, Level.WARN)))
+    if pid is None:
+        hint = "Run aimfuse replay on the directory it lies in."
+        found.append(Problem("no replayer is running", hint, Level.WARN))
+    heard_ns = status.part("source").maybe("time_ns")
+    silent_s = (now_ns - heard_ns) / SECOND_NS if heard_ns else 0.0
+    if silent_s > SILENT_SOURCE_S:
+        text = f"nothing heard from the source for {format_seconds(silent_s)}"
+        found.append(Problem(text, "", Level.WARN))
+    return found
+
+
+SILENT_SOURCE_S = 120.0
+"""A source that was not heard of for so long is away; what it writes meanwhile is unknown."""
+
+
+def _listed(names: Sequence[Any]) -> str:
+    few = ", ".join(str(name)[:64] for name in names[:3])
+    return f"{few} and {len(names) - 3} more" if len(names) > 3 else few  # noqa: PLR2004
+
+
+def _amount(part: Fields) -> Amount:
+    return Amount(part.count("files"), part.count("bytes"))
+
+
+def _sync(part: Fields) -> Sync | None:
+    if not part:
+        return None
+    return Sync(
+        part.count("next_index"),
+        part.count("done_bytes"),
+        part.maybe("total_bytes"),
+        part.seconds("eta_s"),
+    )
+
+
+def _volumes(status: Fields) -> tuple[Volume, ...]:
+    return tuple(Volume(one.text("name"), one.count("size")) for one in status.parts("volumes"))

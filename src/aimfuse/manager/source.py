@@ -1,0 +1,169 @@
+"""The state of a source: asked of its driver, or put together from its files.
+
+Both ways give the same dictionary, the one that the driver's `status` request answers with;
+`mounted` tells which. Nothing is locked and nothing is changed.
+"""
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+from aimfuse import config
+from aimfuse.config import STATE_SUFFIX, GroupConfig
+from aimfuse.errors import BusyError, ConfigError
+from aimfuse.manager import control_client
+from aimfuse.manager.files import State, free_bytes, lock_holder, read_json, read_slots
+from aimfuse.manager.spool import SpoolFiles, list_spool
+from aimfuse.units import SECOND_NS
+
+STALE_S = 5.0
+"""A status file older than this says how things were, not how they are."""
+
+
+def source_status(state_dir: Path) -> State:
+    """Return the state of the group in *state_dir*; errors become part of it.
+
+    Blocks for at most `control_client.CALL_S_MAX` seconds and a look at the spool.
+    """
+    driver_pid = lock_holder(state_dir / "lock")
+    if control_client.has_socket(state_dir):
+        try:
+            answer = control_client.call(state_dir, {"cmd": "status"})
+        except BusyError as exc:
+            # A dead socket is what a crash leaves. With the lock held somebody is there.
+            silent = f"driver {driver_pid} does not answer: {exc}" if driver_pid else ""
+        else:
+            return {"mounted": True, **answer, "state_dir": str(state_dir)}
+    else:
+        silent = ""
+    status = assemble(state_dir)
+    if silent:
+        status |= {"mounted": True, "state": "silent", "reason": silent}
+    return status
+
+
+def assemble(state_dir: Path) -> State:
+    """Return the state of a group that nobody serves, from its files alone."""
+    settings, config_problem = _settings(state_dir)
+    spool = list_spool(settings.spool if settings else state_dir / "spool")
+    checkpoint, problem = read_slots(state_dir / "checkpoint")
+    known = checkpoint or {}
+    newest = spool.newest
+    seal = spool.seal(newest) if newest else None
+    last_seq = seal.last_seq if seal and seal.record_count else known.get("seq", 0)
+    state, reason = _state(checkpoint, problem or config_problem, spool)
+    return {
+        "group": known.get("group"),
+        "image": str(settings.image if settings else _image(state_dir)),
+        "state_dir": str(state_dir),
+        "mounted": False,
+        "mountpoint": None,
+        "state": state,
+        "reason": reason,
+        "epoch": newest.epoch if newest else known.get("epoch", 0),
+        "accepted_seq": last_seq,
+        "durable_seq": last_seq,
+        "applied_seq": known.get("seq", 0),
+        "checkpoint": {"number": known.get("number", 0), "seq": known.get("seq", 0)},
+        "active": None,
+        "spool": {
+            "files": len(spool.sealed),
+            "bytes": spool.bytes,
+            "bytes_max": settings.journal.spool_bytes_max if settings else None,
+            "free_bytes": free_bytes(spool.directory),
+        },
+        "volumes": [
+            {"name": one.get("name"), "size": one.get("size")}
+            for one in known.get("volumes", [])
+            if isinstance(one, dict)
+        ],
+        "memory_bytes": 0,
+        "coordinator": _coordinator(state_dir),
+        "destinations": _destinations(state_dir, settings, spool),
+        "time_ns": time.time_ns(),
+    }
+
+
+def _settings(state_dir: Path) -> tuple[GroupConfig | None, str]:
+    try:
+        return config.load(state_dir), ""
+    except ConfigError as exc:
+        return None, str(exc)
+
+
+def _state(checkpoint: State | None, problem: str, spool: SpoolFiles) -> tuple[str, str]:
+    """Return state and reason of a group that is not mounted."""
+    if problem:
+        return "damaged", problem
+    if checkpoint is None:
+        return "unmounted", "never mounted"
+    if not checkpoint.get("clean") or spool.open:
+        return "unclean", "not unmounted cleanly: the next mount redoes the journal"
+    return "unmounted", ""
+
+
+def _image(state_dir: Path) -> Path:
+    name = state_dir.name.removesuffix(STATE_SUFFIX)
+    return state_dir.with_name(name) if name else state_dir
+
+
+def _coordinator(state_dir: Path) -> State | None:
+    pid = lock_holder(state_dir / "ship.lock")
+    return None if pid is None else {"pid": pid, "restarts": 0}
+
+
+def _destinations(state_dir: Path, settings: GroupConfig | None, spool: SpoolFiles) -> list[State]:
+    names = {one.name: one.url for one in settings.destinations} if settings else {}
+    with contextlib.suppress(OSError):
+        for path in sorted((state_dir / "destinations").iterdir()):
+            names.setdefault(path.name, "")
+    return [_destination(state_dir, name, url, spool) for name, url in names.items()]
+
+
+def _destination(state_dir: Path, name: str, url: str, spool: SpoolFiles) -> State:
+    """Return what the coordinator last wrote, or what cursor and spool tell instead."""
+    place = state_dir / "destinations" / name
+    status = read_json(place / "status.json") or {}
+    age_ns = time.time_ns() - _int(status.get("updated_ns"))
+    if status and age_ns < STALE_S * SECOND_NS:
+        return {**status, "name": name}
+    cursor, problem = read_slots(place / "cursor")
+    cursor = cursor or {}
+    received = _int(cursor.get("number"))
+    applied = _int(cursor.get("applied"))
+    files, size = spool.behind(received)
+    lag_files, lag_bytes = spool.behind(applied)
+    oldest_ns = spool.oldest_time_ns(applied) if lag_files else None
+    halted = cursor.get("state") == "halted"
+    return {
+        **status,
+        "name": name,
+        "url": url or status.get("url") or cursor.get("url"),
+        "state": "halted" if halted or problem else "stopped" if cursor else "new",
+        "error": problem or cursor.get("reason") or status.get("error"),
+        "retry_in_s": None,
+        "queued": {"files": files, "bytes": size},
+        "in_flight": [],
+        "received_not_applied": {
+            "files": max(0, lag_files - files),
+            "bytes": max(0, lag_bytes - size),
+        },
+        "applied": {**_dict(status.get("applied")), "number": applied},
+        "lag": {
+            "seconds": max(0.0, (time.time_ns() - oldest_ns) / SECOND_NS) if oldest_ns else 0.0,
+            "bytes": lag_bytes,
+            "files": lag_files,
+        },
+        "rate_bytes_s": 0.0,
+        "sync": status.get("sync"),
+        "stuck": False,
+    }
+
+
+def _int(value: Any) -> int:  # noqa: ANN401 - JSON that somebody else wrote
+    return value if isinstance(value, int) else 0
+
+
+def _dict(value: Any) -> State:  # noqa: ANN401 - as above
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,162 @@
+"""Find out what a path on the command line means: a source, a store, or several of them."""
+
+import contextlib
+import json
+import queue
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from aimfuse.config import CONFIG_NAME, STATE_SUFFIX
+from aimfuse.errors import BusyError, UsageError
+from aimfuse.manager import far
+from aimfuse.manager.files import JSON_BYTES_MAX, State
+from aimfuse.manager.source import source_status
+
+CONTROL_DIR = ".aimfuse"
+MOUNT_S_MAX = 5.0
+STORES_MAX = 1000
+
+
+class Kind(Enum):
+    """Which end of the way a target is."""
+
+    SOURCE = "source"
+    STORE = "store"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A group's state directory on the source host, or a store on the far one."""
+
+    kind: Kind
+    path: Path
+
+    def status(self) -> State:
+        """Return its state now; blocks for a few seconds at worst."""
+        if self.kind is Kind.SOURCE:
+            return source_status(self.path)
+        return far.store_status(self.path)
+
+
+def find_targets(paths: list[Path]) -> list[Target]:
+    """Return what the paths mean, in their order, each once.
+
+    Without a path: everything of ours that is mounted, else what the working directory holds.
+
+    Raises:
+        UsageError: a path is nothing of ours.
+        BusyError: a mount does not answer.
+    """
+    if paths:
+        found = [target for path in paths for target in _resolve(path)]
+    else:
+        found = [target for mount in mounts() for target in _resolve(mount)]
+        found = found or list(_inside(Path.cwd()))
+    if not found:
+        raise UsageError(
+            "nothing of aimfuse is mounted, and there is nothing of it here",
+            hint="Name an image, a mountpoint, a state directory or a store.",
+        )
+    return list(dict.fromkeys(found))
+
+
+def find_source(path: Path, state: Path | None = None) -> Path:
+    """Return the state directory of the one group that *path* (or *state*) names.
+
+    Raises:
+        UsageError: it names none, or a store.
+        BusyError: a mount does not answer.
+    """
+    targets = _resolve(state or path)
+    if len(targets) == 1 and targets[0].kind is Kind.SOURCE:
+        return targets[0].path
+    raise UsageError(
+        f"{path} is not one source", hint="Name an image, its mountpoint or its state directory."
+    )
+
+
+def mounts() -> list[Path]:
+    """Return the mountpoints of aimfuse in this process's view of the file system."""
+    found = []
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
+            before, _, after = line.partition(" - ")
+            if after.split()[0].endswith("aimfuse"):
+                found.append(Path(_unescape(before.split()[4])))
+    return found
+
+
+def _unescape(text: str) -> str:
+    r"""Undo the kernel's ``\040`` for a space and the like."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def _resolve(path: Path) -> list[Target]:
+    path = path.absolute()
+    if path in mounts():
+        return [Target(Kind.SOURCE, _state_dir_of_mount(path))]
+    if path.parent in mounts():
+        return [Target(Kind.SOURCE, _state_dir_of_mount(path.parent))]
+    if _is_state_dir(path):
+        return [Target(Kind.SOURCE, path)]
+    beside = path.with_name(path.name + STATE_SUFFIX) if path.name else path
+    if _is_state_dir(beside):
+        return [Target(Kind.SOURCE, beside)]
+    found = list(_inside(path))
+    if found:
+        return found
+    if not path.exists():
+        raise UsageError(f"{path} does not exist", hint="Check the path.")
+    raise UsageError(
+        f"{path} is no image with a state directory, no mountpoint and no store",
+        hint=f"An image becomes one with `aimfuse init {path}`, a directory of stores with "
+        f"`aimfuse replay {path}`; a state directory elsewhere can be named itself.",
+    )
+
+
+def _inside(path: Path) -> Iterator[Target]:
+    """Yield the store that *path* is, or the groups and stores right beneath it."""
+    if far.is_store(path):
+        yield Target(Kind.STORE, path)
+        return
+    with contextlib.suppress(OSError):
+        for child in sorted(path.iterdir())[:STORES_MAX]:
+            if _is_state_dir(child):
+                yield Target(Kind.SOURCE, child)
+            elif child.is_dir() and far.is_store(child):
+                yield Target(Kind.STORE, child)
+
+
+def _is_state_dir(path: Path) -> bool:
+    return any((path / name).exists() for name in (CONFIG_NAME, "checkpoint.0", "checkpoint.1"))
+
+
+def _state_dir_of_mount(mountpoint: Path) -> Path:
+    """Ask the mount itself; in a thread, because a mount that hangs hangs its readers."""
+    answers: queue.SimpleQueue[State | OSError | ValueError] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            with (mountpoint / CONTROL_DIR / "status").open("rb") as file:
+                answers.put(json.loads(file.read(JSON_BYTES_MAX)))
+        except (OSError, ValueError) as exc:
+            answers.put(exc)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=MOUNT_S_MAX)
+    except queue.Empty:
+        answer = TimeoutError("no answer")
+    if isinstance(answer, Exception) or not isinstance(answer, dict):
+        raise BusyError(
+            f"{mountpoint}: the mount does not answer: {answer}",
+            hint="If its driver is gone: fusermount3 -u MOUNTPOINT, then mount again.",
+        )
+    if state_dir := answer.get("state_dir"):
+        return Path(str(state_dir))
+    image = Path(str(answer.get("image", "")))
+    return image.with_name(image.name + STATE_SUFFIX)

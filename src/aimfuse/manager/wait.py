@@ -1,0 +1,171 @@
+"""Wait for destinations to catch up, and for a mount to go away."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from aimfuse.errors import BusyError, Refused, TransportError, Unavailable, UsageError
+from aimfuse.manager import control_client, users
+from aimfuse.manager.control_client import CALL_S_MAX, Answer
+from aimfuse.manager.fields import Fields
+from aimfuse.manager.files import lock_holder, read_json, read_slots
+from aimfuse.manager.target import mounts
+
+POLL_S = 0.1
+STOP_S_MAX = 600.0
+"""How long a driver may take to write back what it holds before it goes."""
+
+_HOPELESS = {"halted", "refused", "paused"}
+"""States that no waiting ends: somebody has to act."""
+
+
+class Stage(Enum):
+    """How far a record must have come before `flush` returns."""
+
+    DURABLE = "durable"
+    RECEIVED = "received"
+    APPLIED = "applied"
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """A destination that has not come to the file yet, and where it is."""
+
+    name: str
+    at_number: int
+    state: str
+    error: str
+
+    def describe(self, number: int) -> str:
+        """Return how far it is from file *number*, for people."""
+        left = number - self.at_number
+        what = f"{left} file{'s' * (left != 1)} behind" if left > 0 else "not consistent yet"
+        error = f": {self.error}" if self.error else ""
+        return f"{self.name} is {what} ({self.state}{error})"
+
+
+def flush(state_dir: Path, stage: Stage, timeout_s: float, only: Sequence[str] = ()) -> Answer:
+    """Make everything accepted so far come to *stage* everywhere, or at the *only* named.
+
+    Returns:
+        ``number`` and ``epoch`` of the file that holds the newest of it, the ``stage``, and
+        the ``destinations`` that were waited for.
+
+    Raises:
+        BusyError: the group is not mounted.
+        UsageError: there is no destination to wait for, or none of that name.
+        Unavailable: the time is over; the message says who is behind. All of it is durable
+            in the journal, and goes on its way.
+        Refused: a destination will not get there before somebody acts.
+    """
+    end_s = time.monotonic() + timeout_s
+    names: list[str] = []
+    if stage is not Stage.DURABLE:
+        names = _names(state_dir, only)
+    answer = control_client.call(state_dir, {"cmd": "roll"}, timeout_s)
+    number = Fields(answer).count("number")
+    while behind := [b for name in names if (b := _behind(state_dir, name, stage, number))]:
+        hopeless = [one for one in behind if one.state in _HOPELESS]
+        late = time.monotonic() >= end_s
+        if hopeless or late:
+            raise _not_there(stage, number, hopeless or behind, timed_out=not hopeless)
+        time.sleep(POLL_S)
+    return {
+        "number": number,
+        "epoch": Fields(answer).count("epoch"),
+        "stage": stage.value,
+        "destinations": names,
+    }
+
+
+def _names(state_dir: Path, only: Sequence[str]) -> list[str]:
+    status = Fields(control_client.call(state_dir, {"cmd": "status"}))
+    known = [one.text("name") for one in status.parts("destinations")]
+    if unknown := [name for name in only if name not in known]:
+        hint = f"Known: {', '.join(known) or 'none'}."
+        raise UsageError(f"no destination is called {unknown[0]!r}", hint=hint)
+    names = list(only) or known
+    if not names:
+        raise UsageError(
+            f"{state_dir} has no destination to wait for",
+            hint="Add one with aimfuse mount --to URL, or use --wait durable.",
+        )
+    return names
+
+
+def _behind(state_dir: Path, name: str, stage: Stage, number: int) -> Behind | None:
+    """Return where the destination is, or None when it is there."""
+    place = state_dir / "destinations" / name
+    cursor, problem = read_slots(place / "cursor")
+    at = Fields(cursor)
+    status = Fields(read_json(place / "status.json"))
+    reached = at.count("number" if stage is Stage.RECEIVED else "applied")
+    phase = status.part("ack").text("phase")
+    consistent = at.text("state") == "shipping" and phase in {"", "consistent"}
+    if reached >= number and (consistent or stage is Stage.RECEIVED):
+        return None
+    state = "halted" if at.text("state") == "halted" else status.text("state") or "new"
+    error = problem or at.text("reason") or status.text("error")
+    return Behind(name, reached, state, error)
+
+
+def _not_there(
+    stage: Stage, number: int, behind: Sequence[Behind], *, timed_out: bool
+) -> TransportError:
+    who = "; ".join(one.describe(number) for one in behind)
+    message = f"durable here, but not {stage.value} everywhere: {who}"
+    if timed_out:
+        hint = "It goes on by itself; aimfuse dashboard shows how far. Or give a longer --timeout."
+        return Unavailable(message, hint=hint)
+    return Refused(message, hint="See aimfuse status for what to do.")
+
+
+def unmount(
+    state_dir: Path, timeout_s: float, find_users: Callable[[Path], list[str]] = users.mount_users
+) -> Path | None:
+    """Stop the group's driver once nobody uses its mount, and wait until both are gone.
+
+    Users get *timeout_s* seconds to go: a detached loop device takes a moment. Nothing is
+    forced, and the unmount is never a lazy one with somebody still writing.
+
+    Returns:
+        The mountpoint that is gone.
+
+    Raises:
+        BusyError: not mounted; still in use, and by whom (nothing was changed then); or the
+            driver is still busy after `STOP_S_MAX`.
+    """
+    status = Fields(control_client.call(state_dir, {"cmd": "status"}))
+    where = status.text("mountpoint")
+    mountpoint = Path(where) if where else None
+    if mountpoint is not None:
+        _wait_unused(mountpoint, timeout_s, find_users)
+    control_client.call(state_dir, {"cmd": "stop"}, STOP_S_MAX)
+    end_s = time.monotonic() + STOP_S_MAX
+    while lock_holder(state_dir / "lock") is not None or mountpoint in mounts():
+        if time.monotonic() >= end_s:
+            raise BusyError(
+                f"{state_dir}: the driver is still writing back",
+                hint="Leave it alone; aimfuse status shows when it is gone.",
+            )
+        time.sleep(POLL_S)
+    return mountpoint
+
+
+def _wait_unused(
+    mountpoint: Path, timeout_s: float, find_users: Callable[[Path], list[str]]
+) -> None:
+    end_s = time.monotonic() + timeout_s
+    while found := find_users(mountpoint):
+        if time.monotonic() >= end_s:
+            raise BusyError(
+                f"{mountpoint} is in use by {users.named(found)}",
+                hint="Unmount file systems, detach loop devices (losetup -d) and end programs "
+                "first, then repeat.",
+            )
+        time.sleep(POLL_S)
+
+
+__all__ = ["CALL_S_MAX", "Behind", "Stage", "flush", "unmount"]
