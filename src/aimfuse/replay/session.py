@@ -64,11 +64,11 @@ class Session:
         self._inbox_files = 0
         self._round_ends_s = 0.0
 
-    def round(self, *, last: bool = False) -> bool:
+    def round(self) -> bool:
         """Do a bounded piece of work; return whether anything got further.
 
         Never raises for what the disk or a sender did: `error` and `failures` say it, and
-        the next round tries again. *last* writes the ack without waiting for its turn.
+        the next round tries again.
         """
         progress = False
         self._round_ends_s = time.monotonic() + ROUND_S
@@ -85,20 +85,13 @@ class Session:
         else:
             self.error, self.failures = "", 0
         if self._ready:
-            self._ack.offer(self._ack_key(), self._report, force=last)
+            self._ack.offer(self._ack_key(), self._report)
         return progress
 
-    def is_idle(self) -> bool:
-        """Tell whether a round would find nothing to do; costs one look at the inbox."""
-        if self.halted or not self._ready or self._again or self.failures:
-            return bool(self.halted)
-        try:
-            return not self._inbox.changed()
-        except OSError:
-            return False
-
     def close(self) -> None:
-        """Let the store go."""
+        """Write what the last ack left out, and let the store go."""
+        if self._ready:
+            self._ack.offer(self._ack_key(), self._report, force=True)
         self.store.close()
 
     # The round.

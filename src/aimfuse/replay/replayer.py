@@ -1,0 +1,184 @@
+"""Replay a directory of stores: find them, and keep each one's session going.
+
+One task per store. Sessions block, so their rounds run in worker threads, a few at a time; a
+store that fails or halts does not hold up the others. Cancelling lets a round that has begun
+end, so that the last ack says what is; killing loses nothing either.
+"""
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import trio
+
+from aimfuse.disk import Disk
+from aimfuse.errors import BusyError, StoreError, UsageError
+from aimfuse.replay.look import Look
+from aimfuse.replay.session import Session
+from aimfuse.replay.store import INBOX
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+STORES_MAX = 1000
+"""Names beneath DIR that are looked at; whoever can make names there cannot make us work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often to look, in seconds, and how many stores work at once."""
+
+    active_s: float = 0.05
+    idle_s: float = 0.25
+    idle_after_s: float = 10.0
+    retry_s_min: float = 0.25
+    retry_s_max: float = 30.0
+    discover_s: float = 0.5
+    busy_retry_s: float = 5.0
+    threads: int = 4
+
+    def retry_s(self, failures: int) -> float:
+        """Return the pause after *failures* failed rounds in a row, from 1."""
+        return min(self.retry_s_max, self.retry_s_min * 2.0 ** min(failures - 1, 32))
+
+
+class Replayer:
+    """Every store in one directory. `sessions` are those that are open, by path."""
+
+    def __init__(self, directory: Path, disk: Disk | None = None, pace: Pace | None = None) -> None:
+        """*directory* is a store itself (it has an inbox) or holds stores."""
+        self.directory = directory
+        self.sessions: dict[Path, Session] = {}
+        self._disk = disk or Disk()
+        self._pace = pace or Pace()
+        self._limiter = trio.CapacityLimiter(self._pace.threads)
+        self._started: set[Path] = set()
+        self._busy_said: set[Path] = set()
+
+    async def run(self) -> None:
+        """Replay until cancelled, also stores that come into being later.
+
+        Raises:
+            UsageError: the directory is none.
+            BusyError: all the stores that are here already have a replayer.
+        """
+        await self._check_not_all_busy()
+        async with trio.open_nursery() as nursery:
+            while True:
+                for path in await self._in_thread(self._find):
+                    if path not in self._started:
+                        self._started.add(path)
+                        nursery.start_soon(self._keep_open, path)
+                await trio.sleep(self._pace.discover_s)
+
+    async def run_once(self) -> None:
+        """Apply what is here and can be applied, then return.
+
+        Raises:
+            UsageError: the directory is none.
+            BusyError: a store has a replayer already.
+            StoreError: a store is halted, or its disk failed. The others were finished.
+        """
+        problems = []
+        for path in await self._in_thread(self._find):
+            session = await self._in_thread(partial(self._open, path))
+            try:
+                await self._exhaust(session)
+            finally:
+                await self._shielded(session)
+            if problem := session.halted or session.error:
+                problems.append(f"{path}: {problem}")
+        if problems:
+            raise StoreError("; ".join(problems))
+
+    async def _exhaust(self, session: Session) -> None:
+        while await self._in_thread(session.round):
+            pass
+
+    async def _check_not_all_busy(self) -> None:
+        """Notice a second replayer at once, where somebody sees the message."""
+        failure: BusyError | None = None
+        for path in await self._in_thread(self._find):
+            try:
+                self.sessions[path] = await self._in_thread(partial(self._open, path))
+            except BusyError as exc:
+                failure = exc
+        if failure is not None and not self.sessions:
+            raise failure
+
+    async def _keep_open(self, path: Path) -> None:
+        """Work on one store for ever, waiting while somebody else has it."""
+        session = await self._obtain(path)
+        self.sessions[path] = session
+        try:
+            await self._work(session)
+        finally:
+            del self.sessions[path]
+            await self._shielded(session)
+
+    async def _obtain(self, path: Path) -> Session:
+        while True:
+            if path in self.sessions:
+                return self.sessions[path]
+            try:
+                return await self._in_thread(partial(self._open, path))
+            except (BusyError, OSError) as exc:
+                if path not in self._busy_said:
+                    log.warning("%s", exc)
+                self._busy_said.add(path)
+                await trio.sleep(self._pace.busy_retry_s)
+
+    async def _work(self, session: Session) -> NoReturn:
+        pace = self._pace
+        active_until_s = -math.inf
+        while True:
+            if await self._in_thread(session.round):
+                active_until_s = trio.current_time() + pace.idle_after_s
+                continue
+            if session.failures:
+                await trio.sleep(pace.retry_s(session.failures))
+                continue
+            active = trio.current_time() < active_until_s
+            await trio.sleep(pace.active_s if active else pace.idle_s)
+
+    async def _shielded(self, session: Session) -> None:
+        """Write the last ack and let go; bounded, since rounds are."""
+        with trio.CancelScope(shield=True):
+            await self._in_thread(session.close)
+
+    def _open(self, path: Path) -> Session:
+        session = Session(self._disk, path)
+        session.store.lock()
+        return session
+
+    def _find(self) -> list[Path]:
+        """Return the stores: the directory itself, or those right beneath it."""
+        look = Look()
+        if _is_directory(look, self.directory / INBOX):
+            return [self.directory]
+        try:
+            names = sorted(islice(look.scan(self.directory), STORES_MAX))
+        except OSError as exc:
+            raise UsageError(f"{self.directory} cannot be read: {exc.strerror}") from exc
+        beneath = (self.directory / name for name in names)
+        return [
+            path for path in beneath
+            if _is_directory(look, path) and _is_directory(look, path / INBOX)
+        ]  # fmt: skip
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(work, limiter=self._limiter)
+
+
+def _is_directory(look: Look, path: Path) -> bool:
+    try:
+        entry = look.entry(path)
+    except OSError:
+        return False
+    return entry is not None and entry.kind == "directory"
