@@ -173,3 +173,16 @@ def test_a_request_left_open_when_the_mount_ends_harms_nobody(tmp_path: Path) ->
                 os.close(descriptor)
     assert mount.process.returncode == 0
     assert output == "[3, 0, 4096]\n"
+
+
+def test_loaded_after_pyfuse3_it_says_that_it_will_not_be_asked() -> None:
+    code = """
+import pyfuse3
+from aimfuse.driver import fallocate
+async def handler(*request): return 0
+print(fallocate.load(), fallocate.install(handler, print), fallocate.served())
+fallocate.uninstall()
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.stdout == "False False False\n"

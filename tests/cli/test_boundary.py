@@ -1,0 +1,82 @@
+"""What a person at the terminal gets: versions, one-line errors, hints, exit codes."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import trio
+import typer
+
+from aimfuse import __version__
+from aimfuse.cli.boundary import exit_on_error
+from aimfuse.errors import BusyError, HaltedError, Refused, Unavailable, UsageError
+
+
+def aimfuse(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "aimfuse", *arguments]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+
+
+def test_version_is_one_line() -> None:
+    done = aimfuse("--version")
+    assert (done.returncode, done.stdout) == (0, f"aimfuse {__version__}\n")
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    assert aimfuse("no-such-command").returncode == UsageError.exit_code
+
+
+@pytest.mark.parametrize(
+    ("failure", "exit_code"),
+    [
+        (UsageError("no"), 2),
+        (BusyError("no"), 3),
+        (HaltedError("no"), 13),
+        (Unavailable("no"), 20),
+        (Refused("no"), 21),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_each_expected_error_has_its_exit_code(failure: Exception, exit_code: int) -> None:
+    assert exit_of(lambda: fail(failure)) == exit_code
+
+
+def test_an_expected_error_is_one_line_and_its_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    exit_of(lambda: fail(BusyError("v.img is mounted", hint="Run `aimfuse umount v.img`.")))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "aimfuse: v.img is mounted\nRun `aimfuse umount v.img`.\n"
+
+
+def test_an_error_out_of_nested_nurseries_is_shown_as_itself(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def run() -> None:
+        async with trio.open_nursery() as outer, trio.open_nursery() as inner:
+            outer.start_soon(trio.sleep_forever)
+            inner.start_soon(fail_later, Refused("wrong host key"))
+
+    assert exit_of(lambda: trio.run(run)) == Refused.exit_code
+    assert capsys.readouterr().err == "aimfuse: wrong host key\n"
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError), exit_on_error():
+        raise ZeroDivisionError
+
+
+def exit_of(work: Callable[[], object]) -> int:
+    """Run *work* behind the boundary and return the exit code that it ended with."""
+    with pytest.raises(typer.Exit) as caught, exit_on_error():
+        work()
+    return caught.value.exit_code
+
+
+def fail(failure: Exception) -> None:
+    raise failure
+
+
+async def fail_later(failure: Exception) -> None:
+    await trio.lowlevel.checkpoint()
+    raise failure
