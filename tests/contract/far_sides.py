@@ -4,6 +4,7 @@ import shutil
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from aimfuse.disk import Disk
 from aimfuse.replay.sshd import Server, open_server
 from aimfuse.transport import Transport, TransportSettings, open_transport
 from tests.contract.openssh import Sshd, free_port, make_key, start_sshd
@@ -78,6 +79,7 @@ class EmbeddedSide:
         self.settings = TransportSettings()
         self.port = free_port()
         self.server: Server
+        self.disk = Disk()
         self._running = AsyncExitStack()
 
     def transport(
@@ -116,7 +118,7 @@ class EmbeddedSide:
         await self._listen()
 
     async def _listen(self) -> None:
-        running = open_server(self.root, "127.0.0.1", self.port)
+        running = open_server(self.root, "127.0.0.1", self.port, disk=self.disk)
         self.server = await self._running.enter_async_context(running)
 
 

@@ -34,7 +34,8 @@ def names(store: Path) -> list[str]:
 
 
 async def test_a_file_arrives_whole_and_nothing_else_stays(far: Far, make_file: MakeFile) -> None:
-    source, store, told = make_file("a", SIZE), far.root / "store", []
+    told: list[int] = []
+    source, store = make_file("a", SIZE), far.root / "store"
     async with opened(far.transport(store)) as transport:
         await transport.put(source, "a.aim", progress=told.append)
     assert (store / "inbox" / "a.aim").read_bytes() == source.read_bytes()
@@ -72,7 +73,8 @@ async def test_a_second_file_of_the_same_name_replaces_the_first(
 
 
 async def test_a_half_sent_file_is_continued_from_its_end(far: Far, make_file: MakeFile) -> None:
-    source, store, told = make_file("a", SIZE), far.root / "store", []
+    told: list[int] = []
+    source, store = make_file("a", SIZE), far.root / "store"
     async with opened(far.transport(store)) as transport:
         (store / "inbox" / "a.aim.part").write_bytes(source.read_bytes()[:MIB])
         await transport.put(source, "a.aim", progress=told.append)
@@ -81,7 +83,8 @@ async def test_a_half_sent_file_is_continued_from_its_end(far: Far, make_file: M
 
 
 async def test_a_damaged_half_is_sent_again_when_asked_for(far: Far, make_file: MakeFile) -> None:
-    source, store, told = make_file("a", SIZE), far.root / "store", []
+    told: list[int] = []
+    source, store = make_file("a", SIZE), far.root / "store"
     async with opened(far.transport(store)) as transport:
         (store / "inbox" / "a.aim.part").write_bytes(bytes(SIZE))
         await transport.put(source, "a.aim", progress=told.append, fresh=True)

@@ -1,10 +1,11 @@
 """What SFTP has to stand: cuts, silence, restarts, and hosts that are not who they were."""
 
 import os
+import pwd
 import subprocess
 import threading
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ Server = OpensshSide | EmbeddedSide
 MakeFile = Callable[[str, int], Path]
 
 SIZE = 8 * MIB
+HOME = Path(pwd.getpwuid(os.geteuid()).pw_dir)
 
 
 @asynccontextmanager
@@ -37,14 +39,15 @@ def names(store: Path) -> list[str]:
     return sorted(path.name for path in (store / "inbox").iterdir())
 
 
-def asyncio_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name == "asyncio"]
+def client_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "sftp"]
 
 
 async def test_a_file_whose_connection_is_cut_is_continued_over_the_next(
     server: Server, make_file: MakeFile
 ) -> None:
-    source, store, told = make_file("a", SIZE), server.root / "store", []
+    told: list[int] = []
+    source, store = make_file("a", SIZE), server.root / "store"
     with Proxy(server.port) as proxy:
         server.trust(proxy.port)
         async with opened(server.transport(store, proxy.port)) as transport:
@@ -157,7 +160,7 @@ async def test_a_link_that_goes_silent_in_mid_file_is_noticed(
                 await transport.get("ack.json", 10)  # Its connection is gone for good.
         proxy.forward()
     assert "a.aim" not in names(store)
-    assert asyncio_threads() == []
+    assert client_threads() == []
 
 
 async def test_keepalives_notice_a_silent_link_between_files(server: Server) -> None:
@@ -177,7 +180,7 @@ async def test_a_link_that_is_silent_from_the_start_times_out(server: Server) ->
         proxy.stop_forwarding()
         with pytest.raises(Unavailable):
             await server.transport(server.root / "store", proxy.port, settings).open()
-    assert asyncio_threads() == []
+    assert client_threads() == []
 
 
 async def test_cancelling_a_transfer_on_a_dead_link_ends_it(
@@ -198,17 +201,17 @@ async def test_cancelling_a_transfer_on_a_dead_link_ends_it(
                 await transport.put(source, "a.aim", pace=fall_silent)
             assert nursery.cancel_scope.cancelled_caught
     assert "a.aim" not in names(store)
-    assert asyncio_threads() == []
+    assert client_threads() == []
 
 
 async def test_a_slow_link_is_not_taken_for_a_dead_one(server: Server, make_file: MakeFile) -> None:
-    # All at once in flight would keep the keepalive's answer back for two seconds.
+    # One large block takes two seconds, and keepalives would have to wait behind it.
     settings = replace(server.settings, keepalive_interval_s=0.4, keepalive_count_max=3)
-    source, store = make_file("a", MIB), server.root / "store"
+    source, store = make_file("a", 384 * KIB), server.root / "store"
     with Proxy(server.port) as proxy:
         server.trust(proxy.port)
         async with opened(server.transport(store, proxy.port, settings)) as transport:
-            proxy.slow_down(512 * KIB)
+            proxy.slow_down(128 * KIB)
             await transport.put(source, "a.aim")
     assert (store / "inbox" / "a.aim").read_bytes() == source.read_bytes()
 
@@ -225,8 +228,7 @@ async def test_a_transfer_can_use_a_host_alias_of_the_ssh_configuration(
 
 
 async def test_a_path_beneath_home_is_where_the_account_starts(openssh: OpensshSide) -> None:
-    home = Path("~").expanduser()
-    store = home / f".aimfuse-test-{os.getpid()}"
+    store = HOME / f".aimfuse-test-{os.getpid()}"
     url = f"sftp://127.0.0.1:{openssh.port}/~/{store.name}"
     try:
         async with opened(open_transport(url, openssh.settings)) as transport:
@@ -305,7 +307,7 @@ async def test_an_account_that_may_only_write_takes_files(
 async def test_an_account_that_may_only_write_cannot_make_the_store(openssh: OpensshSide) -> None:
     openssh.sshd.extra_config = LEAST_PRIVILEGE
     await openssh.restart()
-    with pytest.raises(Unavailable, match="(?i)permission denied") as caught:
+    with pytest.raises(Unavailable, match=r"(?i)permission denied") as caught:
         await openssh.transport(openssh.root / "store").open()
     assert caught.value.hint
 
@@ -313,28 +315,34 @@ async def test_an_account_that_may_only_write_cannot_make_the_store(openssh: Ope
 async def test_an_agent_can_hold_the_key(
     openssh: OpensshSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    address = str(tmp_path / "agent")
-    agent = subprocess.Popen(["ssh-agent", "-D", "-a", address], stdout=subprocess.DEVNULL)
-    try:
-        await trio.to_thread.run_sync(wait_for, Path(address))
+    monkeypatch.setenv("HOME", str(tmp_path))  # Without any key of its own.
+    settings = replace(openssh.settings, identity_files=(), use_agent=True)
+    without = replace(settings, use_agent=False)
+    with running_agent(tmp_path / "agent", openssh.sshd.identity) as address:
         monkeypatch.setenv("SSH_AUTH_SOCK", address)
-        monkeypatch.setenv("HOME", str(tmp_path))  # Without any key of its own.
-        subprocess.run(["ssh-add", "-q", str(openssh.sshd.identity)], check=True)
-        settings = replace(openssh.settings, identity_files=(), use_agent=True)
         async with opened(openssh.transport(openssh.root / "s", settings=settings)) as transport:
             await transport.put_bytes(b"{}", "source.json")
-        without = replace(settings, use_agent=False)
         with pytest.raises(Refused):
             await openssh.transport(openssh.root / "s", settings=without).open()
-    finally:
-        agent.terminate()
-        agent.wait()
+
+
+@contextmanager
+def running_agent(socket: Path, identity: Path) -> Generator[str]:
+    command = ["ssh-agent", "-D", "-a", str(socket)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as agent:
+        try:
+            wait_for(socket)
+            environment = {**os.environ, "SSH_AUTH_SOCK": str(socket)}
+            subprocess.run(["ssh-add", "-q", str(identity)], check=True, env=environment)
+            yield str(socket)
+        finally:
+            agent.terminate()
 
 
 def wait_for(path: Path) -> None:
-    attempts = threading.Event()
+    pause = threading.Event()
     for _ in range(500):
         if path.exists():
             return
-        attempts.wait(0.01)
+        pause.wait(0.01)
     pytest.fail(f"{path} did not appear")

@@ -53,6 +53,11 @@ class _Spot:
         """A path that stays right even if the directory is moved meanwhile."""
         return Path(f"/proc/self/fd/{self.parent_fd}") / os.fsdecode(self.name)
 
+    @property
+    def no_links(self) -> int:
+        """The flag for opening `path`; the root's is a link of the kernel's, to be followed."""
+        return 0 if self.name == b"." else os.O_NOFOLLOW
+
 
 class ConfinedTree:
     """The tree beneath *root*. Every method blocks; errors are `OSError` as the kernel's."""
@@ -72,7 +77,7 @@ class ConfinedTree:
             if writes and not spot.in_inbox:
                 raise PermissionError(errno.EACCES, "only files in an inbox can be written")
             # A pipe in the tree must not hold the server up: no waiting, no links, and a look.
-            flags |= os.O_NOFOLLOW | os.O_NONBLOCK
+            flags |= spot.no_links | os.O_NONBLOCK
             fd = self._disk.open("serve:open", spot.path, flags, _FILE_MODE)
         mode = os.fstat(fd).st_mode
         if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
@@ -117,7 +122,7 @@ class ConfinedTree:
     def names(self, path: bytes) -> list[tuple[bytes, os.stat_result]]:
         """List a directory; what vanishes meanwhile is left out."""
         with self._spot(path) as spot:
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+            flags = os.O_RDONLY | os.O_DIRECTORY | spot.no_links
             fd = self._disk.open("serve:list", spot.path, flags)
         found = []
         try:

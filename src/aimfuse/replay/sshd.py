@@ -54,7 +54,11 @@ class Server:
 
 @asynccontextmanager
 async def open_server(
-    directory: Path, host: str, port: int, authorised_keys: Path | None = None
+    directory: Path,
+    host: str,
+    port: int,
+    authorised_keys: Path | None = None,
+    disk: Disk | None = None,
 ) -> AsyncGenerator[Server]:
     """Serve *directory* while the block runs; port 0 takes a free one.
 
@@ -66,6 +70,7 @@ async def open_server(
         host: the address to listen on.
         port: the TCP port.
         authorised_keys: a file in OpenSSH's format; default ``.aimfuse/authorized_keys``.
+        disk: what writes; tests put a failing one here.
 
     Raises:
         UsageError: no key is authorised, or the host key can be read by others.
@@ -73,8 +78,10 @@ async def open_server(
     """
     private = directory / os.fsdecode(PRIVATE)
     keys = authorised_keys or private / "authorized_keys"
-    tree, host_key = await trio.to_thread.run_sync(lambda: _prepare(directory, private, keys))
-    thread = AsyncioThread()
+    tree, host_key = await trio.to_thread.run_sync(
+        lambda: _prepare(directory, private, keys, disk or Disk())
+    )
+    thread = AsyncioThread("sftp-server")
     thread.start()
     listener = _Listener(tree, keys)
     try:
@@ -87,8 +94,9 @@ async def open_server(
         tree.close()
 
 
-def _prepare(directory: Path, private: Path, keys: Path) -> tuple[ConfinedTree, asyncssh.SSHKey]:
-    disk = Disk()
+def _prepare(
+    directory: Path, private: Path, keys: Path, disk: Disk
+) -> tuple[ConfinedTree, asyncssh.SSHKey]:
     try:
         disk.mkdir("serve:mkdir", private)
         _read_authorised(keys)

@@ -24,9 +24,9 @@ class AsyncioCancelledItselfError(RuntimeError):
 class AsyncioThread:
     """One event loop in one daemon thread, from `start` to `stop`."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._main, name="asyncio", daemon=True)
+        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 
     def start(self) -> None:
         """Start the thread. Calls made before its loop runs wait in the loop's queue."""

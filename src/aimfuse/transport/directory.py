@@ -151,7 +151,12 @@ class DirectoryTransport:
 
     def _finish(self, fd: int, target: Path, size: int) -> None:
         part = target.with_name(target.name + PART_SUFFIX)
-        self._disk.fdatasync("deliver:sync", fd)  # Contents first: a rename may overtake them.
+        try:
+            self._disk.fdatasync("deliver:sync", fd)  # Contents first: a rename may overtake them.
+        except OSError:
+            # The kernel tells of lost pages once. Nothing sent so far may be believed again.
+            self._disk.truncate("deliver:distrust", fd, 0)
+            raise
         kept = part.stat().st_size
         if kept != size:
             raise Unavailable(f"{part} has {kept} bytes instead of {size}")

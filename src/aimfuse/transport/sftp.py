@@ -73,7 +73,7 @@ class SftpTransport:
     async def open(self) -> None:
         """Connect, check the host key, authenticate, make the store and its inbox."""
         assert self._thread is None, "a transport is opened once"
-        self._thread = AsyncioThread()
+        self._thread = AsyncioThread("sftp")
         self._thread.start()
         self._session = _Session(self._place, self._settings)
         try:
@@ -258,7 +258,7 @@ class _Session:
             file, at = await self._open_part(part, upload.size, fresh=fresh)
             try:
                 await self._send(file, upload, at)
-                await self._make_durable(file)
+                await self._make_file_durable(file, part)
                 kept = (await self._answer(file.stat())).size
             except BaseException:
                 await self._let_go(file)
@@ -403,6 +403,17 @@ class _Session:
             if window.in_flight_bytes and silent_s > self._settings.stall_s_max:
                 self._connector.abort()
                 raise Unavailable(f"{self._place}: no answer for {silent_s:.0f} s")
+
+    async def _make_file_durable(self, file: asyncssh.SFTPClientFile, part: bytes) -> None:
+        try:
+            await self._make_durable(file)
+        except asyncssh.SFTPError:
+            # A kernel tells of lost pages once, so the next sync of this file would succeed and
+            # mean nothing. Nothing sent so far may be continued.
+            with contextlib.suppress(asyncssh.Error):
+                restart = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT | asyncssh.FXF_TRUNC
+                await self._answer((await self._open_file(part, restart)).close())
+            raise
 
     async def _make_durable(self, file: asyncssh.SFTPClientFile) -> None:
         """Have the server sync the file; one that cannot is no reason to stop: the ack counts."""
