@@ -173,7 +173,11 @@ def save(config: GroupConfig, disk: Disk | None = None) -> None:
 
 
 def add_destination(
-    config: GroupConfig, url: str, *, name: str | None = None, **settings: Any
+    config: GroupConfig,
+    url: str,
+    *,
+    name: str | None = None,
+    **settings: Any,  # noqa: ANN401 - checked by the dataclass
 ) -> GroupConfig:
     """Return *config* with one more destination; *settings* are fields of `DestinationConfig`.
 
@@ -215,7 +219,7 @@ class _Key:
     """How one key is read and written; `parse` raises `ValueError` or `UsageError`."""
 
     attribute: str
-    parse: Callable[[Any], Any]
+    parse: Callable[[object], Any]
     remedy: str
     render: Callable[[Path, Any], Any] = lambda _base, value: value
 
@@ -310,7 +314,7 @@ def _table(path: Path, name: str, data: dict[str, Any]) -> dict[str, Any]:
     return table
 
 
-def _absolute(base: Path, value: Any) -> Any:
+def _absolute(base: Path, value: object) -> object:
     if isinstance(value, tuple):
         return tuple(_absolute(base, one) for one in value)
     if isinstance(value, Path):
@@ -340,7 +344,7 @@ def _is_device(path: Path) -> bool:
 # Reading and writing of values.
 
 
-def _render(base: Path, keys: _Keys, part: Any) -> dict[str, Any]:
+def _render(base: Path, keys: _Keys, part: object) -> dict[str, Any]:
     values = {name: getattr(part, key.attribute) for name, key in keys.items()}
     return {
         name: keys[name].render(base, value)
@@ -350,7 +354,7 @@ def _render(base: Path, keys: _Keys, part: Any) -> dict[str, Any]:
 
 
 def _size_key(attribute: str, low: int, high: int) -> _Key:
-    def parse(given: Any) -> int:
+    def parse(given: object) -> int:
         if isinstance(given, bool) or not isinstance(given, int | str):
             raise ValueError("is no size")  # noqa: TRY004 - one error for all values
         size = parse_size(given) if isinstance(given, str) else given
@@ -363,7 +367,7 @@ def _size_key(attribute: str, low: int, high: int) -> _Key:
 
 
 def _duration_key(attribute: str, low_s: float, high_s: float) -> _Key:
-    def parse(given: Any) -> float:
+    def parse(given: object) -> float:
         if isinstance(given, bool) or not isinstance(given, int | float | str):
             raise ValueError("is no duration")  # noqa: TRY004 - one error for all values
         seconds = parse_duration_s(given) if isinstance(given, str) else float(given)
@@ -376,7 +380,7 @@ def _duration_key(attribute: str, low_s: float, high_s: float) -> _Key:
 
 
 def _count_key(attribute: str, low: int, high: int) -> _Key:
-    def parse(given: Any) -> int:
+    def parse(given: object) -> int:
         if isinstance(given, bool) or not isinstance(given, int) or not low <= given <= high:
             raise ValueError("is no number in range")
         return given
@@ -385,7 +389,7 @@ def _count_key(attribute: str, low: int, high: int) -> _Key:
 
 
 def _flag_key(attribute: str) -> _Key:
-    def parse(given: Any) -> bool:
+    def parse(given: object) -> bool:
         if not isinstance(given, bool):
             raise ValueError("is neither true nor false")  # noqa: TRY004 - one error for all values
         return given
@@ -397,19 +401,19 @@ def _path_key(attribute: str) -> _Key:
     return _Key(attribute, _path, "Give a path in quotes.", _render_path)
 
 
-def _path(given: Any) -> Path:
+def _path(given: object) -> Path:
     if not isinstance(given, str) or not given or "\0" in given:
         raise ValueError("is no path")
     return Path(given)
 
 
-def _paths(given: Any) -> tuple[Path, ...]:
+def _paths(given: object) -> tuple[Path, ...]:
     if not isinstance(given, list):
         raise ValueError("is no list of paths")  # noqa: TRY004 - one error for all values
     return tuple(map(_path, given))
 
 
-def _url(given: Any) -> str:
+def _url(given: object) -> str:
     if not isinstance(given, str) or not given.strip() or not given.isprintable():
         raise UsageError(
             f"{given!r} is no destination",
@@ -418,13 +422,13 @@ def _url(given: Any) -> str:
     return given
 
 
-def _destination_name(given: Any) -> str:
+def _destination_name(given: object) -> str:
     if not isinstance(given, str) or not _NAME.fullmatch(given):
         raise UsageError(f"{given!r} cannot name a destination", hint=_NAME_REMEDY)
     return given
 
 
-def _when_full(given: Any) -> str:
+def _when_full(given: object) -> str:
     if given == "fold":
         raise ValueError("folding unsent files into a dirty map is not in this release")
     if given not in _WHEN_FULL:

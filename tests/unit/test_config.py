@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from aimfuse.config import (
     DestinationConfig,
     GroupConfig,

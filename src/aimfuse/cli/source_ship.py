@@ -1,0 +1,39 @@
+"""`aimfuse ship`: move sealed journal files to their destinations."""
+
+from pathlib import Path
+from typing import Annotated
+
+import trio
+import typer
+
+from aimfuse.cli.boundary import exit_on_error
+from aimfuse.config import state_dir_for
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to *app*."""
+    app.command()(ship)
+
+
+def ship(
+    image: Annotated[Path, typer.Argument(help="The image, directory or device of the group.")],
+    until_empty: Annotated[
+        bool,
+        typer.Option("--until-empty", help="End once every destination has confirmed everything."),
+    ] = False,
+    state: Annotated[
+        Path | None, typer.Option("--state", help="State directory, if not IMAGE.aim.")
+    ] = None,
+) -> None:
+    """Ship sealed journal files, mounted or not; a mount does this by itself."""
+    with exit_on_error():
+        # Imported when needed: the other commands do not wait for it.
+        from aimfuse.coordinator.run import run_ship, yield_to_applications  # noqa: PLC0415
+
+        state_dir = state_dir_for(image, state)
+        yield_to_applications()
+
+        async def run() -> None:
+            await run_ship(state_dir, until_empty=until_empty)
+
+        trio.run(run)

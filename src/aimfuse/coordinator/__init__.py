@@ -1,0 +1,1 @@
+"""The coordinator: ships sealed journal files to every destination and follows their acks."""

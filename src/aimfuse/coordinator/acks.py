@@ -1,0 +1,151 @@
+"""What a store says about itself: ``ack.json``, parsed strictly, for it comes from elsewhere."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from aimfuse.errors import Refused, Unavailable
+from aimfuse.journal.header import DIGEST_BYTES
+from aimfuse.units import MIB
+
+ACK_NAME = "ack.json"
+ACK_BYTES_MAX = 1 * MIB
+VERSION = 1
+LISTED_MAX = 64
+PHASES = ("empty", "syncing", "catching_up", "consistent", "halted")
+
+Position = tuple[int, int]
+"""A place in a group: volume id, offset in bytes."""
+
+_U64_MAX = (1 << 64) - 1
+_GROUP_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class AckHead:
+    """The newest file that the mirror holds."""
+
+    epoch: int
+    number: int
+    seq: int
+    digest: bytes
+    time_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class AckSync:
+    """How far a sync has come: everything before file *next_index* is in the mirror."""
+
+    sync_id: int
+    next_index: int
+    next: Position
+    done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """One acknowledgement; `received` is the highest number of an unbroken row of durable files."""
+
+    group: bytes | None
+    generation: int
+    phase: str
+    applied: AckHead | None = None
+    received: int = 0
+    missing: tuple[int, ...] = ()
+    damaged: tuple[str, ...] = ()
+    sync: AckSync | None = None
+    queue_bytes: int = 0
+    mirror_time_ns: int = 0
+    oldest_waiting_ns: int = 0
+    error: str | None = None
+    raw: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether the store belongs to nobody yet."""
+        return self.group is None
+
+    @property
+    def applied_number(self) -> int:
+        """Return the number of the newest applied file, 0 for none."""
+        return self.applied.number if self.applied else 0
+
+    @property
+    def confirmed(self) -> int:
+        """Return the number up to which the store keeps everything durably."""
+        return max(self.received, self.applied_number)
+
+
+def parse_ack(data: bytes) -> Ack:
+    """Return what the store says.
+
+    Raises:
+        Unavailable: cut short or damaged; the next one may be whole.
+        Refused: written by a version that this program does not know.
+    """
+    try:
+        raw = json.loads(data)
+        if not isinstance(raw, dict):
+            raise ValueError("no object")  # noqa: TRY004, TRY301 - damage, like the rest
+        version = _number(raw["version"])
+        if version == VERSION:
+            return _ack(raw)
+    except (ValueError, TypeError, KeyError, RecursionError) as exc:
+        raise Unavailable(f"the store's {ACK_NAME} is damaged: {exc}") from exc
+    raise Refused(
+        f"the store's {ACK_NAME} is of version {version}, this program reads {VERSION}",
+        hint="Install the same release of aimfuse on both hosts.",
+    )
+
+
+def _ack(raw: dict[str, Any]) -> Ack:
+    group, phase, error = raw["group"], raw["phase"], raw.get("error")
+    if phase not in PHASES:
+        raise ValueError(f"phase {phase!r}")
+    return Ack(
+        None if group is None else _hex(group, _GROUP_BYTES),
+        _number(raw["generation"]),
+        phase,
+        _head(raw.get("applied")),
+        _number((raw.get("received") or {}).get("number") or 0),
+        tuple(_number(one) for one in (raw.get("missing") or ())[:LISTED_MAX]),
+        tuple(str(one)[:255] for one in (raw.get("damaged") or ())[:LISTED_MAX]),
+        _sync(raw.get("sync")),
+        _number((raw.get("queue") or {}).get("bytes") or 0),
+        _number(raw.get("mirror_time_ns") or 0),
+        _number(raw.get("oldest_waiting_ns") or 0),
+        None if error is None else str(error)[:1000],
+        raw,
+    )
+
+
+def _head(raw: dict[str, Any] | None) -> AckHead | None:
+    if raw is None:
+        return None
+    return AckHead(
+        _number(raw["epoch"]), _number(raw["number"]), _number(raw["seq"]),
+        _hex(raw["digest"], DIGEST_BYTES), _number(raw.get("time_ns") or 0),
+    )  # fmt: skip
+
+
+def _sync(raw: dict[str, Any] | None) -> AckSync | None:
+    if raw is None:
+        return None
+    volume, offset = raw["next"]
+    return AckSync(
+        int.from_bytes(_hex(raw["id"], 8)), _number(raw["next_index"]),
+        (_number(volume), _number(offset)), bool(raw["done"]),
+    )  # fmt: skip
+
+
+def _number(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _U64_MAX:
+        raise ValueError(f"{value!r} is no number")
+    return value
+
+
+def _hex(value: object, length: int) -> bytes:
+    data = bytes.fromhex(value) if isinstance(value, str) else b""
+    if len(data) != length:
+        raise ValueError(f"{value!r} is no {length}-byte hex number")
+    return data

@@ -1,0 +1,160 @@
+"""What to do with a store, from its ack, our cursor and what the source has. No side effects."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aimfuse.coordinator.acks import Ack, Position
+from aimfuse.coordinator.cursor import Cursor
+from aimfuse.errors import StoreError
+from aimfuse.journal.header import NO_DIGEST
+from aimfuse.journal.journal import Head
+
+
+class Halt(StoreError):
+    """Shipping to one destination cannot go on without its operator; nothing was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitStore:
+    """Nobody acknowledges yet: wait, and look again."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BeginSync:
+    """The store is empty, or a copy in it cannot be continued: start a first sync."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ContinueSync:
+    """Go on with the sync in the cursor, from the file and place that the store names."""
+
+    index: int
+    start: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Ship:
+    """Send journal files, *first* first."""
+
+    first: int
+
+
+Action = AwaitStore | BeginSync | ContinueSync | Ship
+
+
+HeaderReader = Callable[[int], tuple[bytes, bytes] | None]
+"""Returns (digest, previous digest) of a sealed file, None if it is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The source's own history: heads that are known, and a way to read headers."""
+
+    group: bytes
+    newest: int
+    oldest: int
+    heads: tuple[Head, ...]
+    read: HeaderReader
+
+    def digest(self, number: int) -> bytes | None:
+        """Return the digest of file *number*: from a head, its header, or its successor's."""
+        if number == 0:
+            return NO_DIGEST
+        for head in self.heads:
+            if head.number == number:
+                return head.digest
+        if (own := self.read(number)) is not None:
+            return own[0]
+        following = self.read(number + 1)
+        return following[1] if following is not None else None
+
+
+def decide(ack: Ack | None, cursor: Cursor, history: History) -> Action:
+    """Return what to do next.
+
+    Raises:
+        Halt: the store is another group's, has halted, or contradicts our history.
+    """
+    if ack is None:
+        return AwaitStore("no ack.json yet: is `aimfuse replay` running there?")
+    check_store(ack, history)
+    if ack.is_empty:
+        return _into_empty(ack, cursor)
+    if ack.phase == "syncing":
+        return _sync_under_way(ack, cursor)
+    check_history(ack, history)
+    return Ship(_first_to_ship(ack, cursor, history))
+
+
+def check_store(ack: Ack, history: History) -> None:
+    """Refuse a store that is not ours to write to.
+
+    Raises:
+        Halt: it belongs to another group, or its replayer has halted.
+    """
+    if ack.group not in {None, history.group}:
+        raise Halt(
+            "the store belongs to another group",
+            hint="Give this destination a directory of its own.",
+        )
+    if ack.phase == "halted":
+        reason = ack.error or "no reason given"
+        raise Halt(f"the store has halted: {reason}", hint="See `aimfuse replay` on its host.")
+
+
+def check_history(ack: Ack, history: History) -> None:
+    """Refuse a store whose mirror is not a prefix of our history.
+
+    Raises:
+        Halt: it is ahead of us, or its newest file is not the one that we wrote.
+    """
+    if ack.confirmed > history.newest:
+        raise Halt(
+            f"the store holds files up to {ack.confirmed}, this source has written "
+            f"{history.newest}: the source went back in time, or is not the only one",
+            hint="Was the image or its state directory restored from a copy? "
+            "Keep both sides as they are and compare them before going on.",
+        )
+    if ack.applied is None:
+        return
+    ours = history.digest(ack.applied.number)
+    if ours is not None and ours != ack.applied.digest:
+        raise Halt(
+            f"the store's file {ack.applied.number} is not the one that this source wrote: "
+            "two sources have written into one history",
+            hint="Keep both sides as they are and compare them before going on.",
+        )
+
+
+def _into_empty(ack: Ack, cursor: Cursor) -> Action:
+    sync = cursor.sync
+    if sync is None:
+        return BeginSync("the store is empty")
+    if sync.next_index == 0 and ack.sync is None:
+        return ContinueSync(0, (0, 0))
+    return BeginSync("the store was emptied during the first sync")
+
+
+def _sync_under_way(ack: Ack, cursor: Cursor) -> Action:
+    sync = cursor.sync
+    if ack.sync is None or sync is None:
+        return BeginSync("the store holds a part of a copy that this source knows nothing of")
+    if ack.sync.sync_id == sync.sync_id:
+        return ContinueSync(ack.sync.next_index, ack.sync.next)
+    if sync.next_index == 0:
+        return ContinueSync(0, (0, 0))
+    return BeginSync("the store holds a part of another copy")
+
+
+def _first_to_ship(ack: Ack, cursor: Cursor, history: History) -> int:
+    first = ack.confirmed + 1
+    if first < history.oldest and first <= history.newest:
+        lost = f"file {first} is needed there but has left the spool"
+        if cursor.number > ack.confirmed:
+            lost = f"the store lost files {first} to {cursor.number}, which it had confirmed"
+        raise Halt(lost, hint="Move the store away; the next contact begins a first sync.")
+    return first

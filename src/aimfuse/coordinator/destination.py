@@ -1,0 +1,177 @@
+"""One destination from start to stop: connect, decide, work, and what to do when that fails."""
+
+import logging
+from dataclasses import replace
+from typing import TypeVar
+
+import trio
+
+from aimfuse.config import DestinationConfig
+from aimfuse.coordinator.backoff import Backoff
+from aimfuse.coordinator.decide import AwaitStore, BeginSync, ContinueSync, Halt, Ship, decide
+from aimfuse.coordinator.place import Parts, Place
+from aimfuse.coordinator.session import TICK_S, Session
+from aimfuse.coordinator.sync import FirstSync, begin_sync
+from aimfuse.errors import AimfuseError, Refused, StateLost, Unavailable, UsageError
+
+CONNECT_S_MAX = 45.0
+CLOSE_S_MAX = 5.0
+REPORT_S = 0.5
+REFUSED_RETRY_S = 15 * 60.0
+HALTED_RETRY_S = 5 * 60.0
+
+log = logging.getLogger(__name__)
+
+Failure = AimfuseError | OSError
+E = TypeVar("E", bound=BaseException)
+
+
+class Destination:
+    """Runs one `Place`. Nothing that happens to it reaches another destination."""
+
+    def __init__(self, parts: Parts, config: DestinationConfig) -> None:
+        self.place = Place(parts, config)
+        self._parts = parts
+        self._backoff = Backoff(dice=parts.dice)
+        self._slow_retry = trio.Event()
+
+    async def run(self) -> None:
+        """Ship to the destination for ever.
+
+        Cancel-safe anywhere: the cursor on disk is never ahead of the store's ack.
+        """
+        place = self.place
+        await self._open_place()
+        self._parts.backlog.subscribers.add(place.signal)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._keep_books)
+                await self._serve()
+        finally:
+            self._parts.backlog.subscribers.discard(place.signal)
+            with trio.move_on_after(CLOSE_S_MAX) as scope:
+                scope.shield = True
+                await self._write_books()
+
+    def retry_now(self) -> None:
+        """Try again at once what waits for its operator."""
+        self._slow_retry.set()
+
+    async def _open_place(self) -> None:
+        while True:
+            try:
+                self.place.open()
+            except (StateLost, OSError) as exc:
+                log.error("%s: the cursor cannot be read: %s", self.place.config.name, exc)  # noqa: TRY400
+                self.place.enter("halted", exc)
+                await self._wait_for_operator(HALTED_RETRY_S)
+            else:
+                return
+
+    async def _serve(self) -> None:
+        place = self.place
+        while True:
+            if place.config.paused:
+                place.enter("paused")
+                await trio.sleep_forever()
+            failure: Failure | None = None
+            try:
+                await self._connect_and_work()
+            except* trio.Cancelled:
+                raise
+            except* (AimfuseError, OSError) as group:
+                failure = _worst(group)
+            except* Exception as group:  # A bug here must not stop the other destinations.
+                log.critical("%s hit a bug", place.config.name, exc_info=group)
+                failure = Halt(f"a bug in the coordinator: {_leaves(group)[0]!r}")
+            assert failure is not None, "a session never ends by itself"
+            await self._after(failure)
+
+    async def _connect_and_work(self) -> None:
+        place = self.place
+        if place.state in {"new", "refused", "halted"}:
+            place.enter("connecting", place.error)
+        transport = self._parts.connect(place.config)
+        try:
+            with trio.move_on_after(CONNECT_S_MAX) as scope:
+                await transport.open()
+            if scope.cancelled_caught:
+                raise Unavailable(f"no connection within {CONNECT_S_MAX:.0f} s")
+            session = Session(place, transport)
+            await session.run(lambda: self._step(session))
+        finally:
+            with trio.move_on_after(CLOSE_S_MAX) as closing:
+                closing.shield = True
+                await transport.aclose()
+
+    async def _step(self, session: Session) -> None:
+        place = self.place
+        checkpoint = self._parts.checkpoint()
+        action = decide(place.ack, place.cursor, place.history(checkpoint))
+        if not isinstance(action, AwaitStore):
+            self._backoff.reset()
+        match action:
+            case AwaitStore(reason):
+                place.enter(place.cursor.state, Unavailable(reason))
+                await place.signal.wait(TICK_S)
+            case BeginSync(reason):
+                log.info("%s: the first copy begins: %s", place.config.name, reason)
+                await begin_sync(place)
+            case ContinueSync(index, start):
+                await FirstSync(session, checkpoint.group, index, start).run()
+            case Ship(first):
+                await session.ship(checkpoint.group, first)
+
+    async def _after(self, failure: Failure) -> None:
+        """Wait as long as this failure asks for."""
+        place, name = self.place, self.place.config.name
+        if isinstance(failure, Refused | UsageError):
+            log.error("%s refused: %s", name, failure)
+            place.enter("refused", failure, REFUSED_RETRY_S)
+            await self._wait_for_operator(REFUSED_RETRY_S)
+        elif isinstance(failure, AimfuseError) and not isinstance(failure, Unavailable):
+            log.error("%s halted: %s", name, failure)
+            place.cursor = replace(place.cursor, halted=str(failure))
+            place.enter("halted", failure, HALTED_RETRY_S)
+            await self._wait_for_operator(HALTED_RETRY_S)
+        else:
+            wait_s = self._backoff.next_s()
+            log.info("%s: %s; again in %.1f s", name, failure, wait_s)
+            place.enter("retrying", failure, wait_s)
+            await trio.sleep(wait_s)
+
+    async def _wait_for_operator(self, ceiling_s: float) -> None:
+        self._slow_retry = trio.Event()
+        with trio.move_on_after(ceiling_s * self._parts.dice.uniform(1.0, 1.2)):
+            await self._slow_retry.wait()
+
+    async def _keep_books(self) -> None:
+        while True:
+            await self._write_books()
+            await trio.sleep(REPORT_S)
+
+    async def _write_books(self) -> None:
+        """Save the cursor and the status; what fails is tried again, nothing depends on it."""
+        try:
+            await self.place.save_cursor()
+            self.place.write_status()
+        except OSError as exc:
+            log.warning("%s: its state could not be written: %s", self.place.config.name, exc)
+
+
+def _worst(group: BaseExceptionGroup[Failure]) -> Failure:
+    """Return the failure that says most: one that needs its operator before the others."""
+    leaves = _leaves(group)
+    for kind in (Halt, Refused):
+        for leaf in leaves:
+            if isinstance(leaf, kind):
+                return leaf
+    lasting = (leaf for leaf in leaves if not isinstance(leaf, Unavailable | OSError))
+    return next(lasting, leaves[0])
+
+
+def _leaves(group: BaseExceptionGroup[E]) -> list[E]:
+    found: list[E] = []
+    for one in group.exceptions:
+        found += _leaves(one) if isinstance(one, BaseExceptionGroup) else [one]
+    return found

@@ -1,0 +1,228 @@
+"""Read the live image for a sync and write what was read as SYNC files.
+
+A SYNC file is an AIM file of kind SYNC, numbered index + 1: a TABLE mark, a SYNC mark (JSON:
+id, index, from, start, end, last, to, next_volume), then WRITE records with seq from 1. Holes
+and runs of zeros are left out: the copy goes to files that were just made. The image changes
+while it is read; that is right, for the journal from `head` on is replayed over the copy.
+
+Everything here blocks and belongs into worker threads.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from aimfuse.coordinator.acks import Position
+from aimfuse.coordinator.cursor import SyncState, SyncVolume
+from aimfuse.disk import Disk
+from aimfuse.errors import ImageMismatch
+from aimfuse.journal.header import HEADER_BYTES, NO_DIGEST, FileKind, Identity
+from aimfuse.journal.names import SyncName
+from aimfuse.journal.records import IOCB_BYTES, RecordType, encode_table, padded
+from aimfuse.journal.writer import AimWriter
+from aimfuse.units import BLOCK_BYTES, MIB, Epoch, FileNumber, Seq, align_down
+
+SYNC_FILE_BYTES = 16 * MIB
+WRITE_BYTES_MAX = MIB
+SCAN_BYTES_MAX = 256 * MIB
+"""Most that is read for one file: an image full of written zeros still makes progress."""
+
+_FRAME_BYTES = 2 * IOCB_BYTES
+_MARK_BYTES = 4096
+_LOOK_AGAIN_MAX = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Bytes of one volume that are not all zero."""
+
+    volume: int
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """What goes into one SYNC file: from `start` up to `end`, `last` if nothing follows."""
+
+    start: Position
+    end: Position
+    chunks: tuple[Chunk, ...]
+    scanned_bytes: int
+    last: bool
+
+
+class ImageReader:
+    """Reads the image files of a group, one volume at a time."""
+
+    def __init__(self, disk: Disk, image: Path, sync: SyncState) -> None:
+        self._disk = disk
+        self._image = image
+        self._volumes = sorted(sync.volumes, key=lambda one: one.entry.volume)
+        table = len(encode_table(one.entry for one in self._volumes))
+        spent = HEADER_BYTES + table + _MARK_BYTES + 2 * _FRAME_BYTES
+        self._room = max(MIB, SYNC_FILE_BYTES - spent)
+
+    def data_bytes(self) -> int:
+        """Return the bytes that a whole copy has to read, about."""
+        total = 0
+        for one in self._volumes:
+            fd = self._open(one)
+            if fd is not None:
+                is_file = stat.S_ISREG(os.fstat(fd).st_mode)
+                held = self._disk.allocated(fd) if is_file else self._disk.size(fd)
+                total += min(held, one.entry.size_bytes)
+                self._disk.close(fd)
+        return total
+
+    def gather(self, start: Position) -> Stretch:
+        """Read from *start* until a file is full.
+
+        Raises:
+            ImageMismatch: the image is another file than the one that was mirrored.
+            OSError: it could not be read.
+        """
+        chunks: list[Chunk] = []
+        room, scanned = self._room, 0
+        end = start
+        for one in self._volumes:
+            volume = int(one.entry.volume)
+            if volume < start[0]:
+                continue
+            begin = start[1] if volume == start[0] else 0
+            for offset, data in self._pieces(one, begin):
+                if room < len(data) + _FRAME_BYTES or scanned >= SCAN_BYTES_MAX:
+                    return Stretch(start, (volume, offset), tuple(chunks), scanned, last=False)
+                scanned += len(data)
+                for at, part in nonzero_runs(data):
+                    chunks.append(Chunk(volume, offset + at, part))
+                    room -= padded(len(part)) + _FRAME_BYTES
+            end = (volume, one.entry.size_bytes)
+        return Stretch(start, end, tuple(chunks), scanned, last=True)
+
+    def _pieces(self, one: SyncVolume, begin: int) -> Iterator[tuple[int, bytes]]:
+        """Yield (offset, bytes) of what is allocated, in pieces that fit a WRITE."""
+        fd = self._open(one)
+        if fd is None:  # Gone since; the journal says so before the mirror is consistent.
+            return
+        try:
+            size = min(one.entry.size_bytes, self._disk.size(fd))
+            for low, high in self._disk.data_ranges(fd, begin, size):
+                at = low
+                while at < high:
+                    # Worst case every other block is zero: leave room for the frames.
+                    until = min(high, align_down(at, BLOCK_BYTES) + WRITE_BYTES_MAX)
+                    data = self._disk.pread(fd, until - at, at)
+                    if not data:  # Cut meanwhile; the journal has that too.
+                        return
+                    yield at, data
+                    at += len(data)
+        finally:
+            self._disk.close(fd)
+
+    def _open(self, one: SyncVolume) -> int | None:
+        if not self._image.is_dir():
+            fd = self._disk.open("sync:open", self._image, os.O_RDONLY)
+            if stat.S_ISREG(os.fstat(fd).st_mode) and self._disk.inode(fd) != one.inode:
+                self._disk.close(fd)
+                raise ImageMismatch(
+                    f"{self._image} was replaced since it was mirrored",
+                    hint="Put the image back, or mount it with --resync.",
+                )
+            return fd
+        for _ in range(_LOOK_AGAIN_MAX):
+            path = self._find(one)
+            if path is None:
+                return None
+            try:
+                fd = self._disk.open("sync:open", path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            except FileNotFoundError:  # Renamed in between.
+                continue
+            if self._disk.inode(fd) == one.inode:
+                return fd
+            self._disk.close(fd)
+        return None
+
+    def _find(self, one: SyncVolume) -> Path | None:
+        """Return the present path of a volume: names change hands, inodes do not."""
+        path = self._image / one.entry.name
+        try:
+            if path.stat(follow_symlinks=False).st_ino == one.inode:
+                return path
+        except FileNotFoundError:
+            pass
+        with os.scandir(self._image) as entries:
+            return next((Path(e.path) for e in entries if e.inode() == one.inode), None)
+
+
+def nonzero_runs(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield (offset, bytes) of the stretches of *data* with a block in them that is not zero."""
+    start = None
+    for at in range(0, len(data), BLOCK_BYTES):
+        block = data[at : at + BLOCK_BYTES]
+        if block == _ZEROS[: len(block)]:
+            if start is not None:
+                yield start, data[start:at]
+                start = None
+        elif start is None:
+            start = at
+    if start is not None:
+        yield start, data[start:] if start else data
+
+
+_ZEROS = bytes(BLOCK_BYTES)
+
+
+def write_sync_file(  # noqa: PLR0913 - what a file says, and where it goes
+    disk: Disk, directory: Path, group: bytes, sync: SyncState, index: int,
+    stretch: Stretch, to: int | None, time_ns: int,
+) -> Path:  # fmt: skip
+    """Write one SYNC file beneath *directory* and return its path, its name the inbox's.
+
+    Raises:
+        OSError: the disk failed or is full; what is left behind is overwritten next time.
+    """
+    name = SyncName(sync.sync_id, index)
+    identity = Identity(
+        group, sync.head.epoch, FileNumber(index + 1), time_ns,
+        kind=FileKind.SYNC, sync_id=sync.sync_id,
+    )  # fmt: skip
+    writer = AimWriter.create(disk, directory, identity, None)
+    try:
+        table = encode_table(one.entry for one in sync.volumes)
+        writer.mark(RecordType.TABLE, Seq(0), 0, time_ns, table)
+        mark = _mark(sync, index, stretch, to)
+        writer.mark(RecordType.SYNC, Seq(0), 0, time_ns, mark)
+        for seq, chunk in enumerate(stretch.chunks, 1):
+            length = len(chunk.data)
+            writer.append(
+                RecordType.WRITE, chunk.volume, Seq(seq), chunk.offset, length, time_ns, chunk.data
+            )
+        writer.seal(NO_DIGEST, Epoch(0), FileNumber(0))
+    finally:
+        writer.close()
+    path = directory / name.sealed
+    disk.rename("sync:rename", writer.path, path)
+    return path
+
+
+def _mark(sync: SyncState, index: int, stretch: Stretch, to: int | None) -> bytes:
+    head = sync.head
+    mark = {
+        "id": f"{sync.sync_id:016x}",
+        "index": index,
+        "from": {
+            "epoch": head.epoch, "number": head.number,
+            "seq": head.seq, "digest": head.digest.hex(),
+        },
+        "start": list(stretch.start),
+        "end": list(stretch.end),
+        "last": stretch.last,
+        "next_volume": sync.next_volume,
+    }  # fmt: skip
+    if stretch.last:
+        mark["to"] = to
+    return json.dumps(mark, separators=(",", ":")).encode()

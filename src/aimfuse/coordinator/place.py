@@ -1,0 +1,311 @@
+"""The books of one destination: where it stands, what is on its way, and its cursor on disk."""
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import trio
+
+from aimfuse.config import DestinationConfig, GroupConfig
+from aimfuse.coordinator.acks import Ack
+from aimfuse.coordinator.backlog import Backlog
+from aimfuse.coordinator.cursor import Cursor, CursorFile
+from aimfuse.coordinator.decide import History
+from aimfuse.coordinator.delivery import Delivery
+from aimfuse.coordinator.lag import Lag, seconds_behind
+from aimfuse.coordinator.rate import RateMeter
+from aimfuse.coordinator.signal import Signal
+from aimfuse.coordinator.source import Source, SourceCheckpoint
+from aimfuse.disk import Disk
+from aimfuse.errors import AimfuseError, Unavailable
+from aimfuse.journal.header import NO_DIGEST
+from aimfuse.journal.journal import Head
+from aimfuse.transport.base import Transport
+from aimfuse.units import Epoch, FileNumber, Seq
+
+STATUS_NAME = "status.json"
+STUCK_S = 30.0
+
+Connect = Callable[[DestinationConfig], Transport]
+
+
+@dataclass(slots=True)
+class Parts:
+    """What the destinations of one coordinator share, and the clocks and dice that tests set."""
+
+    config: GroupConfig
+    disk: Disk
+    backlog: Backlog
+    source: Source
+    connect: Connect
+    wall_ns: Callable[[], int] = time.time_ns
+    dice: random.Random = field(default_factory=random.Random)
+
+    def checkpoint(self) -> SourceCheckpoint:
+        """Return the driver's newest checkpoint.
+
+        Raises:
+            Unavailable: the group was never initialised.
+            StateLost: the checkpoint is unreadable.
+        """
+        checkpoint = self.source.checkpoint()
+        if checkpoint is None:
+            raise Unavailable("the group has no checkpoint yet", hint="Mount the image once.")
+        self.backlog.note_head(checkpoint.head.epoch, checkpoint.head.number)
+        return checkpoint
+
+
+class Place:
+    """One destination as the coordinator knows it. Owned by that destination's tasks."""
+
+    def __init__(self, parts: Parts, config: DestinationConfig) -> None:
+        self.parts = parts
+        self.config = config
+        self.directory = parts.config.destination_dir(config.name)
+        self.signal = Signal()
+        self.delivery = Delivery(parts.backlog)
+        self.cursor = Cursor(config.url)
+        self.ack: Ack | None = None
+        self.meter = RateMeter()
+        self.state = "new"
+        self.error: AimfuseError | OSError | None = None
+        self.failing_since: float | None = None
+        self._since_ns = parts.wall_ns()
+        self._retry_at: float | None = None
+        self._moved_at = trio.current_time()
+        self._saved: Cursor | None = None
+        self._saving = trio.Lock()
+        self._file = CursorFile(parts.disk, self.directory, config.url)
+
+    def open(self) -> None:
+        """Make the directory if it is missing and read the cursor.
+
+        Raises:
+            StateLost: the cursor is unreadable.
+            OSError: as the disk gave it.
+        """
+        for path in (self.directory.parent, self.directory):
+            self.parts.disk.mkdir("destination:mkdir", path)
+        self.cursor = self._saved = self._file.read()
+        self.delivery.rewind(self.cursor.number, self.cursor.applied)
+
+    # State.
+
+    def enter(
+        self,
+        state: str,
+        error: AimfuseError | OSError | None = None,
+        retry_in_s: float | None = None,
+    ) -> None:
+        """Note what the destination is doing now, and what is wrong with it."""
+        now = trio.current_time()
+        if state != self.state:
+            self._since_ns = self.parts.wall_ns()
+        self.state = state
+        self.error = error
+        self._retry_at = None if retry_in_s is None else now + retry_in_s
+        if error is None and state in {"syncing", "shipping", "idle"}:
+            self.failing_since = None
+        elif error is not None and self.failing_since is None:
+            self.failing_since = now
+
+    def note_progress(self, count_bytes: int = 0) -> None:
+        """Note that something moved, *count_bytes* of it over the wire."""
+        self._moved_at = trio.current_time()
+        if count_bytes:
+            self.meter.add(self._moved_at, count_bytes)
+
+    def take_ack(self, ack: Ack) -> None:
+        """Note what the store has while files are shipped."""
+        if self.delivery.take_ack(ack, trio.current_time()):
+            self.note_progress()
+
+    def history(self, checkpoint: SourceCheckpoint) -> History:
+        """Return our side of the history, to hold a store's against."""
+        heads = [checkpoint.head]
+        if self.cursor.sync:
+            heads.append(self.cursor.sync.head)
+        if self.cursor.number and self.cursor.digest != NO_DIGEST:
+            number, epoch = FileNumber(self.cursor.number), Epoch(self.cursor.epoch)
+            heads.append(Head(epoch, number, Seq(0), self.cursor.digest))
+        backlog = self.parts.backlog
+        return History(
+            checkpoint.group, backlog.newest, backlog.oldest, tuple(heads), self._digests
+        )
+
+    def begin_shipping(self, group: bytes, first: int, ack: Ack) -> None:
+        """Leave new or syncing behind: the store has everything below *first*."""
+        if ack.confirmed < self.delivery.confirmed or self.cursor.is_new or self.cursor.sync:
+            self.delivery.rewind(ack.confirmed, ack.applied_number)
+        self.delivery.start(first, trio.current_time())
+        self.cursor = replace(
+            self.cursor, group=group, pin=self.delivery.confirmed, sync=None, halted=None
+        )
+        self.take_ack(ack)
+
+    @property
+    def is_shipping(self) -> bool:
+        """Tell whether the first sync lies behind."""
+        return not self.cursor.is_new and self.cursor.sync is None
+
+    @property
+    def is_drained(self) -> bool:
+        """Tell whether the store has confirmed all there is, and the cursor says so durably."""
+        return (
+            self.is_shipping
+            and self.delivery.confirmed >= self.parts.backlog.newest
+            and self._saved is not None
+            and self._saved.state == "shipping"
+            and self._saved.number == self.delivery.confirmed
+        )
+
+    @property
+    def pin(self) -> int | None:
+        """Return the number above which every file must stay, durably promised; None pins all.
+
+        A new destination pins nothing, which is as good as everything confirmed.
+        """
+        if self._saved is None:
+            return 0
+        return self._saved.pin
+
+    # The cursor on disk.
+
+    async def save_cursor(self) -> None:
+        """Make the cursor durable if it moved. Finishes also when cancelled."""
+        async with self._saving:
+            cursor = self._moved_cursor()
+            if cursor != self._saved:
+                await trio.to_thread.run_sync(self._file.write, cursor)
+                self.cursor = self._saved = cursor
+
+    async def set_cursor(self, make: Callable[[], Cursor]) -> None:
+        """Make and write a new cursor in a worker thread, durable when this returns."""
+
+        def write() -> Cursor:
+            cursor = make()
+            self._file.write(cursor)
+            return cursor
+
+        async with self._saving:
+            self.cursor = self._saved = await trio.to_thread.run_sync(write)
+
+    def _moved_cursor(self) -> Cursor:
+        cursor, delivery = self.cursor, self.delivery
+        if not self.is_shipping:
+            return cursor
+        if cursor.number != delivery.confirmed:
+            epoch, digest = self._identify(delivery.confirmed)
+            cursor = replace(cursor, number=delivery.confirmed, epoch=epoch, digest=digest)
+        return replace(cursor, pin=delivery.confirmed, applied=delivery.applied)
+
+    def _identify(self, number: int) -> tuple[int, bytes]:
+        found = self.parts.backlog.header(number)
+        if found is not None:
+            return int(found[0].epoch), found[1].digest
+        applied = self.ack.applied if self.ack else None
+        if applied is not None and applied.number == number:
+            return applied.epoch, applied.digest
+        return self.cursor.epoch, NO_DIGEST
+
+    def _digests(self, number: int) -> tuple[bytes, bytes] | None:
+        found = self.parts.backlog.header(number)
+        return (found[1].digest, found[1].prev_digest) if found else None
+
+    # Reports.
+
+    def lag(self) -> Lag:
+        """Return how far the mirror is behind, by stage."""
+        delivery, ack = self.delivery, self.ack
+        queued, flying = delivery.queued(), delivery.in_flight()
+        received = delivery.received(ack.queue_bytes if ack else 0)
+        return Lag(queued, flying, received, self._seconds_behind())
+
+    def status(self) -> dict[str, Any]:
+        """Return the content of ``status.json``."""
+        now, lag, ack = trio.current_time(), self.lag(), self.ack
+        pending = lag.files > 0 or self.cursor.sync is not None
+        if not pending or self.state == "paused":
+            self._moved_at = now
+        flights = self.delivery.flights.values()
+        applied = ack.applied if ack else None
+        rate = self.meter.bytes_per_s(now)
+        return {
+            "name": self.config.name,
+            "url": self.config.url,
+            "state": self.state,
+            "since_ns": self._since_ns,
+            "error": str(self.error) if self.error else None,
+            "hint": getattr(self.error, "hint", "") or None,
+            "retry_in_s": None if self._retry_at is None else max(0.0, self._retry_at - now),
+            "queued": lag.queued.to_json(),
+            "in_flight": [{"name": f.name, "bytes": f.bytes, "sent": f.sent} for f in flights],
+            "received_not_applied": lag.received.to_json(),
+            "received": {"number": self.delivery.confirmed},
+            "applied": {
+                "number": self.delivery.applied,
+                "seq": applied.seq if applied else 0,
+                "epoch": applied.epoch if applied else 0,
+            },
+            "lag": {"seconds": lag.seconds, "bytes": lag.bytes, "files": lag.files},
+            "rate_bytes_s": rate,
+            "sent_bytes": self.meter.total_bytes,
+            "sync": self._sync_status(rate),
+            "ack": ack.raw if ack else None,
+            "updated_ns": self.parts.wall_ns(),
+            "stuck": pending and now - self._moved_at >= STUCK_S,
+        }
+
+    def write_status(self) -> None:
+        """Replace ``status.json``; atomic, not durable, for it is only for reading now."""
+        path = self.directory / STATUS_NAME
+        part = path.with_name(STATUS_NAME + ".part")
+        disk = self.parts.disk
+        fd = disk.open("status:create", part, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        try:
+            disk.pwrite("status:write", fd, [json.dumps(self.status()).encode()], 0)
+        finally:
+            disk.close(fd)
+        disk.rename("status:rename", part, path)
+
+    def _seconds_behind(self) -> float | None:
+        if self.cursor.is_new:
+            return None
+        delivery, backlog = self.delivery, self.parts.backlog
+        if delivery.applied >= backlog.newest:
+            return 0.0
+        oldest_ns = backlog.first_time_ns(delivery.applied)
+        if delivery.applied + 1 < backlog.oldest and self.ack:  # The file has left the spool.
+            oldest_ns = self.ack.oldest_waiting_ns or self.ack.mirror_time_ns or oldest_ns
+        return seconds_behind(self.parts.wall_ns(), oldest_ns) if oldest_ns else 0.0
+
+    def _sync_status(self, rate_bytes_s: float) -> dict[str, Any] | None:
+        sync = self.cursor.sync
+        if sync is None:
+            return None
+        left = max(0, sync.total_bytes - sync.done_bytes)
+        eta_s = left / rate_bytes_s if rate_bytes_s > 0 else None
+        return {"done_bytes": sync.done_bytes, "total_bytes": sync.total_bytes, "eta_s": eta_s}
+
+
+def heartbeat(parts: Parts, driver: dict[str, Any] | None) -> bytes:
+    """Return ``source.json``: what a store should know of its source."""
+    backlog = parts.backlog
+    found = backlog.header(backlog.newest)
+    checkpoint = parts.source.checkpoint()
+    seqs = [found[1].last_seq if found else 0, checkpoint.head.seq if checkpoint else 0]
+    status = driver or {}
+    content = {
+        "group": checkpoint.group.hex() if checkpoint else None,
+        "time_ns": parts.wall_ns(),
+        "epoch": backlog.head.epoch,
+        "accepted_seq": status.get("accepted_seq", max(seqs)),
+        "newest": {"epoch": backlog.head.epoch, "number": backlog.newest},
+        "spool": {"files": len(backlog), "bytes": backlog.bytes_between(0, backlog.newest)},
+        "state": status.get("state", "unmounted"),
+    }
+    return json.dumps(content).encode()

@@ -1,0 +1,310 @@
+"""The coordinator as a whole: its lock, its destinations, the settings while they change.
+
+A destination's task runs under a scope of its own; settings that change restart only what
+they concern. SIGTERM and SIGINT end it cleanly, SIGHUP retries what waits for its operator.
+"""
+
+import logging
+import os
+import random
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import trio
+
+from aimfuse.config import CONFIG_NAME, DestinationConfig, GroupConfig, load
+from aimfuse.coordinator.backlog import Backlog
+from aimfuse.coordinator.destination import Destination
+from aimfuse.coordinator.place import Connect, Parts
+from aimfuse.coordinator.source import Source
+from aimfuse.coordinator.sync import RETENTION_LOCK
+from aimfuse.disk import Disk, read_file, try_lock
+from aimfuse.errors import AimfuseError, BusyError, ConfigError, StoreError, Unavailable
+from aimfuse.journal.spool import release
+from aimfuse.transport import Transport, TransportSettings, open_transport
+from aimfuse.units import FileNumber
+
+SHIP_LOCK = "ship.lock"
+GROUP_LOCK = "lock"
+SETTINGS_POLL_S = 1.0
+HOUSEKEEPING_S = 2.0
+DRAIN_POLL_S = 0.05
+GIVE_UP_S = 120.0
+"""With `until_empty`: a destination that fails for this long is given up."""
+
+log = logging.getLogger(__name__)
+
+
+async def run_ship(
+    state_dir: Path,
+    *,
+    until_empty: bool = False,
+    disk: Disk | None = None,
+    connect: Connect | None = None,
+    wall_ns: Callable[[], int] = time.time_ns,
+    dice: random.Random | None = None,
+) -> None:
+    """Ship the group's sealed files to all its destinations until a signal ends it.
+
+    Args:
+        state_dir: the group's state directory.
+        until_empty: end as soon as every destination has confirmed everything sealed.
+        disk: a labelled disk; tests put another in its place.
+        connect: makes a transport for a destination; tests put another in its place.
+        wall_ns: the wall clock in Unix ns, used for reports only.
+        dice: the source of jitter and of sync ids.
+
+    Raises:
+        BusyError: another coordinator serves this group.
+        ConfigError: the settings are wrong.
+        AimfuseError: with *until_empty*, what kept a destination from getting everything.
+    """
+    coordinator = Coordinator(
+        disk or Disk(), load(state_dir), connect or connect_as_configured, wall_ns,
+        dice or random.Random(),
+    )  # fmt: skip
+    await coordinator.run(until_empty=until_empty)
+
+
+def yield_to_applications(niceness: int = 5) -> None:
+    """Lower this process's priority: the application's own I/O goes first."""
+    os.nice(niceness)
+
+
+def connect_as_configured(config: DestinationConfig) -> Transport:
+    """Return the transport that a destination's settings ask for, not yet connected."""
+    return open_transport(
+        config.url,
+        TransportSettings(
+            known_hosts=config.known_hosts,
+            identity_files=config.identity_files,
+            ssh_config=config.ssh_config,
+            use_agent=config.use_agent,
+            stall_s_max=config.stall_s_max,
+        ),
+    )
+
+
+class Coordinator:
+    """The one shipping process of a group."""
+
+    def __init__(
+        self, disk: Disk, config: GroupConfig, connect: Connect, wall_ns: Callable[[], int],
+        dice: random.Random,
+    ) -> None:  # fmt: skip
+        self._disk = disk
+        self._config = config
+        self._backlog = Backlog(disk, config.spool)
+        self._source = Source(disk, config.state_dir)
+        self._parts = Parts(config, disk, self._backlog, self._source, connect, wall_ns, dice)
+        self._running: dict[str, tuple[Destination, trio.CancelScope]] = {}
+        self._listed = False
+
+    async def run(self, *, until_empty: bool) -> None:
+        """Do what `run_ship` says."""
+        fd = self._take_lock()
+        try:
+            signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+            with trio.open_signal_receiver(*signals) as received:
+                await self._run(received, until_empty=until_empty)
+        finally:
+            self._disk.close(fd)
+
+    async def _run(self, signals: AsyncIterator[int], *, until_empty: bool) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._heed_signals, signals, nursery.cancel_scope)
+            await self._list_spool()
+            nursery.start_soon(self._backlog.follow, self._note_spool_error)
+            nursery.start_soon(self._keep_house)
+            self._reconcile(nursery)
+            nursery.start_soon(self._follow_settings, nursery)
+            if until_empty:
+                await self._drain()
+                nursery.cancel_scope.cancel()
+
+    def _take_lock(self) -> int:
+        path = self._config.state_dir / SHIP_LOCK
+        fd = self._disk.open("ship:lock", path, os.O_RDWR | os.O_CREAT)
+        if not try_lock(fd):
+            owner = read_file(self._disk, path, 32).decode("ascii", "replace").strip("\0\n ")
+            self._disk.close(fd)
+            raise BusyError(
+                f"{self._config.image} is being shipped by process {owner or 'unknown'}",
+                hint="It goes on by itself; look at `aimfuse status`.",
+            )
+        self._disk.truncate("ship:lock_cut", fd, 0)
+        self._disk.pwrite("ship:lock_pid", fd, [f"{os.getpid()}\n".encode()], 0)
+        return fd
+
+    async def _heed_signals(self, signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+        async for number in signals:
+            if number != signal.SIGHUP:
+                scope.cancel()
+                return
+            self._retry_all()
+
+    async def _list_spool(self) -> None:
+        """List the spool once; until that works there is nothing to do."""
+        while True:
+            try:
+                await trio.to_thread.run_sync(self._backlog.load)
+                checkpoint = self._source.checkpoint()
+            except OSError as exc:
+                self._note_spool_error(exc)
+                await trio.sleep(SETTINGS_POLL_S)
+            else:
+                if checkpoint is not None:
+                    self._backlog.note_head(checkpoint.head.epoch, checkpoint.head.number)
+                return
+
+    def _note_spool_error(self, exc: OSError) -> None:
+        log.warning("the spool cannot be read: %s", exc)
+
+    # Settings.
+
+    def _reconcile(self, nursery: trio.Nursery) -> None:
+        """Start, restart and stop destinations so that they are those of the settings."""
+        wanted = {one.name: one for one in self._config.destinations}
+        for name, (destination, scope) in list(self._running.items()):
+            if wanted.get(name) != destination.place.config:
+                scope.cancel()
+            else:
+                wanted.pop(name)
+        for one in wanted.values():
+            nursery.start_soon(self._run_destination, one, self._running.get(one.name))
+
+    async def _run_destination(
+        self, config: DestinationConfig, before: tuple[Destination, trio.CancelScope] | None
+    ) -> None:
+        # Two tasks must never write one cursor: wait until the one before has ended.
+        while before is not None and self._running.get(config.name) is before:  # noqa: ASYNC110
+            await trio.sleep(DRAIN_POLL_S)
+        if self._config.destination(config.name) != config:
+            return
+        destination = Destination(self._parts, config)
+        with trio.CancelScope() as scope:
+            entry = self._running[config.name] = (destination, scope)
+            try:
+                await destination.run()
+            finally:
+                if self._running.get(config.name) is entry:
+                    del self._running[config.name]
+
+    async def _follow_settings(self, nursery: trio.Nursery) -> None:
+        path = self._config.state_dir / CONFIG_NAME
+        seen = _identity(path)
+        while True:
+            await trio.sleep(SETTINGS_POLL_S)
+            now = _identity(path)
+            if now == seen:
+                continue
+            seen = now
+            try:
+                self._config = self._parts.config = load(self._config.state_dir, self._disk)
+            except ConfigError as exc:
+                log.error("the settings before stay in force: %s", exc)  # noqa: TRY400
+                continue
+            self._reconcile(nursery)
+            self._retry_all()
+
+    def _retry_all(self) -> None:
+        for destination, _ in self._running.values():
+            destination.retry_now()
+
+    # Housekeeping.
+
+    async def _keep_house(self) -> None:
+        while True:
+            await trio.sleep(HOUSEKEEPING_S)
+            try:
+                self._source_head()
+                await self._release_when_alone()
+            except (OSError, AimfuseError) as exc:
+                log.warning("nothing released: %s", exc)
+            self._forget_applied()
+
+    def _source_head(self) -> None:
+        checkpoint = self._source.checkpoint()
+        if checkpoint is not None:
+            self._backlog.note_head(checkpoint.head.epoch, checkpoint.head.number)
+
+    def _places_known(self) -> bool:
+        return set(self._running) == {one.name for one in self._config.destinations}
+
+    async def _release_when_alone(self) -> None:
+        """Release what everybody has, if no driver is there to do it."""
+        through = self._releasable()
+        if through < self._backlog.oldest:
+            return
+        await trio.to_thread.run_sync(self._release_locked)
+
+    def _releasable(self) -> int:
+        """Return the number up to which nobody needs the files any more, durably."""
+        checkpoint = self._source.checkpoint()
+        if checkpoint is None or not self._places_known():
+            return 0
+        pins = [destination.place.pin for destination, _ in self._running.values()]
+        return min([int(checkpoint.head.number), *(pin for pin in pins if pin is not None)])
+
+    def _release_locked(self) -> None:
+        state_dir = self._config.state_dir
+        fds: list[int] = []
+        try:
+            for name in (GROUP_LOCK, RETENTION_LOCK):
+                fds.append(
+                    self._disk.open(f"{name}:open", state_dir / name, os.O_RDWR | os.O_CREAT)
+                )
+                if not try_lock(fds[-1]):
+                    return
+            through = FileNumber(self._releasable())
+            release(self._disk, self._config.spool, through)
+        finally:
+            for fd in fds:
+                self._disk.close(fd)
+
+    def _forget_applied(self) -> None:
+        if self._places_known() and self._running:
+            applied = [d.place.delivery.applied for d, _ in self._running.values()]
+            self._backlog.drop_through(min(applied))
+
+    # Draining.
+
+    async def _drain(self) -> None:
+        """Wait until every destination has everything, or cannot get it.
+
+        Raises:
+            AimfuseError: what kept the first of them from getting everything.
+        """
+        while not all(map(self._is_finished, self._names())):  # noqa: ASYNC110 - many things
+            await trio.sleep(DRAIN_POLL_S)
+        for name in self._names():
+            place = self._running[name][0].place
+            if not place.is_drained:
+                raise self._excuse(place.error)
+
+    def _names(self) -> list[str]:
+        return [one.name for one in self._config.destinations if not one.paused]
+
+    def _is_finished(self, name: str) -> bool:
+        if name not in self._running:
+            return False
+        place = self._running[name][0].place
+        if place.is_drained or place.state in {"refused", "halted"}:
+            return True
+        since = place.failing_since
+        return since is not None and trio.current_time() - since >= GIVE_UP_S
+
+    def _excuse(self, error: AimfuseError | OSError | None) -> AimfuseError:
+        if isinstance(error, AimfuseError):
+            return error
+        return Unavailable(str(error)) if error else StoreError("a destination did not finish")
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    try:
+        info = path.stat()
+    except OSError:
+        return None
+    return info.st_ino, info.st_size, info.st_mtime_ns

@@ -1,0 +1,219 @@
+"""One connection to one store: follow its ack, keep files in flight, say that we live."""
+
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+
+import trio
+
+from aimfuse.coordinator.acks import ACK_BYTES_MAX, ACK_NAME, Ack, parse_ack
+from aimfuse.coordinator.decide import Halt, check_history, check_store
+from aimfuse.coordinator.delivery import Flight
+from aimfuse.coordinator.place import Place, heartbeat
+from aimfuse.coordinator.signal import Signal
+from aimfuse.errors import JournalError, Unavailable
+from aimfuse.journal.reader import read_sealed
+from aimfuse.transport.base import Transport
+from aimfuse.units import MIB, format_bytes
+
+SMALL_S_MAX = 30.0
+POLL_S_MIN = 0.05
+POLL_S_MAX = 1.0
+POLL_IDLE_S = 5.0
+HEARTBEAT_S = 5.0
+TICK_S = 1.0
+FREE_BYTES_MIN = 64 * MIB
+HEARTBEAT_NAME = "source.json"
+
+
+class Session:
+    """The work over one open transport. Ends by an error or by cancellation, never by itself.
+
+    Cancel-safe anywhere: what was not confirmed is sent again by the next session, and the
+    store drops the copy.
+    """
+
+    def __init__(self, place: Place, transport: Transport) -> None:
+        self.place = place
+        self.transport = transport
+        self._parts = place.parts
+        self._nudge = Signal()
+        self._free_bytes: int | None = None
+
+    async def run(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do *work* over and over while acks are followed and heartbeats sent.
+
+        Raises:
+            ExceptionGroup: of `Unavailable`, `Refused`, `Halt` or `OSError`.
+        """
+        await self._beat()
+        await self._read_ack()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_beating)
+            nursery.start_soon(self._watch_acks)
+            while True:
+                await work()
+
+    async def ship(self, group: bytes, first: int) -> None:
+        """Keep files in flight for ever."""
+        place = self.place
+        ack = place.ack
+        assert ack is not None
+        place.begin_shipping(group, first, ack)
+        async with trio.open_nursery() as nursery:
+            while True:
+                if place.ack is not ack and place.ack is not None:
+                    ack = place.ack
+                    self._check_ack()
+                    place.take_ack(ack)
+                if not self._is_full():
+                    self._fill(nursery, group)
+                await place.signal.wait(TICK_S)
+
+    def _fill(self, nursery: trio.Nursery, group: bytes) -> None:
+        # No await here: picking a file and starting its task is one step.
+        place, config = self.place, self.place.config
+        while picked := place.delivery.pick(config.max_in_flight, config.inbox_bytes_max):
+            nursery.start_soon(self._send, group, *picked)
+        place.enter("shipping" if place.delivery.applied < self._parts.backlog.newest else "idle")
+
+    def _is_full(self) -> bool:
+        free = self._free_bytes
+        if free is None or free >= FREE_BYTES_MIN:
+            return False
+        error = Unavailable(f"the destination has only {format_bytes(free)} free")
+        self.place.enter("retrying", error, HEARTBEAT_S)
+        return True
+
+    def _check_ack(self) -> None:
+        """Hold a new ack against our history.
+
+        Raises:
+            Halt: see `decide`.
+            Unavailable: the store has started over; the next session decides anew.
+        """
+        place, ack = self.place, self.place.ack
+        assert ack is not None
+        history = place.history(self._parts.checkpoint())
+        check_store(ack, history)
+        if ack.is_empty or ack.phase == "syncing" or ack.confirmed < place.delivery.confirmed:
+            raise Unavailable("the store has gone back behind what it had confirmed")
+        check_history(ack, history)
+
+    async def _send(self, group: bytes, number: int, flight: Flight) -> None:
+        place = self.place
+        delivered = False
+        try:  # No await before this: a flight that was noted always lands.
+            await self._put_journal_file(group, number, flight)
+            delivered = True
+        finally:
+            place.delivery.land(number, trio.current_time(), delivered=delivered)
+            place.signal.notify()
+        place.note_progress()
+        self._nudge.notify()
+
+    async def _put_journal_file(self, group: bytes, number: int, flight: Flight) -> None:
+        backlog = self._parts.backlog
+        name = backlog.name(number)
+        if name is None:
+            raise Halt(f"file {number} is missing from the spool", hint=_NEW_COPY)
+        path = backlog.path(name)
+        try:
+            await trio.to_thread.run_sync(backlog.check, name, group)
+            if flight.fresh:  # The far side found damage: is it ours?
+                await trio.to_thread.run_sync(read_sealed, self._parts.disk, path)
+            await self.put(flight, partial(self.transport.put, path, name.sealed))
+        except FileNotFoundError as exc:
+            raise Halt(f"{name.sealed} is missing from the spool", hint=_NEW_COPY) from exc
+        except JournalError as exc:
+            raise Halt(f"the spool is damaged: {exc}", hint=_NEW_COPY) from exc
+
+    async def put(self, flight: Flight, send: Callable[..., Awaitable[None]]) -> None:
+        """Run one `put`, given up when nothing moves for the destination's stall time.
+
+        Raises:
+            Unavailable: it stalled, or the transport said so.
+        """
+        stall_s = self.place.config.stall_s_max
+        with trio.move_on_after(stall_s) as scope:
+
+            def moved(count_bytes: int) -> None:
+                flight.sent += count_bytes
+                scope.deadline = trio.current_time() + stall_s
+                self.place.note_progress(count_bytes)
+
+            await send(progress=moved, fresh=flight.fresh)
+        if scope.cancelled_caught:
+            raise Unavailable(f"{flight.name} did not move for {stall_s:.0f} s")
+        flight.sent = flight.bytes
+
+    async def _watch_acks(self) -> None:
+        """Read the ack: often while something is on its way, seldom while nothing is."""
+        wait_s = POLL_S_MIN
+        while True:
+            nudged = await self._nudged(wait_s)
+            changed = await self._read_ack()
+            if changed:
+                self.place.signal.notify()
+            if changed or nudged:
+                wait_s = POLL_S_MIN
+            else:
+                ceiling_s = POLL_S_MAX if self._awaits_ack() else POLL_IDLE_S
+                wait_s = min(ceiling_s, wait_s * 1.5)
+
+    def _awaits_ack(self) -> bool:
+        place = self.place
+        return not place.is_shipping or place.delivery.applied < self._parts.backlog.newest
+
+    async def _nudged(self, wait_s: float) -> bool:
+        before = trio.current_time()
+        await self._nudge.wait(wait_s)
+        nudged = trio.current_time() - before < wait_s
+        if nudged:
+            await trio.sleep(POLL_S_MIN)
+        return nudged
+
+    def nudge(self) -> None:
+        """Have the ack read soon."""
+        self._nudge.notify()
+
+    async def _read_ack(self) -> bool:
+        with _ceiling("ack.json"):
+            data = await self.transport.get(ACK_NAME, ACK_BYTES_MAX)
+        ack = parse_ack(data) if data is not None else None
+        before, self.place.ack = self.place.ack, ack
+        return not _says_the_same(before, ack)
+
+    async def _keep_beating(self) -> None:
+        while True:
+            await trio.sleep(HEARTBEAT_S)
+            await self._beat()
+
+    async def _beat(self) -> None:
+        with _ceiling("free space"):
+            self._free_bytes = await self.transport.free_bytes()
+        driver = await self._parts.source.status()
+        with _ceiling(HEARTBEAT_NAME):
+            await self.transport.put_bytes(heartbeat(self._parts, driver), HEARTBEAT_NAME)
+
+
+def _says_the_same(one: Ack | None, other: Ack | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return replace(one, generation=0) == replace(other, generation=0)
+
+
+@contextmanager
+def _ceiling(what: str) -> Generator[None]:
+    """Bound a small request."""
+    with trio.move_on_after(SMALL_S_MAX) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise Unavailable(f"no answer about {what} for {SMALL_S_MAX:.0f} s")
+
+
+_NEW_COPY = (
+    "The mirror stays at its last position. Move the store away: the next contact begins "
+    "a first sync."
+)

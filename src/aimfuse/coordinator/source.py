@@ -1,0 +1,139 @@
+"""The source side as the coordinator sees it: the driver's checkpoint and its control socket."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from aimfuse.coordinator.cursor import SyncVolume
+from aimfuse.disk import Disk
+from aimfuse.errors import AimfuseError, StateLost, Unavailable
+from aimfuse.journal.journal import Head
+from aimfuse.journal.records import VolumeEntry
+from aimfuse.journal.slots import Slots
+from aimfuse.units import MIB, Epoch, FileNumber, Seq, VolumeId
+
+CHECKPOINT = "checkpoint"
+CONTROL = "control.sock"
+ANSWER_BYTES_MAX = 16 * MIB
+CONNECT_S_MAX = 2.0
+STATUS_S_MAX = 2.0
+APPLIED_S_MAX = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class SourceCheckpoint:
+    """What the coordinator needs of the driver's checkpoint."""
+
+    group: bytes
+    head: Head
+    volumes: tuple[SyncVolume, ...]
+    next_volume: int
+    clean: bool
+
+
+class NotServed(Exception):
+    """Nobody answers at the control socket: the group is not mounted."""
+
+
+class Source:
+    """Read-only view of the group's driver, mounted or not."""
+
+    def __init__(self, disk: Disk, state_dir: Path) -> None:
+        self._state_dir = state_dir
+        self._slots = Slots(disk, state_dir / CHECKPOINT, CHECKPOINT)
+
+    def checkpoint(self) -> SourceCheckpoint | None:
+        """Return the newest checkpoint, None before the group's first.
+
+        Raises:
+            StateLost: the slots are unreadable, or hold something else.
+            OSError: they could not be read.
+        """
+        state = self._slots.read()
+        try:
+            return None if state is None else _checkpoint(state)
+        except (KeyError, ValueError, TypeError) as exc:
+            path = self._state_dir / CHECKPOINT
+            raise StateLost(path, hint=f"The checkpoint lacks or spoils {exc}.") from exc
+
+    async def ask(self, command: str, answer_s_max: float) -> dict[str, Any]:
+        """Return the driver's answer to *command*.
+
+        Raises:
+            NotServed: the group is not mounted.
+            Unavailable: the driver did not answer in time, or said no.
+        """
+        try:
+            with trio.fail_after(CONNECT_S_MAX):
+                stream = await trio.open_unix_socket(str(self._state_dir / CONTROL))
+        except (OSError, trio.TooSlowError) as exc:
+            raise NotServed from exc
+        async with stream:
+            try:
+                with trio.fail_after(answer_s_max):
+                    await stream.send_all(json.dumps({"cmd": command}).encode() + b"\n")
+                    answer = json.loads(await _line(stream))
+            except (trio.BrokenResourceError, trio.TooSlowError, ValueError) as exc:
+                raise Unavailable(f"the driver did not answer `{command}`: {exc!r}") from exc
+        if not isinstance(answer, dict) or answer.get("ok") is False:
+            raise Unavailable(f"the driver refused `{command}`: {answer}")
+        return answer
+
+    async def status(self) -> dict[str, Any] | None:
+        """Return the driver's status, None while it is not mounted or does not answer."""
+        try:
+            return await self.ask("status", STATUS_S_MAX)
+        except (NotServed, AimfuseError):
+            return None
+
+    async def covering_number(self, newest: FileNumber) -> FileNumber:
+        """Return a sealed file number that covers every record the image holds by now.
+
+        *newest* is the newest sealed number that the caller knows of.
+
+        Raises:
+            Unavailable: nobody can say: the group is neither mounted nor cleanly unmounted,
+                or the driver could not.
+        """
+        try:
+            answer = await self.ask("applied", APPLIED_S_MAX)
+            return FileNumber(int(answer["number"]))
+        except NotServed:
+            checkpoint = self.checkpoint()
+        except (KeyError, TypeError, ValueError) as exc:
+            raise Unavailable(f"the driver's answer lacks its number: {exc}") from exc
+        if checkpoint is None or not checkpoint.clean:
+            raise Unavailable(
+                "the image was not cleanly unmounted, so its journal has no known end",
+                hint="Mount it: recovery finds the end, and the first copy goes on by itself.",
+            )
+        return FileNumber(max(checkpoint.head.number, newest))
+
+
+async def _line(stream: trio.SocketStream) -> bytes:
+    data = bytearray()
+    while not data.endswith(b"\n"):
+        more = await stream.receive_some(65536)
+        data += more
+        if not more or len(data) > ANSWER_BYTES_MAX:
+            raise ValueError("answer cut short or too long")
+    return bytes(data)
+
+
+def _checkpoint(state: dict[str, Any]) -> SourceCheckpoint:
+    return SourceCheckpoint(
+        bytes.fromhex(state["group"]),
+        Head(
+            Epoch(state["epoch"]), FileNumber(state["number"]), Seq(state["seq"]),
+            bytes.fromhex(state["digest"]),
+        ),
+        tuple(
+            SyncVolume(VolumeEntry(VolumeId(one["id"]), one["name"], one["size"]), one["inode"])
+            for one in state["volumes"]
+        ),
+        int(state["next_volume"]),
+        bool(state["clean"]),
+    )  # fmt: skip
