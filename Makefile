@@ -22,7 +22,7 @@ test: check ## all checks and all tests
 	$(PYTHON) -m pytest $(PYTEST_ARGS)
 
 nightly: setup ## property tests with random seeds and many more examples
-	$(PYTHON) -m pytest --hypothesis-profile=nightly -m property $(PYTEST_ARGS)
+	$(PYTHON) -m pytest --hypothesis-profile=nightly -m hypothesis $(PYTEST_ARGS)
 
 demo: setup ## a source, a far host and a disaster, on this machine, in about a minute
 	$(PYTHON) demo/demo.py

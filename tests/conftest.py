@@ -27,15 +27,30 @@ settings.load_profile("ci" if IN_CI else "dev")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--hypothesis-profile") == "nightly" and _seed(config) is None:
+    if _profile(config) != "ci" and _seed(config) is None:
         config.option.hypothesis_seed = str(random.SystemRandom().randrange(2**32))
 
 
 def pytest_report_header(config: pytest.Config) -> str:
+    return _chance(config)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
+) -> None:
+    if exitstatus != pytest.ExitCode.OK:  # With -q there was no header.
+        terminalreporter.write_line(_chance(config))
+
+
+def _chance(config: pytest.Config) -> str:
     seed = _seed(config)
-    profile = config.getoption("--hypothesis-profile") or ("ci" if IN_CI else "dev")
-    repeat = "" if seed is None else f"; repeat with --hypothesis-seed={seed}"
-    return f"aimfuse: hypothesis profile {profile}{repeat}"
+    drawn = "the same examples each time" if seed is None else f"--hypothesis-seed={seed}"
+    return f"hypothesis: --hypothesis-profile={_profile(config)}, {drawn}"
+
+
+def _profile(config: pytest.Config) -> str:
+    profile: str | None = config.getoption("--hypothesis-profile")
+    return profile or ("ci" if IN_CI else "dev")
 
 
 def _seed(config: pytest.Config) -> str | None:
