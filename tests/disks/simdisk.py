@@ -4,7 +4,8 @@ It models: a volatile page cache (writes are durable after `fdatasync` of the fi
 after `sync_dir` of the directory, nothing else and nothing by order); a killed program (the
 cache stays, the descriptors go); Linux's fsync errors (the pages are clean afterwards, each
 descriptor hears of it once, the next sync succeeds, reads show the new data until the cache
-is dropped); full disks (a short write, then ENOSPC); torn pages, if asked for.
+is dropped); full disks (a short write, then ENOSPC); and, if asked for, torn pages
+(`torn_pages`) and times that an fdatasync leaves behind (`lazy_times`).
 
 It does not model: a disk that lies about a flush, bit rot, concurrent writes that overlap in
 time (each call is atomic), time, permissions, symbolic links, or a directory whose sync
@@ -17,6 +18,7 @@ passing one to `os` fails.
 
 import errno
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -62,6 +64,7 @@ class SimDisk(Disk):
         self.faults: list[Fault] = []
         self.capacity_bytes = capacity_bytes
         self.torn_pages = False
+        self.lazy_times = False
         self._stop_at: int | None = None
         self._stop_bytes = 0
         self._dead = False
@@ -115,13 +118,20 @@ class SimDisk(Disk):
     def units(self) -> list[Unit]:
         """Return what a power cut now may lose, in the order in which `power_cut` asks."""
         with self._lock:
-            files = [u for f in self._files.values() for u in f.units(self._grain)]
+            files = [
+                unit
+                for file in self._files.values()
+                for unit in file.units(self._grain, lazy_times=self.lazy_times)
+            ]
             return files + list(self._names.units())
 
     def power_cut(self, choose: Choose = keep_none) -> "SimDisk":
         """Return the disk as the machine finds it at its next start."""
         with self._lock:
-            files = {i: f.settle(choose, self._grain) for i, f in self._files.items()}
+            files = {
+                inode: file.settle(choose, self._grain, lazy_times=self.lazy_times)
+                for inode, file in self._files.items()
+            }
             return self._next_start(files, self._names.settle(choose))
 
     def kill(self) -> "SimDisk":
@@ -130,6 +140,18 @@ class SimDisk(Disk):
             return self._next_start(
                 {i: f.copy() for i, f in self._files.items()}, self._names.copy()
             )
+
+    def stat(self, path: Path) -> os.stat_result:
+        """Return type, inode, size and times of what lies at *path*."""
+        with self._lock:
+            inode = self._names.find(path)
+            if inode is None:
+                _refuse(errno.ENOENT, path)
+            if self._names.is_directory(inode):
+                return os.stat_result((stat.S_IFDIR | 0o700, inode, 1, 2, 0, 0, 0, 0, 0, 0))
+            file = self._files[inode]
+            times = (file.times,) * 3
+            return os.stat_result((stat.S_IFREG | 0o600, inode, 1, 1, 0, 0, file.size, *times))
 
     @property
     def open_paths(self) -> list[Path]:
@@ -142,7 +164,7 @@ class SimDisk(Disk):
 
     def _next_start(self, files: dict[int, SimFile], names: SimNames) -> "SimDisk":
         disk = SimDisk(capacity_bytes=self.capacity_bytes)
-        disk.torn_pages = self.torn_pages
+        disk.torn_pages, disk.lazy_times = self.torn_pages, self.lazy_times
         disk._names = names
         reachable = names.reachable()
         disk._files = {inode: file for inode, file in files.items() if inode in reachable}
@@ -241,10 +263,10 @@ class SimDisk(Disk):
     def truncate(self, label: str, fd: int, size: int) -> None:
         with self._lock:
             fault = self._begin(label)
-            descriptor = self._writable(fd)
+            descriptor = self._descriptor(fd)
             if fault:
                 _refuse(fault.number, descriptor.path)
-            if size < 0:
+            if size < 0 or descriptor.flags & os.O_ACCMODE == os.O_RDONLY:
                 _refuse(errno.EINVAL, descriptor.path)
             self._tell(Mutation(label, descriptor.path, size, 0, None))
             descriptor.file.truncate(size)
@@ -285,6 +307,11 @@ class SimDisk(Disk):
     def inode(self, fd: int) -> int:
         with self._lock:
             return self._descriptor(fd).file.inode
+
+    def change_marks(self, fd: int) -> dict[str, int]:
+        with self._lock:
+            file = self._descriptor(fd).file
+            return {"inode": file.inode, "mtime_ns": file.times, "ctime_ns": file.times}
 
     def drop_cache(self, fd: int) -> None:
         with self._lock:

@@ -26,15 +26,17 @@ class SimFile:
         self._dirty: set[int] = set()
         self._sizes = [0]
         self._size_dirty = False
+        self._size_journalled = False
+        self._times = [0]
 
     @property
     def size(self) -> int:
         return self._sizes[-1]
 
     @property
-    def is_durable(self) -> bool:
-        """Tell whether the disk certainly holds all that the cache shows."""
-        return len(self._sizes) == 1 and all(len(v) == 1 for v in self._versions.values())
+    def times(self) -> int:
+        """Return a number that rises with every change, as a file's mtime does."""
+        return self._times[-1]
 
     def copy(self) -> "SimFile":
         other = SimFile(self.inode)
@@ -43,6 +45,8 @@ class SimFile:
         other._dirty = set(self._dirty)
         other._sizes = list(self._sizes)
         other._size_dirty = self._size_dirty
+        other._size_journalled = self._size_journalled
+        other._times = list(self._times)
         return other
 
     # What programs see.
@@ -65,6 +69,7 @@ class SimFile:
         return b"".join(parts)
 
     def write(self, data: Buffer, offset: int) -> None:
+        self._touch()
         end = offset + len(data)
         done = 0
         while offset + done < end:
@@ -81,6 +86,7 @@ class SimFile:
             self._set_size(max(end, self.size))
 
     def truncate(self, size: int) -> None:
+        self._touch()
         for index in list(self._versions):
             if index * PAGE_BYTES >= size:
                 self._put(index, None)
@@ -88,9 +94,11 @@ class SimFile:
         page = self._page(index)
         if keep and page and any(page[keep:]):
             self._put(index, page[:keep].ljust(PAGE_BYTES, b"\0"))
+        self._size_journalled |= size != self.size
         self._set_size(size)
 
     def punch(self, offset: int, length: int) -> None:
+        self._touch()
         end = offset + length
         for index in list(self._versions):
             start = index * PAGE_BYTES
@@ -128,12 +136,20 @@ class SimFile:
         self._dirty.clear()
         if self._size_dirty:
             self._sizes = self._sizes[-1:]
-            self._size_dirty = False
+            self._size_dirty = self._size_journalled = False
+
+    def sync_times(self) -> None:
+        """Make the times durable, which `sync` does not: it is an fdatasync."""
+        self._times = self._times[-1:]
 
     def fail_sync(self) -> None:
-        """Clean every dirty page without saying which of them the disk holds."""
-        self._dirty.clear()
-        self._size_dirty = False
+        """Clean every dirty page without saying which of them the disk holds.
+
+        Holes and sizes that were set, not grown by writes, are metadata: journalled, and
+        never forgotten for the failure of a data page.
+        """
+        self._dirty = {index for index in self._dirty if self._page(index) is None}
+        self._size_dirty = self._size_dirty and self._size_journalled
         self.error_count += 1
 
     def drop_cache(self) -> None:
@@ -143,14 +159,16 @@ class SimFile:
                 del self._versions[index][1:]
                 self._drop_hole(index)
 
-    def units(self, grain: int) -> Iterator[Unit]:
+    def units(self, grain: int, *, lazy_times: bool) -> Iterator[Unit]:
         """Yield what a power cut may lose, in a fixed order."""
         for _index, _at, unit, _states in self._page_units(grain):
             yield unit
         if len(self._sizes) > 1:
             yield self._size_unit()
+        if lazy_times and len(self._times) > 1:
+            yield self._times_unit()
 
-    def settle(self, choose: Choose, grain: int) -> "SimFile":
+    def settle(self, choose: Choose, grain: int, *, lazy_times: bool) -> "SimFile":
         """Return the file as a power cut leaves it."""
         other = SimFile(self.inode)
         other._versions = {index: pages[:1] for index, pages in self._versions.items()}
@@ -161,11 +179,14 @@ class SimFile:
                 state = page[:at] + (state or _ZEROS[:grain]) + page[at + grain :]
             other._versions[index] = [state]
         size = self._sizes[choose(self._size_unit())] if len(self._sizes) > 1 else self.size
+        lazy = lazy_times and len(self._times) > 1
+        times = self._times[choose(self._times_unit()) if lazy else -1]
         for index in list(other._versions):
             other._drop_hole(index)
         other._sizes = [max(self._sizes)]
         other.truncate(size)
         other.sync()
+        other._times = [times]
         return other
 
     def _page_units(self, grain: int) -> Iterator[tuple[int, int, Unit, list[Page]]]:
@@ -180,6 +201,12 @@ class SimFile:
 
     def _size_unit(self) -> Unit:
         return Unit("size", f"inode {self.inode}", len(self._sizes))
+
+    def _times_unit(self) -> Unit:
+        return Unit("times", f"inode {self.inode}", len(self._times))
+
+    def _touch(self) -> None:
+        self._times = [self._times[0], self._times[-1] + 1]
 
     def _page(self, index: int) -> Page:
         return self._versions.get(index, [None])[-1]
