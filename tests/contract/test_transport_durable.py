@@ -55,8 +55,7 @@ async def watched(
     await embedded.stop()
     embedded.disk = disk
     await embedded.restart()
-    settings = replace(embedded.settings, stall_s_max=0.5)
-    return embedded.transport(store, settings=settings), disk
+    return embedded.transport(store), disk
 
 
 @asynccontextmanager
@@ -154,7 +153,7 @@ async def test_a_server_whose_disk_hangs_is_given_up(
     await embedded.stop()
     embedded.disk = disk
     await embedded.restart()
-    settings = replace(embedded.settings, stall_s_max=0.3)
+    settings = replace(embedded.settings, stall_s_max=1.0)
     try:
         async with opened(embedded.transport(embedded.root / "store", settings=settings)) as link:
             disk.hang_at = ":sync"
