@@ -70,8 +70,8 @@ def show_dashboard(
     """Watch sources and stores live, both ends in one view. Ctrl-C ends it."""
     with exit_on_error():
         interval_s = parse_duration_s(interval)
-        found = find_targets(targets or [])
-        dashboard.run(_console(), lambda: dashboard.take(found), interval_s, once=once)
+        watch = dashboard.Watch(targets or [])
+        dashboard.run(_console(), watch, interval_s, once=once)
 
 
 def flush_group(

@@ -25,7 +25,6 @@ from aimfuse.journal.header import (
 from aimfuse.journal.reader import FILE_BYTES_MAX, check_sealed, scan_open
 from aimfuse.journal.records import (
     IOCB_BYTES,
-    MAGIC,
     BadIocb,
     Iocb,
     RecordType,
@@ -100,8 +99,6 @@ def _judge_sealed(found: Description, path: Path, data: bytes, problem: str) -> 
 
 def _judge_open(found: Description, path: Path, data: bytes, iocbs: list[Iocb]) -> Description:
     before = iocbs[0].seq - (not iocbs[0].is_mark) if iocbs else 0
-    if data.endswith(MAGIC):
-        data += b"\0"  # The mark search looks one byte past every magic.
     scan = scan_open(path, data, Seq(before))
     found |= {"committed_seq": scan.committed_seq}
     if scan.committed_seq > scan.last_seq:

@@ -27,6 +27,10 @@ _WAY_OUT = "Mount it first: aimfuse mount IMAGE MOUNTPOINT."
 Answer = dict[str, Any]
 
 
+class DriverGone(BusyError):
+    """The driver took the request and went away; whether it carried it out is unknown."""
+
+
 class DriverError(AimfuseError):
     """The driver refused a request, in its own words, with its hint and its exit code."""
 
@@ -42,8 +46,9 @@ def call(state_dir: Path, request: Answer, timeout_s: float = CALL_S_MAX) -> Ans
     """Send *request* to the group's driver and return its answer; blocks.
 
     Raises:
-        BusyError: the group is not mounted, or its driver does not answer in time. Whether
-            the driver still carries the request out is unknown.
+        BusyError: the group is not mounted, or its driver does not answer in time; then it
+            may still carry the request out.
+        DriverGone: the driver ended before it answered.
         DriverError: the driver said no.
     """
     with (
@@ -103,7 +108,7 @@ def _foreign_errors(state_dir: Path, timeout_s: float) -> Generator[None]:
         raise _not_mounted(state_dir) from exc
     except (ConnectionError, trio.BrokenResourceError) as exc:
         message = f"{state_dir}: the driver went away before it answered"
-        raise BusyError(message, hint="See `aimfuse status`, then mount it again.") from exc
+        raise DriverGone(message, hint="See `aimfuse status`, then mount it again.") from exc
     except PermissionError as exc:
         message = f"{state_dir}: belongs to another user"
         raise BusyError(message, hint="Run this as the user who mounted it, or as root.") from exc
@@ -135,4 +140,4 @@ def _parse(state_dir: Path, line: bytes) -> Answer:
 
 def _nonsense(state_dir: Path) -> NoReturn:
     message = f"{state_dir}: the driver went away before it answered, or is no driver"
-    raise BusyError(message, hint="See `aimfuse status`, then mount it again.")
+    raise DriverGone(message, hint="See `aimfuse status`, then mount it again.")

@@ -4,17 +4,20 @@ On a terminal it takes the screen and gives it back at the end; into a pipe or a
 one plain block per interval.
 """
 
+import contextlib
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
 
+from aimfuse.errors import BusyError, UsageError
 from aimfuse.manager import render
 from aimfuse.manager.layout import Look
 from aimfuse.manager.model import Snapshot, snapshot
-from aimfuse.manager.target import Kind, Target
+from aimfuse.manager.target import Kind, Target, find_targets
 from aimfuse.units import SECOND_NS
 
 INTERVAL_S_MIN = 0.1
@@ -54,6 +57,25 @@ def _counters(snap: Snapshot) -> Sequence[tuple[tuple[str, ...], int]]:
         found += [((source.image, one.name), one.sent_bytes) for one in source.destinations]
     found += [((store.path,), store.applied_seq) for store in snap.stores]
     return found
+
+
+class Watch:
+    """Looks at the same paths again and again; what appears beneath them joins in."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Find out what the paths mean.
+
+        Raises:
+            UsageError, BusyError: as `find_targets`.
+        """
+        self._paths = list(paths)
+        self._targets = find_targets(self._paths)
+
+    def __call__(self) -> Snapshot:
+        """Return how everything is now; what has vanished is shown as what is left of it."""
+        with contextlib.suppress(UsageError, BusyError):
+            self._targets = find_targets(self._paths)
+        return take(self._targets)
 
 
 def take(targets: Sequence[Target]) -> Snapshot:

@@ -6,8 +6,8 @@ and decides nothing.
 
 import time
 from pathlib import Path
-from typing import Any
 
+from aimfuse.manager.fields import Fields
 from aimfuse.manager.files import (
     State,
     count_files,
@@ -15,13 +15,13 @@ from aimfuse.manager.files import (
     lock_holder,
     read_json,
     read_slots,
-    read_text,
 )
 from aimfuse.units import SECOND_NS
 
 QUARANTINE_SHOWN_MAX = 64
 INBOX = "inbox"
 _REASON = ".reason"
+_MORE = "more"
 
 
 def store_status(store: Path) -> State:
@@ -31,8 +31,8 @@ def store_status(store: Path) -> State:
     known = state or {}
     ack = read_json(store / "ack.json") or {}
     source = read_json(store / INBOX / "source.json")
-    head = _dict(known.get("head"))
-    applied = _dict(ack.get("applied")) or head or None
+    head = known.get("head")
+    applied = ack.get("applied") or head
     inbox_files, inbox_bytes = _aim_files(store / INBOX)
     work_files, work_bytes = count_files(store / "work")
     return {
@@ -42,7 +42,7 @@ def store_status(store: Path) -> State:
         "reason": known.get("reason") or None,
         "error": problem or ack.get("error"),
         "replayer": _holder(lock_holder(store / "lock")),
-        "head": head or None,
+        "head": head,
         "applied": applied,
         "received": ack.get("received"),
         "missing": ack.get("missing", []),
@@ -52,7 +52,7 @@ def store_status(store: Path) -> State:
         "work": {"files": work_files, "bytes": work_bytes},
         "quarantine": _quarantine(store / "quarantine"),
         "volumes": known.get("volumes", []),
-        "mirror": [str(path) for path in _mirror(store / "mirror")],
+        "mirror": [str(store / "mirror" / name) for name in _names(store / "mirror")],
         "mirror_time_ns": ack.get("mirror_time_ns"),
         "lag": _lag(applied, ack, source, now_ns),
         "free_bytes": free_bytes(store),
@@ -81,23 +81,22 @@ def _aim_files(inbox: Path) -> tuple[int, int]:
     return files, size
 
 
-def _mirror(directory: Path) -> list[Path]:
+def _names(directory: Path) -> list[str]:
     try:
-        return sorted(directory.iterdir())
+        return sorted(path.name for path in directory.iterdir())
     except OSError:
         return []
 
 
 def _quarantine(directory: Path) -> State:
-    try:
-        names = sorted(path.name for path in directory.iterdir() if path.suffix != _REASON)
-    except OSError:
-        names = []
-    shown = [
-        {"name": name, "reason": read_text(directory / (name + _REASON))}
-        for name in names[:QUARANTINE_SHOWN_MAX]
-    ]
-    return {"files": len(names), "shown": shown}
+    shown = []
+    names = _names(directory)
+    kept = [name for name in names if not name.endswith(_REASON) and name != _MORE]
+    for name in kept[:QUARANTINE_SHOWN_MAX]:
+        why = Fields(read_json(directory / (name + _REASON)))
+        shown.append({"name": why.text("name") or name, "reason": why.text("reason")})
+    more = len(_names(directory / _MORE)) if _MORE in names else 0
+    return {"files": len(kept) + more, "shown": shown}
 
 
 def _sync(known: State, ack: State) -> State | None:
@@ -111,20 +110,12 @@ def _lag(applied: State | None, ack: State, source: State | None, now_ns: int) -
     The seconds count from the last applied record: an upper bound, which the source knows
     better. With everything applied that the heartbeat knew of, nothing is behind.
     """
-    newest = _dict(_dict(source).get("newest"))
+    newest = Fields(source).part("newest")
     if not newest or applied is None:
         return {"seconds": None, "files": None}
-    files = max(0, _int(newest.get("number")) - _int(applied.get("number")))
-    mirror_ns = _int(ack.get("mirror_time_ns"))
+    files = max(0, newest.count("number") - Fields(applied).count("number"))
+    mirror_ns = Fields(ack).count("mirror_time_ns")
     if not files:
         return {"seconds": 0.0, "files": 0}
     seconds = max(0.0, (now_ns - mirror_ns) / SECOND_NS) if mirror_ns else None
     return {"seconds": seconds, "files": files}
-
-
-def _dict(value: Any) -> State:  # noqa: ANN401 - JSON that somebody else wrote
-    return value if isinstance(value, dict) else {}
-
-
-def _int(value: Any) -> int:  # noqa: ANN401 - as above
-    return value if isinstance(value, int) else 0

@@ -13,7 +13,6 @@ from aimfuse.errors import StateLost
 from aimfuse.journal.slots import Slots
 
 JSON_BYTES_MAX = 4 * 1024 * 1024
-REASON_BYTES_MAX = 1024
 
 State = dict[str, Any]
 
@@ -31,12 +30,6 @@ def read_json(path: Path) -> State | None:
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
-
-
-def read_text(path: Path) -> str:
-    """Return the beginning of a short text, "" without one."""
-    data = _read(path, REASON_BYTES_MAX)
-    return data.decode(errors="replace").strip() if data else ""
 
 
 def read_slots(base: Path) -> tuple[State | None, str]:

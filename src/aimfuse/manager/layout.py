@@ -150,6 +150,8 @@ def paragraph(text: str, style: str, look: Look, first: str = "", rest: str = ""
 
 def between(left: Text, right: Text, look: Look) -> list[Text]:
     """Return one line with *left* and *right* at its ends, or two where they do not fit."""
+    if not right.plain and left.cell_len <= look.width:
+        return [left]
     free = look.width - left.cell_len - right.cell_len
     if free >= len(_GAP):
         return [left + Text(" " * free) + right]

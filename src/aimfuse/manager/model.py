@@ -214,8 +214,12 @@ def _source(status: Fields, now_ns: int) -> Source:
     )
 
 
+def _shipper_pid(status: Fields) -> int | None:
+    return status.part("coordinator").maybe("pid") or None
+
+
 def _shipper(shipper: Fields) -> str:
-    if not shipper:
+    if not shipper.count("pid"):
         return ""
     restarts = shipper.count("restarts")
     again = f", restarted {restarts} times" if restarts else ""
@@ -230,7 +234,7 @@ def _source_problems(
     if reason or level >= Level.BAD:
         hint = _SOURCE_HINTS.get(state, "")
         found.append(Problem(reason or state, hint, max(level, Level.WARN) if reason else level))
-    if destinations and status.flag("mounted") and not status.part("coordinator"):
+    if destinations and status.flag("mounted") and _shipper_pid(status) is None:
         found.append(Problem("nothing is shipped: the coordinator is not running", "", Level.WARN))
     return found
 
@@ -285,7 +289,7 @@ def _destination_problems(status: Fields, state: str, ack: Fields, now_ns: int) 
     found = []
     error = status.text("error")
     if error or level >= Level.BAD:
-        hint = _DESTINATION_HINTS.get(state, "")
+        hint = status.text("hint") or _DESTINATION_HINTS.get(state, "")
         wait_s = status.seconds("retry_in_s")
         if state == "retrying" and wait_s is not None:
             hint = f"Next try in {wait_s:.0f} s."

@@ -164,7 +164,7 @@ def _destination(
 ) -> Callable[[Look], Lines]:
     def draw(look: Look) -> Lines:
         inner = look.narrowed(2)
-        lines = _heading(one.name, one.state, one.level, _behind(one.lag), look)
+        lines = _heading(one.name, one.state, one.level, _behind(one), look)
         body = row("", [Text(safe(one.url), style="dim")], inner, 0) if one.url else []
         body += _problems(one.problems, inner)
         if one.sync is not None:
@@ -175,8 +175,9 @@ def _destination(
         body += _applied(one, snap, inner)
         body += _lag(one.lag, inner)
         values = rates.get((source.image, one.name), ())
-        chunks = [Text(f"{format_bytes(one.rate_bytes_s)}/s"), _spark(values, inner, "green")]
-        body += row("rate", chunks, inner)
+        if one.rate_bytes_s or values:
+            speed = Text(f"{format_bytes(one.rate_bytes_s)}/s")
+            body += row("rate", [speed, _spark(values, inner, "green")], inner)
         return lines + indent(body, "  ")
 
     return draw
@@ -237,7 +238,7 @@ def _source_brief(source: Source, snap: Snapshot, rates: Rates, look: Look) -> L
     lines += indent(_problems(source.problems[:1], look.narrowed(2)), "  ")
     lines += indent(_spool(source, look.narrowed(2)), "  ")
     for one in source.destinations:
-        right = _behind(one.lag)
+        right = _behind(one)
         right.append(f"  {format_bytes(one.rate_bytes_s)}/s")
         inner = look.narrowed(2)
         lines += indent(_heading(one.name, one.state, one.level, right, inner), "  ")
@@ -251,7 +252,7 @@ def _source_brief(source: Source, snap: Snapshot, rates: Rates, look: Look) -> L
 
 def _store(store: Store, snap: Snapshot, rates: Rates, look: Look) -> Lines:
     inner = look.narrowed(2)
-    right = _behind(store.lag)
+    right = _behind(store)
     body = _problems(store.problems, inner)
     if store.sync is not None and store.state == "syncing":
         body += _sync(store.sync, inner)
@@ -315,7 +316,7 @@ def _listed(names: Sequence[str], style: str) -> list[Text]:
 
 
 def _store_brief(store: Store, snap: Snapshot, rates: Rates, look: Look) -> Lines:
-    lines = _heading(store.path, store.state, store.level, _behind(store.lag), look)
+    lines = _heading(store.path, store.state, store.level, _behind(store), look)
     del snap, rates
     return lines + indent(_problems(store.problems[:1], look.narrowed(2)), "  ")
 
@@ -341,11 +342,14 @@ def _problems(problems: Sequence[Problem], look: Look) -> Lines:
     return lines
 
 
-def _behind(lag: Lag) -> Text:
-    if lag.seconds is None:
+def _behind(one: Destination | Store) -> Text:
+    lag = one.lag
+    if one.sync is not None and one.sync.total_bytes:
+        return Text(f"{min(1, one.sync.done_bytes / one.sync.total_bytes):.0%} copied")
+    if lag.seconds is None or (one.sync is not None and not lag.files):
         return Text()
     if not lag.seconds and not lag.files:
-        return Text("up to date", style="green")
+        return Text("up to date", style="green" if one.level < Level.WARN else "")
     return Text(f"{format_seconds(lag.seconds)} behind")
 
 

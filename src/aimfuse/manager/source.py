@@ -13,6 +13,7 @@ from aimfuse import config
 from aimfuse.config import STATE_SUFFIX, GroupConfig
 from aimfuse.errors import BusyError, ConfigError
 from aimfuse.manager import control_client
+from aimfuse.manager.fields import Fields
 from aimfuse.manager.files import State, free_bytes, lock_holder, read_json, read_slots
 from aimfuse.manager.spool import SpoolFiles, list_spool
 from aimfuse.units import SECOND_NS
@@ -125,15 +126,16 @@ def _destination(state_dir: Path, name: str, url: str, spool: SpoolFiles) -> Sta
     """Return what the coordinator last wrote, or what cursor and spool tell instead."""
     place = state_dir / "destinations" / name
     status = read_json(place / "status.json") or {}
-    age_ns = time.time_ns() - _int(status.get("updated_ns"))
+    age_ns = time.time_ns() - Fields(status).count("updated_ns")
     if status and age_ns < STALE_S * SECOND_NS:
         return {**status, "name": name}
     cursor, problem = read_slots(place / "cursor")
     cursor = cursor or {}
-    received = _int(cursor.get("number"))
-    applied = _int(cursor.get("applied"))
-    files, size = spool.behind(received)
-    lag_files, lag_bytes = spool.behind(applied)
+    received = Fields(cursor).count("number")
+    applied = Fields(cursor).count("applied")
+    is_new = cursor.get("state", "new") == "new"  # It waits for a first sync, not for files.
+    files, size = (0, 0) if is_new else spool.behind(received)
+    lag_files, lag_bytes = (0, 0) if is_new else spool.behind(applied)
     oldest_ns = spool.oldest_time_ns(applied) if lag_files else None
     halted = cursor.get("state") == "halted"
     return {
@@ -149,9 +151,9 @@ def _destination(state_dir: Path, name: str, url: str, spool: SpoolFiles) -> Sta
             "files": max(0, lag_files - files),
             "bytes": max(0, lag_bytes - size),
         },
-        "applied": {**_dict(status.get("applied")), "number": applied},
+        "applied": {"seq": 0, "epoch": 0, **_object(status.get("applied")), "number": applied},
         "lag": {
-            "seconds": max(0.0, (time.time_ns() - oldest_ns) / SECOND_NS) if oldest_ns else 0.0,
+            "seconds": None if is_new else _age_s(oldest_ns),
             "bytes": lag_bytes,
             "files": lag_files,
         },
@@ -161,9 +163,9 @@ def _destination(state_dir: Path, name: str, url: str, spool: SpoolFiles) -> Sta
     }
 
 
-def _int(value: Any) -> int:  # noqa: ANN401 - JSON that somebody else wrote
-    return value if isinstance(value, int) else 0
+def _age_s(then_ns: int | None) -> float:
+    return max(0.0, (time.time_ns() - then_ns) / SECOND_NS) if then_ns else 0.0
 
 
-def _dict(value: Any) -> State:  # noqa: ANN401 - as above
+def _object(value: Any) -> State:  # noqa: ANN401 - JSON that somebody else wrote
     return value if isinstance(value, dict) else {}

@@ -81,12 +81,19 @@ def find_source(path: Path, state: Path | None = None) -> Path:
 
 def mounts() -> list[Path]:
     """Return the mountpoints of aimfuse in this process's view of the file system."""
-    found = []
+    return list(_mounted())
+
+
+def _mounted() -> dict[Path, str]:
+    """Return the image, as the mount table has it, for each mountpoint of aimfuse."""
+    found = {}
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
+        table = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+        for line in table.splitlines():
             before, _, after = line.partition(" - ")
-            if after.split()[0].endswith("aimfuse"):
-                found.append(Path(_unescape(before.split()[4])))
+            kind, image, *_ = after.split(" ")
+            if kind.startswith("fuse") and kind.endswith("aimfuse"):
+                found[Path(_unescape(before.split(" ")[4]))] = _unescape(image)
     return found
 
 
@@ -136,7 +143,14 @@ def _is_state_dir(path: Path) -> bool:
 
 
 def _state_dir_of_mount(mountpoint: Path) -> Path:
-    """Ask the mount itself; in a thread, because a mount that hangs hangs its readers."""
+    """Return whose mount it is: the mount table names the image, else the mount is asked.
+
+    Asked in a thread, because a mount that hangs hangs its readers.
+    """
+    image = Path(_mounted()[mountpoint])
+    beside = image.with_name(image.name + STATE_SUFFIX) if image.name else image
+    if _is_state_dir(beside):
+        return beside
     answers: queue.SimpleQueue[State | OSError | ValueError] = queue.SimpleQueue()
 
     def ask() -> None:
@@ -158,5 +172,7 @@ def _state_dir_of_mount(mountpoint: Path) -> Path:
         )
     if state_dir := answer.get("state_dir"):
         return Path(str(state_dir))
-    image = Path(str(answer.get("image", "")))
-    return image.with_name(image.name + STATE_SUFFIX)
+    raise UsageError(
+        f"{mountpoint}: its state directory is not beside {image}",
+        hint="Name the state directory itself.",
+    )

@@ -1,5 +1,6 @@
 """Wait for destinations to catch up, and for a mount to go away."""
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from aimfuse.errors import BusyError, Refused, TransportError, Unavailable, UsageError
 from aimfuse.manager import control_client, users
-from aimfuse.manager.control_client import CALL_S_MAX, Answer
+from aimfuse.manager.control_client import Answer
 from aimfuse.manager.fields import Fields
 from aimfuse.manager.files import lock_holder, read_json, read_slots
 from aimfuse.manager.target import mounts
@@ -27,6 +28,9 @@ class Stage(Enum):
     DURABLE = "durable"
     RECEIVED = "received"
     APPLIED = "applied"
+
+
+_STATUS_KEY = {Stage.RECEIVED: "received", Stage.APPLIED: "applied"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,8 @@ def _behind(state_dir: Path, name: str, stage: Stage, number: int) -> Behind | N
     cursor, problem = read_slots(place / "cursor")
     at = Fields(cursor)
     status = Fields(read_json(place / "status.json"))
-    reached = at.count("number" if stage is Stage.RECEIVED else "applied")
+    key = "number" if stage is Stage.RECEIVED else "applied"
+    reached = max(at.count(key), status.part(_STATUS_KEY[stage]).count("number"))
     phase = status.part("ack").text("phase")
     consistent = at.text("state") == "shipping" and phase in {"", "consistent"}
     if reached >= number and (consistent or stage is Stage.RECEIVED):
@@ -142,7 +147,8 @@ def unmount(
     mountpoint = Path(where) if where else None
     if mountpoint is not None:
         _wait_unused(mountpoint, timeout_s, find_users)
-    control_client.call(state_dir, {"cmd": "stop"}, STOP_S_MAX)
+    with contextlib.suppress(control_client.DriverGone):  # So it did what it was asked to.
+        _stop(state_dir, mountpoint, find_users)
     end_s = time.monotonic() + STOP_S_MAX
     while lock_holder(state_dir / "lock") is not None or mountpoint in mounts():
         if time.monotonic() >= end_s:
@@ -154,18 +160,30 @@ def unmount(
     return mountpoint
 
 
+def _stop(
+    state_dir: Path, mountpoint: Path | None, find_users: Callable[[Path], list[str]]
+) -> None:
+    try:
+        control_client.call(state_dir, {"cmd": "stop"}, STOP_S_MAX)
+    except control_client.DriverError as exc:
+        # Somebody came in the last moment, or is one that only the kernel can see.
+        found = find_users(mountpoint) if mountpoint else []
+        raise (_in_use(mountpoint, found) if mountpoint and found else exc) from exc
+
+
+def _in_use(mountpoint: Path, found: list[str]) -> BusyError:
+    return BusyError(
+        f"{mountpoint} is in use by {users.named(found)}",
+        hint="Unmount file systems, detach loop devices (losetup -d) and end programs first, "
+        "then repeat.",
+    )
+
+
 def _wait_unused(
     mountpoint: Path, timeout_s: float, find_users: Callable[[Path], list[str]]
 ) -> None:
     end_s = time.monotonic() + timeout_s
     while found := find_users(mountpoint):
         if time.monotonic() >= end_s:
-            raise BusyError(
-                f"{mountpoint} is in use by {users.named(found)}",
-                hint="Unmount file systems, detach loop devices (losetup -d) and end programs "
-                "first, then repeat.",
-            )
+            raise _in_use(mountpoint, found)
         time.sleep(POLL_S)
-
-
-__all__ = ["CALL_S_MAX", "Behind", "Stage", "flush", "unmount"]
