@@ -8,13 +8,13 @@ image holds them; a newer change of a page survives the older one's leaving.
 from dataclasses import dataclass
 
 from aimfuse.journal.records import RecordType
-from aimfuse.units import BLOCK_BYTES, MIB, Seq
+from aimfuse.units import BLOCK_BYTES, KIB, Seq
 
-WIDE_BYTES_MIN = 2 * MIB
-"""Changes from this length on are kept aside; no write request is that long."""
+WIDE_BYTES_MIN = 256 * KIB
+"""Changes from this length on are kept aside: an entry per page would cost more than a look."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Change:
     """One accepted record on its way to the image; without payload its range reads as zeros."""
 
@@ -34,7 +34,7 @@ class Overlay:
     def __init__(self) -> None:
         """Start empty: the image is the truth."""
         self._pages: dict[int, Change | list[Change]] = {}
-        self._wide: list[Change] = []
+        self._wide: dict[Seq, Change] = {}
 
     def __bool__(self) -> bool:
         """Tell whether reads have to look here at all."""
@@ -44,7 +44,7 @@ class Overlay:
         """Put the newest change on top."""
         offset, length = change.offset, change.length
         if length >= WIDE_BYTES_MIN:
-            self._wide.append(change)
+            self._wide[change.seq] = change
             return
         end = offset + length
         pages = self._pages
@@ -65,7 +65,7 @@ class Overlay:
     def remove(self, change: Change) -> None:
         """Take out a change that the image holds by now."""
         if change.length >= WIDE_BYTES_MIN:
-            self._wide.remove(change)
+            del self._wide[change.seq]
             return
         pages = self._pages
         end = change.offset + change.length
@@ -82,9 +82,9 @@ class Overlay:
 
     def over(self, offset: int, length: int) -> list[Change]:
         """Return the changes that a read of the range must see, oldest first."""
-        found: dict[int, Change] = {}
+        found: dict[Seq, Change] = {}
         end = offset + length
-        for change in self._wide:
+        for change in self._wide.values():
             if change.offset < end and offset < change.offset + change.length:
                 found[change.seq] = change
         pages = self._pages

@@ -27,6 +27,8 @@ from aimfuse.units import MIB, FileNumber, Seq
 
 log = logging.getLogger(__name__)
 
+_OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+
 Args = TypeVarTuple("Args")
 Result = TypeVar("Result")
 Task = Callable[[], Awaitable[None]]
@@ -35,7 +37,7 @@ TICK_S = 0.1
 COMMIT_BYTES = 8 * MIB
 """Un-durable payload that starts a commit before its interval is over."""
 HOUSEKEEPING_S = 1.0
-IMAGE_RETRY_S = 1.0
+SPACE_RETRY_S = 1.0
 CHECKPOINT_FILES = 64
 
 
@@ -78,7 +80,8 @@ class Pump:
         }
         self._commit_wanted = trio.Event()
         self._apply_wanted = trio.Event()
-        self._files_wanted = trio.Event()
+        self._ready_wanted = trio.Event()
+        self._seal_wanted = trio.Event()
         self._waiting_seq = Seq(0)
         engine.on_halt = self._wake_all
         self._progress = trio.Event()
@@ -103,7 +106,8 @@ class Pump:
             if self.full is not None and self._limits.when_full == "fail":
                 raise VolumeError(errno.ENOSPC, f"the spool is full: {self.full}")
             self._commit_wanted.set()
-            self._files_wanted.set()
+            self._ready_wanted.set()
+            self._seal_wanted.set()
             await self._next_progress()
 
     async def durable(self, seq: Seq) -> None:
@@ -130,12 +134,14 @@ class Pump:
             self._check()
             if engine.journal.ready is not None:
                 engine.roll()
-            self._files_wanted.set()
+            self._ready_wanted.set()
+            self._seal_wanted.set()
             if engine.journal.active is active:
                 await self._next_progress()
         while engine.journal.closing and engine.journal.closing[0].first_seq <= seq:
             self._check()
-            self._files_wanted.set()
+            self._ready_wanted.set()
+            self._seal_wanted.set()
             await self._next_progress()
         number = engine.journal.head.number
         while applied and engine.applied_seq < seq:
@@ -152,9 +158,14 @@ class Pump:
     async def run(self) -> None:
         """Run until cancelled. The engine is left as it is; `close_group` ends it cleanly."""
         async with trio.open_nursery() as nursery:
-            for task in (self._commit, self._apply, self._files, self._tick, self._keep_house):
+            for task in self._tasks():
                 nursery.start_soon(self._guarded, task)
-            nursery.start_soon(self._guarded, self._checkpoint)
+
+    def _tasks(self) -> tuple[Task, ...]:
+        return (
+            self._commit, self._apply, self._make_ready, self._seal, self._tick,
+            self._checkpoint, self._keep_house,
+        )  # fmt: skip
 
     async def _guarded(self, task: Task) -> None:
         """Turn whatever ends a task into a halted volume; the mount stays up."""
@@ -185,10 +196,24 @@ class Pump:
             if commit is None:
                 continue
             last_s = time.monotonic()
-            await _in_thread(engine.journal.sync, commit)
+            await self._with_space(engine.journal.sync, commit)
             engine.finish_commit(commit)
             self._apply_wanted.set()
             self._progressed()
+
+    async def _with_space(
+        self, step: Callable[[Unpack[Args]], Result], *args: Unpack[Args]
+    ) -> Result:
+        """Do a blocking step that may be repeated, as often as it runs out of space."""
+        while True:
+            try:
+                return await _in_thread(step, *args)
+            except OSError as exc:
+                if exc.errno not in _OUT_OF_SPACE:
+                    raise
+                self.full = f"{exc.strerror}: {exc.filename or self.engine.images.root.parent}"
+                log.warning("%s: trying again", self.full)
+            await trio.sleep(SPACE_RETRY_S)
 
     def _urgent(self) -> bool:
         engine = self.engine
@@ -206,39 +231,33 @@ class Pump:
                 await self._apply_wanted.wait()
                 self._apply_wanted = trio.Event()
                 continue
-            try:
-                await _in_thread(engine.images.apply, batch)
-            except OSError as exc:
-                if exc.errno not in {errno.ENOSPC, errno.EDQUOT}:
-                    raise
-                self.full = f"no space for the image {engine.images.root}"
-                log.warning("%s: trying again", self.full)
-                await trio.sleep(IMAGE_RETRY_S)
-                continue
+            await self._with_space(engine.images.apply, batch)
             engine.finish_apply(batch)
             self._progressed()
 
-    async def _files(self) -> None:
-        """Keep a file ready, and seal those that were rolled."""
+    async def _make_ready(self) -> None:
+        """Keep a file ready, so that rolling never waits for a directory."""
         engine = self.engine
         journal = engine.journal
         while True:
-            if journal.ready is None and engine.halted is None:
-                try:
-                    journal.adopt(await _in_thread(journal.make_ready))
-                except OSError as exc:
-                    if exc.errno not in {errno.ENOSPC, errno.EDQUOT}:
-                        raise
-                    self.full = f"no space in {self._spool}"
-                    await trio.sleep(TICK_S)
-                self._progressed()
-            elif journal.closing and engine.halted is None:
-                engine.finish_seal(await _in_thread(self._seal_next))
-                self._apply_wanted.set()
-                self._progressed()
-            else:
-                await self._files_wanted.wait()
-                self._files_wanted = trio.Event()
+            if journal.ready is not None or engine.halted is not None:
+                await self._ready_wanted.wait()
+                self._ready_wanted = trio.Event()
+                continue
+            journal.adopt(await self._with_space(journal.make_ready))
+            self._progressed()
+
+    async def _seal(self) -> None:
+        """Finish the files that were rolled, oldest first."""
+        engine = self.engine
+        while True:
+            if not engine.journal.closing or engine.halted is not None:
+                await self._seal_wanted.wait()
+                self._seal_wanted = trio.Event()
+                continue
+            engine.finish_seal(await self._with_space(self._seal_next))
+            self._apply_wanted.set()
+            self._progressed()
 
     async def _tick(self) -> None:
         """Roll by age, so that a quiet volume's last writes do not wait for a full file."""
@@ -248,7 +267,8 @@ class Pump:
             if journal.active_age_s() >= self._limits.file_age_s and journal.ready is not None:
                 self.engine.roll()
             if journal.ready is None or journal.closing:
-                self._files_wanted.set()
+                self._ready_wanted.set()
+            self._seal_wanted.set()
 
     async def _checkpoint(self) -> None:
         engine = self.engine
@@ -268,7 +288,7 @@ class Pump:
     async def _keep_house(self) -> None:
         """Release what nobody needs any more, and watch the space that is left."""
         while True:
-            await _in_thread(self._release)
+            await self._with_space(self._release)
             await _in_thread(self._measure)
             full = self._why_full()
             if full != self.full:
@@ -338,8 +358,13 @@ class Pump:
     # Waking.
 
     def _fits(self, payload_bytes: int) -> bool:
+        journal = self.engine.journal
         try:
-            return self.engine.has_room(payload_bytes)
+            fits = self.engine.has_room(payload_bytes)
+            if journal.ready is None:
+                self._ready_wanted.set()
+                self._seal_wanted.set()
+            return fits
         except OSError as exc:
             self.full = os.strerror(exc.errno or errno.EIO)
             return False

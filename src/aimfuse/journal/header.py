@@ -161,7 +161,7 @@ def decode_seal(header: bytes | memoryview) -> Seal | None:
     if not any(data):
         return None
     fields = data[: _SEAL.size]
-    magic, *numbers, prev_digest, digest = _SEAL.unpack(fields)
+    magic, *values = _SEAL.unpack(fields)
     if magic != _SEAL_MAGIC or _CRC.unpack_from(data, _SEAL.size)[0] != crc32c(fields):
         raise BadHeader("seal checksum mismatch")
-    return Seal(*numbers, prev_digest=prev_digest, digest=digest)
+    return Seal(*values)

@@ -64,11 +64,16 @@ class AimFile:
         return None
 
 
-def file_digest(data: bytes | memoryview) -> bytes:
-    """Return the digest of a whole AIM file: the sums of the seal read as zeros."""
-    return (
-        blake3(data[:DIGEST_AT]).update(_DIGEST_GAP).update(data[DIGEST_END_AT:]).digest()
-    )
+def file_digest(header: bytes | memoryview, *rest: bytes | memoryview) -> bytes:
+    """Return the digest of a whole AIM file: the sums of the seal read as zeros.
+
+    The file is *header*, at least its first 4096 bytes, followed by *rest*; nothing is copied.
+    """
+    view = memoryview(header)
+    digest = blake3(view[:DIGEST_AT]).update(_DIGEST_GAP).update(view[DIGEST_END_AT:])
+    for part in rest:
+        digest.update(part)
+    return digest.digest()
 
 
 def read_sealed(disk: Disk, path: Path) -> AimFile:

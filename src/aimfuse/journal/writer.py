@@ -1,13 +1,16 @@
 """Write one AIM file: append frames while it is active, then seal it.
 
-A frame is an IOCB, its payload, and zeros up to a multiple of 8. Appending is one gathering
-write. Sealing appends all IOCBs once more as the IOCB portion, fills in the header's pointers
+A frame is an IOCB, its payload, and zeros up to a multiple of 8. A small one is written as it
+is appended; a large one gets its place at once and is written by the next `write_out`, in a
+worker thread, so that copying it does not hold up requests. Sealing appends all IOCBs once more as the IOCB portion, fills in the header's pointers
 and the digest, cuts the file to its length and syncs it. A file that fails a sync is dead:
 `failed` keeps the error, so that no later sync of it can report success.
 """
 
+import errno
 import os
 import threading
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +30,9 @@ from aimfuse.journal.names import JournalName
 from aimfuse.journal.reader import Scan, file_digest
 from aimfuse.journal.records import IOCB_BYTES, RecordType, encode_iocb, padded
 from aimfuse.units import Epoch, FileNumber, Seq
+
+DEFERRED_BYTES_MIN = 128 * 1024
+"""From this payload on, copying costs more than handing the write to a worker thread."""
 
 _PADS = tuple(bytes(count) for count in range(8))
 
@@ -57,6 +63,8 @@ class AimWriter:
         self._seed = identity_seed(encode_identity(identity))
         self._iocbs: list[bytes] = []
         self._sync_lock = threading.Lock()
+        self._write_lock = threading.Lock()
+        self._deferred: deque[tuple[int, Sequence[bytes]]] = deque()
 
     @classmethod
     def create(cls, disk: Disk, spool: Path, identity: Identity, recycled: Path | None) -> "AimWriter":
@@ -118,11 +126,24 @@ class AimWriter:
         """Return what was written, from the file."""
         return self._disk.pread(self._fd, length, offset)
 
+    def write_out(self) -> None:
+        """Write what `append` has deferred; blocks.
+
+        Raises:
+            OSError: nothing is lost, calling again goes on.
+        """
+        with self._write_lock:
+            while self._deferred:
+                at, buffers = self._deferred[0]
+                self._disk.pwrite("journal:append", self._fd, buffers, at)
+                self._deferred.popleft()
+
     def sync(self) -> None:
         """Make everything appended before this call durable.
 
         Raises:
             OSError: this or an earlier sync of the file failed; none will succeed again.
+                Only running out of space before anything was synced may be tried again.
         """
         with self._sync_lock:
             if self.failed:
@@ -130,11 +151,8 @@ class AimWriter:
             end_at = self.end_at
             if end_at == self.synced_at:
                 return
-            try:
-                self._disk.fdatasync("journal:sync", self._fd)
-            except OSError as exc:
-                self.failed = exc
-                raise
+            self.write_out()
+            self._fdatasync("journal:sync")
             self.synced_at = end_at
 
     def seal(self, prev_digest: bytes, next_epoch: Epoch, next_number: FileNumber) -> Seal:
@@ -143,40 +161,44 @@ class AimWriter:
         The name stays; the caller renames. Repeating it after a crash gives the same bytes.
 
         Raises:
-            OSError: the file is as good as unsealed, recovery drops whatever was written of it.
+            OSError: the file is unsealed. After a failed sync it stays so; running out of
+                space may be tried again.
         """
+        self.sync()
+        total = self.end_at + len(self._iocbs) * IOCB_BYTES
+        table = b"".join(self._iocbs)
+        self._disk.pwrite("journal:iocbs", self._fd, [table], self.end_at)
+        seal = self._describe(total, table, prev_digest, next_epoch, next_number)
+        self._disk.pwrite("journal:seal", self._fd, [encode_seal(seal)], SEAL_AT)
+        self._disk.truncate("journal:cut", self._fd, total)
         with self._sync_lock:
-            if self.failed:
-                raise self.failed
-            try:
-                return self._seal(prev_digest, next_epoch, next_number)
-            except OSError as exc:
-                self.failed = exc
-                raise
+            self._fdatasync("journal:seal_sync")
+        return seal
 
     def close(self) -> None:
         """Give the descriptor back; the file stays as it is."""
         self._disk.close(self._fd)
 
-    def _seal(self, prev_digest: bytes, next_epoch: Epoch, next_number: FileNumber) -> Seal:
-        total = self.end_at + len(self._iocbs) * IOCB_BYTES
+    def _fdatasync(self, label: str) -> None:
+        try:
+            self._disk.fdatasync(label, self._fd)
+        except OSError as exc:
+            # Whatever its number, ENOSPC too, this one must never look like worth a retry.
+            self.failed = OSError(errno.EIO, f"syncing {self.path} failed: {exc.strerror}")
+            raise self.failed from exc
+
+    def _describe(
+        self, total: int, table: bytes, prev_digest: bytes, next_epoch: Epoch, next_number: FileNumber
+    ) -> Seal:
         seal = Seal(
             total, self.end_at, self.end_at - HEADER_BYTES, len(self._iocbs), self.record_count,
             self.first_seq, self.last_seq, self.first_time_ns, self.last_time_ns,
             self.payload_bytes, next_epoch, next_number, prev_digest, NO_DIGEST,
         )  # fmt: skip
-        table = b"".join(self._iocbs)
-        self._disk.pwrite("journal:iocbs", self._fd, [table], self.end_at)
-        header = encode_identity(self.identity)
-        unsigned = header[:SEAL_AT] + encode_seal(seal)
+        unsigned = encode_identity(self.identity)[:SEAL_AT] + encode_seal(seal)
         body = self._disk.pread(self._fd, self.end_at - HEADER_BYTES, HEADER_BYTES)
-        digest = file_digest(unsigned.ljust(HEADER_BYTES, b"\0") + body + table)
-        seal = replace(seal, digest=digest)
-        self._disk.pwrite("journal:seal", self._fd, [encode_seal(seal)], SEAL_AT)
-        self._disk.truncate("journal:cut", self._fd, total)
-        self._disk.fdatasync("journal:seal_sync", self._fd)
-        self.synced_at = self.end_at
-        return seal
+        digest = file_digest(unsigned.ljust(HEADER_BYTES, b"\0"), body, table)
+        return replace(seal, digest=digest)
 
     def _frame(
         self, kind: int, volume: int, seq: int, offset: int, length: int, time_ns: int, payload: bytes
@@ -189,7 +211,10 @@ class AimWriter:
         pad = -len(payload) % 8
         if pad:
             buffers = (iocb, payload, _PADS[pad])
-        self._disk.pwrite("journal:append", self._fd, buffers, self.end_at)
+        if len(payload) >= DEFERRED_BYTES_MIN:
+            self._deferred.append((self.end_at, buffers))
+        else:
+            self._disk.pwrite("journal:append", self._fd, buffers, self.end_at)
         self._note(iocb, data_at + padded(len(payload)))
         return data_at
 
