@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from aimfuse.manager.layout import Look, indent, middle, paragraph, plain, row, safe
+from aimfuse.manager.layout import Look, finished, indent, middle, paragraph, row, safe
 from aimfuse.units import format_bytes
 
 _STYLES = {"sound": ("●", "green"), "unsealed": ("▲", "yellow"), "damaged": ("✖", "bold red")}
@@ -31,7 +31,7 @@ def render_file(found: Description, look: Look) -> RenderableType:
         hidden = found["records"] + found["marks"] - len(found["iocbs"])
         if hidden > 0:
             lines.append(Text(f"  … and {hidden:,} more", style="dim"))
-    return Group(*plain(lines, unicode=look.unicode))
+    return Group(*finished(lines, look))
 
 
 def _identity(identity: Description, inner: Look, look: Look) -> list[Text]:

@@ -14,12 +14,12 @@ from rich.text import Text
 
 from aimfuse.units import SECOND_NS, format_bytes
 
-WIDTH_MIN = 20
 TEXT_CHARS_MAX = 2000
 _SPARKS = " ▁▂▃▄▅▆▇█"
 _GAP = "  "
 _ASCII = str.maketrans({
     "█": "#", "░": ".", "·": "-", "…": "~", "●": "*", "○": "o", "▲": "!", "✖": "X", "─": "-",
+    "→": ">",
     "▁": "_", "▂": "_", "▃": "-", "▄": "-", "▅": "=", "▆": "=", "▇": "#",
 })  # fmt: skip
 
@@ -34,7 +34,7 @@ class Look:
 
     def narrowed(self, by: int) -> "Look":
         """Return the look of a part that is indented by so many columns."""
-        return Look(max(WIDTH_MIN, self.width - by), self.unicode, self.zone)
+        return Look(max(1, self.width - by), self.unicode, self.zone)
 
     def clock(self, time_ns: int, now_ns: int) -> str:
         """Return the time of day, with the date where that is not today."""
@@ -66,11 +66,15 @@ def _escaped(char: str) -> str:
     return char.encode("unicode_escape").decode()
 
 
-def plain(lines: Iterable[Text], *, unicode: bool) -> list[Text]:
-    """Return the lines in characters that the output can encode."""
-    if unicode:
-        return list(lines)
-    return [_to_ascii(line) for line in lines]
+def finished(lines: Iterable[Text], look: Look) -> list[Text]:
+    """Return the lines in characters that the output can encode, none wider than it is."""
+    done = []
+    for line in lines:
+        if line.cell_len > look.width:  # A terminal too narrow for any layout.
+            line = line.copy()  # noqa: PLW2901
+            line.truncate(look.width)
+        done.append(line if look.unicode else _to_ascii(line))
+    return done
 
 
 def _to_ascii(line: Text) -> Text:

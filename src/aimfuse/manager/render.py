@@ -1,6 +1,7 @@
 """Draw a snapshot: lines of text for a terminal of a given width. Pure; the clock stays outside."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -12,10 +13,10 @@ from aimfuse.manager.layout import (
     beside,
     between,
     files,
+    finished,
     indent,
     middle,
     paragraph,
-    plain,
     row,
     safe,
     spark,
@@ -54,7 +55,7 @@ Lines = list[Text]
 
 def status(snap: Snapshot, look: Look) -> RenderableType:
     """Return what `aimfuse status` prints."""
-    return Group(*plain(_body(snap, NO_RATES, look, _source, _store), unicode=look.unicode))
+    return Group(*finished(_body(snap, NO_RATES, look, _source, _store), look))
 
 
 def dashboard(snap: Snapshot, rates: Rates, look: Look, height: int | None = None) -> Lines:
@@ -68,9 +69,22 @@ def dashboard(snap: Snapshot, rates: Rates, look: Look, height: int | None = Non
     if height is not None and len(lines) > height:
         lines = head + _body(snap, rates, look, _source_brief, _store_brief)
     if height is not None and len(lines) > height:
+        lines = head + _body(_worst_first(snap), rates, look, _source_brief, _store_brief)
         hidden = len(lines) - height + 1
         lines = [*lines[: max(0, height - 1)], Text(f"… {hidden} more lines", style="dim")]
-    return plain(lines, unicode=look.unicode)
+    return finished(lines, look)
+
+
+def _worst_first(snap: Snapshot) -> Snapshot:
+    """Return the same with trouble in front: what is cut off should be what is fine."""
+    sources = [
+        replace(one, destinations=tuple(sorted(one.destinations, key=lambda d: -d.level)))
+        for one in snap.sources
+    ]
+    worst = [max([s.level, *(d.level for d in s.destinations)]) for s in sources]
+    order = sorted(range(len(sources)), key=lambda index: -worst[index])
+    stores = sorted(snap.stores, key=lambda store: -store.level)
+    return replace(snap, sources=tuple(sources[i] for i in order), stores=tuple(stores))
 
 
 def _title(snap: Snapshot, look: Look) -> Lines:
@@ -173,7 +187,8 @@ def _destination(
         body += _in_flight(one.in_flight, inner)
         body += row("received", [Text(amount(one.received.files, one.received.bytes))], inner)
         body += _applied(one, snap, inner)
-        body += _lag(one.lag, inner)
+        if one.lag.seconds is not None:
+            body += _lag(one.lag, inner)
         values = rates.get((source.image, one.name), ())
         if one.rate_bytes_s or values:
             speed = Text(f"{format_bytes(one.rate_bytes_s)}/s")
@@ -209,14 +224,12 @@ def _applied(one: Destination, snap: Snapshot, look: Look) -> Lines:
 
 
 def _lag(lag: Lag, look: Look) -> Lines:
-    chunks = []
-    if lag.seconds is not None:
-        chunks.append(Text(format_seconds(lag.seconds)))
+    chunks = [Text(format_seconds(lag.seconds or 0.0))]
     if lag.bytes is not None:
         chunks.append(Text(format_bytes(lag.bytes)))
     if lag.files is not None:
         chunks.append(Text(files(lag.files)))
-    return row("lag", chunks or [Text("unknown")], look)
+    return row("lag", chunks, look)
 
 
 def _sync(sync: Sync, look: Look) -> Lines:
@@ -239,7 +252,8 @@ def _source_brief(source: Source, snap: Snapshot, rates: Rates, look: Look) -> L
     lines += indent(_spool(source, look.narrowed(2)), "  ")
     for one in source.destinations:
         right = _behind(one)
-        right.append(f"  {format_bytes(one.rate_bytes_s)}/s")
+        if one.rate_bytes_s:
+            right.append(f"  {format_bytes(one.rate_bytes_s)}/s")
         inner = look.narrowed(2)
         lines += indent(_heading(one.name, one.state, one.level, right, inner), "  ")
         lines += indent(_problems(one.problems[:1], inner.narrowed(2)), "    ")
@@ -268,13 +282,11 @@ def _store(store: Store, snap: Snapshot, rates: Rates, look: Look) -> Lines:
     if values:
         speed = [Text(f"{values[-1]:,.0f} records/s"), _spark(values, inner, "green")]
         body += row("rate", speed, inner)
-    body += row("missing", _listed([f"{n:,}" for n in store.missing], "yellow"), inner)
-    body += row("damaged", _listed(store.damaged, "yellow"), inner)
-    body += _set_aside(store, inner)
+    body += _refused(store, inner)
     free = format_bytes(store.free_bytes) if store.free_bytes is not None else "unknown"
     body += row("disk", [Text(f"{free} free")], inner)
     if store.source_time_ns:
-        heard = f"last heard of {look.clock(store.source_time_ns, snap.taken_ns)}"
+        heard = f"last heard at {look.clock(store.source_time_ns, snap.taken_ns)}"
         body += row("source", [Text(heard, style="dim")], inner)
     return _heading(store.path, store.state, store.level, right, look) + indent(body, "  ")
 
@@ -299,10 +311,15 @@ def _applied_chunks(store: Store) -> list[Text]:
     ]
 
 
-def _set_aside(store: Store, look: Look) -> Lines:
-    if not store.quarantined:
-        return row("aside", [Text("none")], look)
-    lines = row("aside", [Text(f"{files(store.quarantined)} in quarantine", style="yellow")], look)
+def _refused(store: Store, look: Look) -> Lines:
+    """Return what is missing, damaged and set aside: one quiet line where nothing is."""
+    if not (store.missing or store.damaged or store.quarantined):
+        return row("checks", [Text("nothing missing, damaged or set aside")], look)
+    lines: Lines = []
+    lines += row("missing", _listed([f"file {n:,}" for n in store.missing], "yellow"), look)
+    lines += row("damaged", _listed(store.damaged, "yellow"), look)
+    aside = f"{files(store.quarantined)} in quarantine" if store.quarantined else ""
+    lines += row("set aside", [Text(aside, style="yellow")] if aside else [Text("none")], look)
     for name, reason in store.quarantine[:3]:
         lines += paragraph(f"{name}: {reason}", "dim", look, " " * 10, " " * 10)
     return lines
@@ -335,10 +352,10 @@ def _heading(name: str, state: str, level: Level, right: Text, look: Look) -> Li
 def _problems(problems: Sequence[Problem], look: Look) -> Lines:
     lines: Lines = []
     for problem in problems:
-        style = _MARKS[problem.level][1]
-        lines += paragraph(problem.text, style, look)
+        mark, style = _MARKS[problem.level]
+        lines += paragraph(problem.text, style, look, f"{mark} ", "  ")
         if problem.hint:
-            lines += paragraph(problem.hint, "dim", look)
+            lines += paragraph(problem.hint, "", look, "→ ", "  ")
     return lines
 
 

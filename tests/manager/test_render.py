@@ -1,0 +1,202 @@
+"""What the screens say, and that they fit."""
+
+# ruff: noqa: ANN401 - status dictionaries hold anything
+
+import io
+import json
+from datetime import UTC
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from aimfuse.manager import render
+from aimfuse.manager.layout import Look
+from aimfuse.manager.model import Level, Snapshot, snapshot
+
+WIDTHS = [20, 28, 40, 60, 80, 100, 120, 200]
+HOSTILE = "a\x1b[31mb\x9b2J\u202edcba\r\n[bold red]x[/] \udcff 犬\u0301 " + "w" * 300
+
+
+def look(width: int = 80, *, unicode: bool = True) -> Look:
+    return Look(width, unicode, UTC)
+
+
+def text(snap: Snapshot, width: int = 80, rates: render.Rates = render.NO_RATES) -> str:
+    return "\n".join(line.plain for line in render.dashboard(snap, rates, look(width)))
+
+
+def words(snap: Snapshot, width: int = 80) -> str:
+    return " ".join(text(snap, width).split())
+
+
+def everything(made: Any) -> Snapshot:
+    destinations = [
+        made.destination(),
+        made.destination(name="offsite", state="retrying", error="no route", retry_in_s=12.4),
+        made.destination(name="paris", state="refused", error="wrong host key " * 20),
+        made.destination(name="berlin", state="syncing", sync={"done_bytes": 3, "total_bytes": 10}),
+    ]
+    halted = made.store(store="/srv/w", phase="halted", error="fork: another history")
+    return snapshot([made.source(*destinations)], [made.store(), halted], made.now_ns)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_no_line_is_wider_than_the_terminal(made: Any, width: int) -> None:
+    snap = everything(made)
+    rates = {("/srv/vm/v.img",): [1.0] * 60, ("/srv/vm/v.img", "backup"): [5.0] * 60}
+    for line in render.dashboard(snap, rates, look(width)):
+        assert line.cell_len <= width, line.plain
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("key", ["name", "url", "state", "error", "hint"])
+def test_hostile_text_neither_steers_the_terminal_nor_breaks_a_line(
+    made: Any, width: int, key: str
+) -> None:
+    bad = made.destination(**{key: HOSTILE}, in_flight=[{"name": HOSTILE, "bytes": 1, "sent": 0}])
+    evil = made.store(
+        store=HOSTILE, error=HOSTILE, damaged=[HOSTILE], phase=HOSTILE,
+        quarantine={"files": 1, "shown": [{"name": HOSTILE, "reason": HOSTILE}]},
+    )  # fmt: skip
+    snap = snapshot([made.source(bad, image=HOSTILE, reason=HOSTILE)], [evil], made.now_ns)
+    lines = render.dashboard(snap, {}, look(width))
+    assert all(line.cell_len <= width for line in lines)
+    shown = "".join(line.plain for line in lines)
+    assert not any(char in shown for char in "\x1b\x9b\u202e\r\n\udcff")
+
+
+def test_markup_in_a_name_is_shown_as_it_is(made: Any) -> None:
+    snap = snapshot([made.source(made.destination(name="[red]x[/]"))], [], made.now_ns)
+    assert "[red]x[/]" in text(snap)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_a_destination_shows_every_stage_of_the_way(made: Any, width: int) -> None:
+    shown = words(snapshot([made.source()], [], made.now_ns), width)
+    for part in (
+        "backup shipping", "1.4 s behind", "queued 2 files · 32.0 MiB",
+        "in flight 2 files · 32.0 MiB", "00000001-000000000412", "69%", "12%",
+        "received 1 file · 16.0 MiB", "through file 410", "record 183,100",
+        "mirror as of 14:13:18", "12.3 MiB/s", "lag 1.4 s 80.0 MiB 5 files",
+    ):  # fmt: skip
+        assert part in shown
+
+
+def test_a_source_shows_its_journal_and_its_spool(made: Any) -> None:
+    shown = words(snapshot([made.source(durable_seq=184_210)], [], made.now_ns))
+    for part in (
+        "/srv/vm/v.img active", "mounted on /mnt/v", "184,220 records", "10 not durable",
+        "40% 3.2 GiB of 8.0 GiB 5 files 12.0 GiB free on disk",
+    ):  # fmt: skip
+        assert part in shown
+
+
+def test_a_store_shows_what_is_missing_damaged_and_set_aside(made: Any) -> None:
+    calm = words(snapshot([], [made.store()], made.now_ns))
+    assert "nothing missing, damaged or set aside" in calm
+    trouble = made.store(
+        missing=[412, 1413],
+        damaged=["00000001-000000000414.aim"],
+        quarantine={"files": 2, "shown": [{"name": "junk", "reason": "not an AIM file"}]},
+    )
+    shown = words(snapshot([], [trouble], made.now_ns))
+    for part in (
+        "file 412 file 1,413", "00000001-000000000414.aim", "2 files in quarantine",
+        "junk: not an AIM file", "through file 411", "through file 410", "100.0 GiB free",
+    ):  # fmt: skip
+        assert part in shown
+
+
+def test_a_sync_shows_progress_rate_and_time_left(made: Any) -> None:
+    syncing = made.destination(
+        state="syncing", sync={"done_bytes": 256, "total_bytes": 1024, "eta_s": 184.0}
+    )
+    shown = words(snapshot([made.source(syncing)], [], made.now_ns))
+    assert "25% 256 B of 1.0 KiB 3 min 4 s left" in shown
+    assert "12.3 MiB/s" in shown
+    assert "25% copied" in shown
+
+
+def test_trouble_is_loud_without_colour_and_says_what_to_do(made: Any) -> None:
+    refused = made.destination(state="refused", error="wrong host key", hint="Run aimfuse pair.")
+    snap = snapshot([made.source(refused, state="halted", reason="EIO")], [], made.now_ns)
+    shown = text(snap)
+    assert "✖ wrong host key" in shown
+    assert "→ Run aimfuse pair." in shown
+    assert "✖ EIO" in shown
+    assert snap.level is Level.BAD
+
+
+def test_trouble_is_red(made: Any) -> None:
+    snap = snapshot([made.source(state="halted", reason="EIO")], [], made.now_ns)
+    line = next(line for line in render.dashboard(snap, {}, look()) if "EIO" in line.plain)
+    styles = {str(line.style), *(str(span.style) for span in line.spans)}
+    assert any("red" in style for style in styles)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"stuck": True}, "work is pending and nothing moves"),
+        ({"updated_ns": 1_790_000_000_000_000_000 - 60 * 10**9}, "no news from the shipper"),
+        ({"ack": {"error": "disk full"}}, "the store says: disk full"),
+        ({"ack": {"missing": [7, 8, 9, 10, 11]}}, "missing files: 7, 8, 9 and 2 more"),
+        ({"ack": {"quarantined": 3}}, "the store set 3 files aside"),
+        ({"state": "retrying", "error": "x", "retry_in_s": 12.4}, "Next try in 12 s"),
+    ],
+)
+def test_what_is_wrong_at_a_destination_is_said(made: Any, changes: Any, says: str) -> None:
+    assert says in words(snapshot([made.source(made.destination(**changes))], [], made.now_ns))
+
+
+def test_a_mounted_source_that_ships_nothing_says_so(made: Any) -> None:
+    status = made.source(coordinator={"pid": None, "restarts": 0})
+    assert "coordinator is not running" in words(snapshot([status], [], made.now_ns))
+
+
+@pytest.mark.parametrize("height", [5, 10, 16, 24, 40, 80])
+def test_the_dashboard_never_exceeds_the_screen(made: Any, height: int) -> None:
+    assert len(render.dashboard(everything(made), {}, look(80), height)) <= height
+
+
+def test_on_a_small_screen_trouble_comes_first(made: Any) -> None:
+    many = [made.destination(name=f"fine{number}") for number in range(20)]
+    bad = made.destination(name="broken", state="halted", error="gap")
+    snap = snapshot([made.source(*many, bad)], [], made.now_ns)
+    shown = "\n".join(line.plain for line in render.dashboard(snap, {}, look(80), 10))
+    assert "✖ broken" in shown
+    assert "more lines" in shown
+
+
+def test_an_output_without_unicode_gets_ascii_only(made: Any) -> None:
+    snap = everything(made)
+    for line in render.dashboard(snap, {("/srv/mirror/v",): [1, 2]}, look(80, unicode=False)):
+        assert line.plain.isascii()
+
+
+def test_nonsense_in_a_status_is_shown_as_absence_not_as_a_crash(made: Any) -> None:
+    del made
+    nonsense: list[Any] = [
+        None, 7, "x", [], {"destinations": 5}, {"destinations": [None, 1, {"lag": 3, "sync": []}]},
+        {"spool": {"bytes": float("nan"), "bytes_max": float("inf"), "files": -3}},
+        {"accepted_seq": "many", "volumes": [{"size": 10**400}], "destinations": [{"ack": "x"}]},
+        {"phase": 3, "missing": ["x", None], "damaged": [None], "sync": {"next_index": "x"}},
+        {"mirror_time_ns": 10**30, "source": {"time_ns": 10**30}, "replayer": {"pid": "x"}},
+    ]  # fmt: skip
+    snap = snapshot(nonsense, nonsense, 1)
+    for line in render.dashboard(snap, {}, look(60)):
+        assert line.cell_len <= 60
+
+
+def test_status_printed_to_a_file_has_no_control_codes(made: Any) -> None:
+    console = Console(width=80, record=True, force_terminal=False, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(render.status(everything(made), look()))
+    assert "\x1b" not in capture.get()
+
+
+def test_the_snapshot_of_a_json_round_trip_is_the_same(made: Any) -> None:
+    status = made.source()
+    again = json.loads(json.dumps(status))
+    assert snapshot([status], [], made.now_ns) == snapshot([again], [], made.now_ns)
