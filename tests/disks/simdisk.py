@@ -5,9 +5,12 @@ after `sync_dir` of the directory, nothing else and nothing by order); a killed 
 cache stays, the descriptors go); Linux's fsync errors (the pages are clean afterwards, each
 descriptor hears of it once, the next sync succeeds, reads show the new data until the cache
 is dropped); full disks (a short write, then ENOSPC); and, if asked for, torn pages
-(`torn_pages`) and times that an fdatasync leaves behind (`lazy_times`).
+(`torn_pages`), times that an fdatasync leaves behind (`lazy_times`), and the one mercy that
+changes of the same name are lost from the end (`names_in_order`).
 
-It does not model: a disk that lies about a flush, bit rot, concurrent writes that overlap in
+To prove that tests notice, it can ignore the syncs of some labels (`ignored_syncs`).
+
+It does not model: bit rot, concurrent writes that overlap in
 time (each call is atomic), time, permissions, symbolic links, or a directory whose sync
 failed and is then believed (metadata is journalled: its failure ends the file system).
 
@@ -65,6 +68,8 @@ class SimDisk(Disk):
         self.capacity_bytes = capacity_bytes
         self.torn_pages = False
         self.lazy_times = False
+        self.names_in_order = False
+        self.ignored_syncs: frozenset[str] = frozenset()
         self._stop_at: int | None = None
         self._stop_bytes = 0
         self._dead = False
@@ -104,6 +109,15 @@ class SimDisk(Disk):
         inode = self._names.find_durable(path)
         return None if inode is None else self._files[inode].durable_bytes()
 
+    def names_in(self, path: Path) -> list[str]:
+        """Return the names in a directory, also after the program died."""
+        return self._names.listdir(path)
+
+    @property
+    def is_dead(self) -> bool:
+        """Tell whether the program was stopped."""
+        return self._dead
+
     def stop_at(self, step: int | None, *, after_bytes: int = 0) -> None:
         """Raise `Crash` instead of step number *step* (from 0), and at each one after it.
 
@@ -132,7 +146,7 @@ class SimDisk(Disk):
                 inode: file.settle(choose, self._grain, lazy_times=self.lazy_times)
                 for inode, file in self._files.items()
             }
-            return self._next_start(files, self._names.settle(choose))
+            return self._next_start(files, self._names.settle(choose, in_order=self.names_in_order))
 
     def kill(self) -> "SimDisk":
         """Return the disk as the next program finds it after this one was killed."""
@@ -165,6 +179,8 @@ class SimDisk(Disk):
     def _next_start(self, files: dict[int, SimFile], names: SimNames) -> "SimDisk":
         disk = SimDisk(capacity_bytes=self.capacity_bytes)
         disk.torn_pages, disk.lazy_times = self.torn_pages, self.lazy_times
+        disk.names_in_order = self.names_in_order
+        disk.ignored_syncs = self.ignored_syncs
         disk._names = names
         reachable = names.reachable()
         disk._files = {inode: file for inode, file in files.items() if inode in reachable}
@@ -287,6 +303,8 @@ class SimDisk(Disk):
             fault = self._begin(label)
             descriptor = self._descriptor(fd)
             file = descriptor.file
+            if label in self.ignored_syncs:
+                return
             if fault:
                 file.fail_sync()
                 descriptor.errors_seen = file.error_count
@@ -371,6 +389,8 @@ class SimDisk(Disk):
     def sync_dir(self, label: str, path: Path) -> None:
         with self._lock:
             self._begin_plain(label, path)
+            if label in self.ignored_syncs:
+                return
             self._names.sync(path)
             self._drop_nameless()
 

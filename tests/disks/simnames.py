@@ -2,11 +2,13 @@
 
 Every change of names is one unit that a power cut may lose, whatever becomes of the others:
 also a rename whose file's creation is lost, or a removal that overtakes a creation. Only the
-promise of rename holds: a file that moves between directories is never in neither.
+promise of rename holds: a file that moves between directories is never in neither. On request
+changes of the same name keep their order, as on every file system that journals its metadata.
 """
 
 import errno
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -32,6 +34,10 @@ class Change:
     def unit(self) -> Unit:
         what = ", ".join(f"{name}={inode}" for name, inode in self.names)
         return Unit("name", f"directory {self.directory}: {what}", 2)
+
+    @property
+    def touches(self) -> set[str]:
+        return {name for name, _inode in self.names}
 
     def apply(self, directories: Directories) -> None:
         for name, inode in self.names:
@@ -136,15 +142,22 @@ class SimNames:
         for change in self._pending:
             yield change.unit
 
-    def settle(self, choose: Choose) -> "SimNames":
-        """Return the tree as a power cut leaves it."""
+    def settle(self, choose: Choose, *, in_order: bool) -> "SimNames":
+        """Return the tree as a power cut leaves it.
+
+        With *in_order* a change is lost with any earlier one that touched one of its names.
+        """
         durable = {inode: dict(names) for inode, names in self._durable.items()}
         waiting = {change.number for change in self._pending}
+        touched: defaultdict[int, set[str]] = defaultdict(set)  # By changes that are lost.
         for change in self._pending:
             # Asked in any case, so that the units are always as many as `units` says.
-            if choose(change.unit) and change.needs not in waiting:
+            kept = choose(change.unit) and change.needs not in waiting
+            if kept and not (in_order and touched[change.directory].intersection(change.touches)):
                 change.apply(durable)
                 waiting.discard(change.number)
+            else:
+                touched[change.directory].update(change.touches)
         return SimNames(durable, next(self._numbers) + 1)
 
     def _change(
