@@ -96,9 +96,7 @@ class Source:
     def roll(self) -> Path:
         """Seal what is pending as the next journal file."""
         self.number += 1
-        identity = Identity(
-            self.group, Epoch(self.epoch), FileNumber(self.number), 1, self.parent
-        )
+        identity = Identity(self.group, Epoch(self.epoch), FileNumber(self.number), 1, self.parent)
         writer = AimWriter.create(Disk(), self.spool, identity, None)
         writer.mark(RecordType.TABLE, Seq(self.seq), 0, 1, self.table)
         for record in self.pending:
@@ -164,9 +162,7 @@ class Source:
         for volume, offset, data in pieces:
             if any(data):
                 seq += 1
-                writer.append(
-                    RecordType.WRITE, volume, Seq(seq), offset, len(data), 1, data
-                )
+                writer.append(RecordType.WRITE, volume, Seq(seq), offset, len(data), 1, data)
         writer.seal(NO_DIGEST, Epoch(0), FileNumber(0))
         writer.close()
         return writer.path.rename(self.spool / SyncName(sync_id, index).sealed)

@@ -16,7 +16,7 @@ from aimfuse.replay.chain import follow
 from aimfuse.replay.plan import Plan, plan_journal
 from aimfuse.replay.state import Phase
 from aimfuse.replay.store import Store
-from aimfuse.units import VolumeId
+from aimfuse.units import BLOCK_BYTES, VolumeId, align_up
 
 _WRITE = RecordType.WRITE
 _ZERO = RecordType.ZERO
@@ -96,10 +96,10 @@ def write_volume(
     fd = disk.open("apply:open", store.volume_path(volume), flags)
     try:
         if disk.size(fd) > before:
-            disk.truncate("apply:cut", fd, before)
+            _set_size(disk, "apply:cut", fd, before)
         _execute(disk, fd, aim, changes)
         if disk.size(fd) != after:
-            disk.truncate("apply:size", fd, after)
+            _set_size(disk, "apply:size", fd, after)
         disk.fdatasync("apply:sync", fd)
     finally:
         disk.close(fd)
@@ -127,7 +127,7 @@ def _execute(disk: Disk, fd: int, aim: AimFile, changes: Iterable[Iocb]) -> None
         if iocb.type is _ZERO:
             _zero(disk, fd, iocb.offset, iocb.length)
         else:
-            disk.truncate("apply:truncate", fd, iocb.length)
+            _set_size(disk, "apply:truncate", fd, iocb.length)
     if run:
         disk.pwrite("apply:write", fd, run, run_at)
 
@@ -139,3 +139,15 @@ def _zero(disk: Disk, fd: int, offset: int, length: int) -> None:
         disk.punch("apply:punch", fd, offset, inside)
     if offset + length > size:
         disk.truncate("apply:extend", fd, offset + length)
+
+
+def _set_size(disk: Disk, label: str, fd: int, size: int) -> None:
+    """Set the file's size; what lay beyond it reads as zeros from then on.
+
+    The rest of the last block is zeroed by a call of its own: after a failed sync the cache
+    may show zeros there that never reached the disk, and cutting alone need not write them.
+    """
+    rest = min(align_up(size, BLOCK_BYTES), disk.size(fd)) - size
+    if rest > 0:
+        disk.punch(label, fd, size, rest)
+    disk.truncate(label, fd, size)

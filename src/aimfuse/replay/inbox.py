@@ -22,7 +22,7 @@ from aimfuse.replay.store import HEARTBEAT, Store
 from aimfuse.units import SECOND_NS
 
 NAMES_MAX = 256
-JUNK_MAX = 2000
+JUNK_MAX = 10_000
 FRESH_NS = 2 * SECOND_NS
 """A file that changed less than this ago may still be on its way, whatever its name."""
 

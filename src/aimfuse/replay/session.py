@@ -7,6 +7,7 @@ broken history halts the store durably; a fault of ours halts it until the next 
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +63,9 @@ class Session:
         self._damaged: dict[str, None] = {}
         self._inbox_sizes: dict[AnyName, int] = {}
         self._inbox_files = 0
+        self._names: deque[AnyName] = deque()
+        self._junk: list[str] = []
+        self._more = False
         self._round_ends_s = 0.0
 
     def round(self) -> bool:
@@ -120,30 +124,29 @@ class Session:
         self._ready = True
 
     def _empty_inbox(self) -> bool:
-        listing = self._inbox.list()
-        names: list[AnyName] = [*listing.sync, *listing.journal]
-        self._inbox_sizes = {name: self._inbox.size(name) for name in names}
-        self._inbox_files = listing.files
-        self._again = False
+        if not self._names and not self._junk:
+            self._list_inbox()
         progress = False
-        for name in names:
-            if self._is_over() or self.halted:
-                self._again = True
-                return progress
+        while self._names and not (progress and self._is_over()) and not self.halted:
+            name = self._names.popleft()
             if self._take(name):
                 progress = True
                 self._inbox_sizes.pop(name, None)
                 self._inbox_files -= 1
-        progress = self._set_junk_aside(listing.junk) or progress
-        self._again = listing.more and progress
+        while self._junk and not (progress and self._is_over()):
+            path = self.store.inbox / self._junk.pop()
+            progress = self._set_aside(path, "not the name of an AIM file") or progress
+        self._again = bool(self._names or self._junk) or (self._more and progress)
         return progress
 
-    def _set_junk_aside(self, names: list[str]) -> bool:
-        moved = False
-        for name in names:
-            reason = "not the name of an AIM file"
-            moved = self._set_aside(self.store.inbox / name, reason) or moved
-        return moved
+    def _list_inbox(self) -> None:
+        """Note what to look at next; a long listing is used up before the next one."""
+        listing = self._inbox.list()
+        self._names = deque([*listing.sync, *listing.journal])
+        self._junk, self._more = listing.junk, listing.more
+        self._inbox_sizes = {name: self._inbox.size(name) for name in self._names}
+        self._inbox_files = listing.files
+        self._round_ends_s = time.monotonic() + ROUND_S  # However long listing took.
 
     def _take(self, name: AnyName) -> bool:
         try:
@@ -338,6 +341,8 @@ class Session:
         self.error = text
         self.failures += 1
         self._again = True
+        self._names.clear()  # The one that failed comes first again.
+        self._junk.clear()
 
     def _is_over(self) -> bool:
         return time.monotonic() >= self._round_ends_s

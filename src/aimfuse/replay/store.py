@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 from aimfuse.disk import Disk, try_lock
-from aimfuse.errors import BusyError, StoreError
+from aimfuse.errors import BusyError, StateLost, StoreError
 from aimfuse.journal.records import VolumeEntry
 from aimfuse.journal.slots import Slots
 from aimfuse.replay.look import Look
@@ -131,7 +131,12 @@ class Store:
             )
 
     def _read_state(self) -> StoreState:
-        data = self._slots.read()
+        try:
+            data = self._slots.read()
+        except StateLost:
+            if all(map(self.disk.exists, self._slot_paths())):
+                raise
+            data = None  # A crash in the very first write: nothing was promised yet.
         if data is None:
             return StoreState()
         try:
@@ -141,6 +146,9 @@ class Store:
                 f"{self.path}: the state is of another version: {exc!r}",
                 hint="Use the aimfuse version that last ran here, or a newer one.",
             ) from exc
+
+    def _slot_paths(self) -> tuple[Path, Path]:
+        return self.path / "state.0", self.path / "state.1"
 
     def _tidy(self) -> None:
         """Remove what a crash left over, and make the names right that it left wrong."""

@@ -1,0 +1,49 @@
+"""Run a store in a test: open it, work until nothing gets further, close it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from aimfuse.disk import Disk
+from aimfuse.replay.look import Look
+from aimfuse.replay.session import Session
+from aimfuse.replay.state import Json, Phase
+from tests.replay.source import Source, deliver
+
+ROUNDS_MAX = 10_000
+
+
+@contextmanager
+def opened(store: Path, disk: Disk | None = None, look: Look | None = None) -> Iterator[Session]:
+    """Open a session without the lock: simulated disks have none, and replayers test it."""
+    session = Session(disk or Disk(), store, look)
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+def exhaust(session: Session) -> Session:
+    """Work until a round gets nothing further."""
+    for _round in range(ROUNDS_MAX):
+        if not session.round():
+            return session
+    raise AssertionError("the session never comes to rest")
+
+
+def catch_up(store: Path, disk: Disk | None = None, look: Look | None = None) -> Session:
+    """Open the store, let it do what it can, close it; the session keeps what it found."""
+    with opened(store, disk, look) as session:
+        return exhaust(session)
+
+
+def begin(store: Path, source: Source) -> None:
+    """Give the store its first sync from the source's last sealed position."""
+    deliver(store, *source.sync())
+    session = catch_up(store)
+    assert session.store.state.phase is Phase.CONSISTENT, session.error or session.halted
+
+
+def report(session: Session) -> Json:
+    """Return what the last ack says."""
+    return dict(session._ack.last)  # noqa: SLF001 - the file itself may be on a simulated disk

@@ -1,0 +1,141 @@
+"""A mirror is at every file boundary what the source was there: random histories of all kinds."""
+
+import tempfile
+from pathlib import Path
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from aimfuse.journal.records import RecordType
+from tests.replay.source import Source, deliver, mirror_of
+from tests.replay.stores import begin, exhaust, opened
+
+SPAN_BYTES = 20_000
+NAMES = ["a", "b", "v.img", "v.img-wal", "x" * 255, "déjà vu"]
+
+offsets = st.integers(0, SPAN_BYTES)
+picks = st.integers(0, 7)
+actions = st.one_of(
+    st.tuples(st.just("write"), picks, offsets, st.integers(1, 9000)),
+    st.tuples(st.just("zero"), picks, offsets, st.integers(1, 9000)),
+    st.tuples(st.just("truncate"), picks, offsets, st.just(0)),
+    st.tuples(st.just("create"), picks, offsets, st.just(0)),
+    st.tuples(st.just("rename"), picks, picks, st.just(0)),
+    st.tuples(st.just("unlink"), picks, st.just(0), st.just(0)),
+    st.tuples(st.just("late_write"), picks, offsets, st.integers(1, 100)),
+    st.tuples(st.just("mark"), picks, st.just(0), st.just(0)),
+)
+files = st.lists(actions, max_size=8)
+
+_MARKS = [RecordType.FLUSH, RecordType.BOOKMARK, RecordType.VERIFY]
+
+
+class Driver:
+    """Turns abstract actions into those of a source; the fill tells each write from others."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.fill = 0
+        self.dead: list[int] = []
+
+    def act(self, action: tuple[str, int, int, int]) -> None:
+        what, pick, offset, length = action
+        source = self.source
+        living = sorted(source.volumes)
+        if what == "create":
+            name = NAMES[pick % len(NAMES)]
+            if name not in source.snapshot():
+                source.create(name, offset)
+        elif what == "mark":
+            source.mark(_MARKS[pick % 3], b"label")
+        elif what == "late_write":
+            if self.dead:
+                source.write(self.dead[pick % len(self.dead)], offset, bytes(length))
+        elif living:
+            self._change(what, living[pick % len(living)], offset, length)
+
+    def _change(self, what: str, volume: int, offset: int, length: int) -> None:
+        source = self.source
+        self.fill = self.fill % 255 + 1
+        if what == "write":
+            source.write(volume, offset, bytes([self.fill]) * length)
+        elif what == "zero":
+            source.zero(volume, offset, length)
+        elif what == "truncate":
+            source.truncate(volume, offset)
+        elif what == "unlink":
+            source.unlink(volume)
+            self.dead.append(volume)
+        else:
+            before = set(source.volumes)
+            source.rename(volume, NAMES[offset % len(NAMES)])
+            self.dead.extend(before - set(source.volumes))
+
+
+@given(history=st.lists(files, max_size=5), epochs=st.sets(st.integers(0, 4)))
+@example(
+    history=[[("create", 0, 9000, 0), ("write", 0, 5, 100)], [("truncate", 0, 50, 0)]], epochs=set()
+)
+@example(
+    history=[
+        [("create", 0, 100, 0), ("create", 1, 100, 0)],
+        [("rename", 0, 1, 0), ("late_write", 0, 0, 9), ("create", 0, 5, 0)],
+    ],
+    epochs={1},
+)
+def test_the_mirror_equals_the_model_at_every_file_boundary(
+    history: list[list[tuple[str, int, int, int]]], epochs: set[int]
+) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        source, store = Source(Path(scratch, "spool")), Path(scratch, "store")
+        driver = Driver(source)
+        volume = source.create("first", 5000)
+        source.write(volume, 100, b"before the sync")
+        source.roll()
+        begin(store, source)
+        with opened(store) as session:
+            for index, file in enumerate(history):
+                if index in epochs:
+                    source.branch()
+                for action in file:
+                    driver.act(action)
+                deliver(store, source.roll())
+                exhaust(session)
+                assert not session.halted
+                assert mirror_of(store) == source.snapshot()
+
+
+@given(file=files, again=st.integers(1, 3))
+def test_applying_a_file_again_changes_nothing(
+    file: list[tuple[str, int, int, int]], again: int
+) -> None:
+    """A crash right before the position moves is a redo of the whole file."""
+    with tempfile.TemporaryDirectory() as scratch:
+        source, store = Source(Path(scratch, "spool")), Path(scratch, "store")
+        driver = Driver(source)
+        source.create("first", 5000)
+        source.create("a", 300)
+        source.write(2, 0, b"\xff" * 300)
+        source.roll()
+        begin(store, source)
+        slots = [store / "state.0", store / "state.1"]
+        before = [slot.read_bytes() for slot in slots]
+        for action in file:
+            driver.act(action)
+        last = source.roll()
+        for _again in range(again + 1):
+            for slot, content in zip(slots, before, strict=True):
+                slot.write_bytes(content)
+            _bring_back(store, file)
+            deliver(store, last)
+            with opened(store) as session:
+                exhaust(session)
+                assert not session.halted
+        assert mirror_of(store) == source.snapshot()
+
+
+def _bring_back(store: Path, file: list[tuple[str, int, int, int]]) -> None:
+    """Data of removed volumes goes after the position moved; here the position went back."""
+    if any(action[0] in {"unlink", "rename"} for action in file):
+        for volume in ("00000001", "00000002"):
+            (store / "volumes" / volume).touch()
