@@ -1,7 +1,7 @@
-"""The one thing pyproject.toml cannot say: an extension that needs pkg-config to build.
+"""What pyproject.toml cannot say: the C extensions, one of which needs pkg-config to build.
 
-It is optional: without a compiler or libfuse's headers aimfuse installs and runs, and the
-kernel falls back where it would have used fallocate.
+Both are optional: without a compiler or libfuse's headers aimfuse installs and runs; the
+kernel falls back where it would have used fallocate, and writes go one by one.
 """
 
 import os
@@ -29,6 +29,12 @@ setup(
             extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", *fuse_flags("--cflags")],
             extra_link_args=fuse_flags("--libs") or ["-lfuse3"],
             optional=True,
-        )
+        ),
+        Extension(
+            "aimfuse._scatter",
+            ["src/aimfuse/_scatter.c"],
+            extra_compile_args=["-std=gnu11", "-Wall", "-Wextra"],
+            optional=True,
+        ),
     ]
 )

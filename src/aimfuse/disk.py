@@ -5,13 +5,20 @@ by name. `Disk` is the real one; tests put a simulated or a failing one in its p
 above it keeps file descriptors as plain integers and never hands them to `os`.
 """
 
+import contextlib
 import ctypes
 import errno
 import fcntl
+import importlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+_PwriteMany = Callable[[int, tuple[int, ...], tuple[bytes, ...]], None]
+_pwrite_many: _PwriteMany | None = None
+with contextlib.suppress(ImportError):  # Not built: slower, and nothing else.
+    _pwrite_many = importlib.import_module("aimfuse._scatter").pwrite_many
 
 Buffer = bytes | bytearray | memoryview
 
@@ -67,6 +74,20 @@ class Disk:
         wrote = os.pwritev(fd, buffers, offset) if len(buffers) <= IOV_MAX else 0
         if wrote < want:
             _pwrite_rest(fd, memoryview(b"".join(buffers)), wrote, offset)
+
+    def pwrite_many(
+        self, label: str, fd: int, offsets: Sequence[int], buffers: Sequence[bytes]
+    ) -> None:
+        """Write each buffer whole at its offset, in order, durable after `fdatasync`.
+
+        After an error those before the failed one are written, and any prefix of that.
+        """
+        self.step(label)
+        if _pwrite_many is not None:
+            _pwrite_many(fd, tuple(offsets), tuple(buffers))
+            return
+        for offset, buffer in zip(offsets, buffers, strict=True):
+            _pwrite_rest(fd, memoryview(buffer), 0, offset)
 
     def truncate(self, label: str, fd: int, size: int) -> None:
         """Set the file's size in bytes."""

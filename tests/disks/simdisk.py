@@ -59,10 +59,14 @@ class _Descriptor:
 
 
 class SimDisk(Disk):
-    """See the module. `labels` lists the steps so far; `on_write` sees each change first."""
+    """See the module. `labels` lists the steps so far; `on_write` sees each change first.
+
+    What is durable changes only when `sync_count` does.
+    """
 
     def __init__(self, *directories: Path, capacity_bytes: int = CAPACITY_BYTES) -> None:
         self.labels: list[str] = []
+        self.sync_count = 0
         self.on_write: Callable[[Mutation], None] | None = None
         self.faults: list[Fault] = []
         self.capacity_bytes = capacity_bytes
@@ -276,6 +280,12 @@ class SimDisk(Disk):
             if fits < len(data):
                 _refuse(errno.ENOSPC, descriptor.path)
 
+    def pwrite_many(
+        self, label: str, fd: int, offsets: Sequence[int], buffers: Sequence[bytes]
+    ) -> None:
+        for offset, buffer in zip(offsets, buffers, strict=True):
+            self.pwrite(label, fd, [buffer], offset)
+
     def truncate(self, label: str, fd: int, size: int) -> None:
         with self._lock:
             fault = self._begin(label)
@@ -309,6 +319,7 @@ class SimDisk(Disk):
                 file.fail_sync()
                 descriptor.errors_seen = file.error_count
                 _refuse(fault.number, descriptor.path)
+            self.sync_count += 1
             file.sync()
             if descriptor.errors_seen != file.error_count:  # It failed for somebody else.
                 descriptor.errors_seen = file.error_count
@@ -391,6 +402,7 @@ class SimDisk(Disk):
             self._begin_plain(label, path)
             if label in self.ignored_syncs:
                 return
+            self.sync_count += 1
             self._names.sync(path)
             self._drop_nameless()
 

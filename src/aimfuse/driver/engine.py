@@ -73,6 +73,7 @@ class Engine:
         self.released_through = FileNumber(0)
         self.applied_seq = journal.last_seq
         self.unapplied_bytes = 0
+        self.uncommitted_bytes = 0
         self.halted: str | None = None
         self.on_halt: Callable[[], None] = lambda: None
         self._checkpoints = checkpoints
@@ -233,7 +234,10 @@ class Engine:
 
     def begin_commit(self) -> Commit | None:
         """Begin a group commit of all that was accepted, or None if nothing was."""
-        return None if self.halted else self.journal.begin_commit()
+        if self.halted is not None:
+            return None
+        self.uncommitted_bytes = 0
+        return self.journal.begin_commit()
 
     def finish_commit(self, commit: Commit) -> None:
         """Note that the journal is durable through the commit."""
@@ -347,6 +351,8 @@ class Engine:
         assert len(payload) <= PAYLOAD_BYTES_MAX
         change.seq = self.journal.append(kind, change.volume, offset, length, payload)
         self._accepted.append(change)
-        self.unapplied_bytes += len(change.payload) + CHANGE_OVERHEAD_BYTES
+        size = len(change.payload) + CHANGE_OVERHEAD_BYTES
+        self.unapplied_bytes += size
+        self.uncommitted_bytes += size
         if volume is not None and change.length:
             volume.overlay.add(change)

@@ -8,6 +8,7 @@ import errno
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice, takewhile
 from pathlib import Path
 
 from aimfuse.disk import Disk
@@ -17,8 +18,6 @@ from aimfuse.units import VolumeId
 
 HIDDEN_PREFIX = ".aimfuse-"
 """Names that recovery gives to images between two names; never a volume's."""
-
-MERGED_BUFFERS_MAX = 256
 
 _NAME_KINDS = frozenset({RecordType.CREATE, RecordType.RENAME, RecordType.UNLINK})
 
@@ -176,22 +175,21 @@ class Images:
         self.take_dirty()
 
     def _write_run(self, changes: Sequence[Change], index: int) -> int:
-        """Write *changes[index]* and those that continue it; return how many."""
-        first = changes[index]
-        end = first.offset + first.length
-        buffers = [first.payload]
-        for change in changes[index + 1 : index + MERGED_BUFFERS_MAX]:
-            if change.offset != end or change.volume != first.volume:
-                break
-            if change.kind is not RecordType.WRITE:
-                break
-            buffers.append(change.payload)
-            end += change.length
-        fd = self._fds.get(first.volume)
+        """Write *changes[index]* and the writes to the same volume after it; return how many."""
+        volume = changes[index].volume
+        run = list(
+            takewhile(
+                lambda change: change.kind is RecordType.WRITE and change.volume == volume,
+                islice(changes, index, None),
+            )
+        )
+        fd = self._fds.get(volume)
         if fd is not None:
-            self._disk.pwrite("image:write", fd, buffers, first.offset)
-            self._sizes[first.volume] = max(self._sizes[first.volume], end)
-        return len(buffers)
+            offsets = [change.offset for change in run]
+            self._disk.pwrite_many("image:write", fd, offsets, [change.payload for change in run])
+            end = max(change.offset + change.length for change in run)
+            self._sizes[volume] = max(self._sizes[volume], end)
+        return len(run)
 
     def _zero(self, change: Change) -> None:
         fd = self._fds.get(change.volume)

@@ -18,6 +18,7 @@ import trio
 
 from aimfuse.disk import Disk
 from aimfuse.driver.engine import Engine
+from aimfuse.driver.lanes import Lane
 from aimfuse.driver.pins import Pins
 from aimfuse.errors import AimfuseError, HaltedError, VolumeError
 from aimfuse.journal.journal import Head
@@ -38,7 +39,10 @@ COMMIT_BYTES = 8 * MIB
 """Un-durable payload that starts a commit before its interval is over."""
 HOUSEKEEPING_S = 1.0
 SPACE_RETRY_S = 1.0
-CHECKPOINT_FILES = 64
+CHECKPOINT_FILES = 16
+BACKGROUND_NICENESS = 10
+CLOSING_FILES_MAX = 64
+"""Rolled files that may wait for their seal before writers wait for it too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,11 @@ class Pump:
         self._ready_wanted = trio.Event()
         self._seal_wanted = trio.Event()
         self._waiting_seq = Seq(0)
+        self._commits = Lane("commit")
+        self._applies = Lane("apply")
+        self._housekeeping = Lane("housekeeping")
+        self._seals = Lane("seal", BACKGROUND_NICENESS)
+        self._background = Lane("checkpoint", BACKGROUND_NICENESS)
         engine.on_halt = self._wake_all
         self._progress = trio.Event()
 
@@ -196,18 +205,18 @@ class Pump:
             if commit is None:
                 continue
             last_s = time.monotonic()
-            await self._with_space(engine.journal.sync, commit)
+            await self._with_space(self._commits, engine.journal.sync, commit)
             engine.finish_commit(commit)
             self._apply_wanted.set()
             self._progressed()
 
     async def _with_space(
-        self, step: Callable[[Unpack[Args]], Result], *args: Unpack[Args]
+        self, lane: Lane, step: Callable[[Unpack[Args]], Result], *args: Unpack[Args]
     ) -> Result:
         """Do a blocking step that may be repeated, as often as it runs out of space."""
         while True:
             try:
-                return await _in_thread(step, *args)
+                return await lane.run(step, *args)
             except OSError as exc:
                 if exc.errno not in _OUT_OF_SPACE:
                     raise
@@ -219,7 +228,7 @@ class Pump:
         engine = self.engine
         return (
             self._waiting_seq > engine.journal.durable_seq
-            or engine.unapplied_bytes > COMMIT_BYTES
+            or engine.uncommitted_bytes > COMMIT_BYTES
             or engine.halted is not None
         )
 
@@ -231,7 +240,7 @@ class Pump:
                 await self._apply_wanted.wait()
                 self._apply_wanted = trio.Event()
                 continue
-            await self._with_space(engine.images.apply, batch)
+            await self._with_space(self._applies, engine.images.apply, batch)
             engine.finish_apply(batch)
             self._progressed()
 
@@ -244,7 +253,7 @@ class Pump:
                 await self._ready_wanted.wait()
                 self._ready_wanted = trio.Event()
                 continue
-            journal.adopt(await self._with_space(journal.make_ready))
+            journal.adopt(await self._with_space(self._housekeeping, journal.make_ready))
             self._progressed()
 
     async def _seal(self) -> None:
@@ -255,7 +264,7 @@ class Pump:
                 await self._seal_wanted.wait()
                 self._seal_wanted = trio.Event()
                 continue
-            engine.finish_seal(await self._with_space(self._seal_next))
+            engine.finish_seal(await self._with_space(self._seals, self._seal_next))
             self._apply_wanted.set()
             self._progressed()
 
@@ -282,14 +291,14 @@ class Pump:
             last_s = time.monotonic()
             step = engine.begin_checkpoint()
             if step is not None:
-                await _in_thread(engine.write_checkpoint, *step)
+                await self._background.run(engine.write_checkpoint, *step)
                 engine.finish_checkpoint(step[0])
 
     async def _keep_house(self) -> None:
         """Release what nobody needs any more, and watch the space that is left."""
         while True:
-            await self._with_space(self._release)
-            await _in_thread(self._measure)
+            await self._with_space(self._housekeeping, self._release)
+            await self._housekeeping.run(self._measure)
             full = self._why_full()
             if full != self.full:
                 self.full = full
@@ -360,7 +369,7 @@ class Pump:
     def _fits(self, payload_bytes: int) -> bool:
         journal = self.engine.journal
         try:
-            fits = self.engine.has_room(payload_bytes)
+            fits = len(journal.closing) < CLOSING_FILES_MAX and self.engine.has_room(payload_bytes)
             if journal.ready is None:
                 self._ready_wanted.set()
                 self._seal_wanted.set()
@@ -384,8 +393,3 @@ class Pump:
     def _wake_all(self) -> None:
         self._progressed()
         self._commit_wanted.set()
-
-
-async def _in_thread(function: Callable[[Unpack[Args]], Result], *args: Unpack[Args]) -> Result:
-    """Run a blocking step; cancellation waits for its end, so that its result gets noted."""
-    return await trio.to_thread.run_sync(function, *args)

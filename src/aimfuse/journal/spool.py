@@ -11,7 +11,7 @@ from aimfuse.journal.names import OPEN, SEALED, JournalName, parse
 from aimfuse.units import FileNumber
 
 FREE_PREFIX = "free-"
-FREE_FILES_MAX = 4
+FREE_FILES_MAX = 16
 """Released files kept for recycling; more than are in use at once brings nothing."""
 
 
