@@ -118,6 +118,7 @@ class Supervisor:
             log.warning("%s did not end in time and is killed", self.name)
             process.kill()
             await trio.lowlevel.wait_readable(pidfd)
+        process.wait()  # It is gone; this takes its exit code.
 
 
 @contextlib.contextmanager

@@ -1,8 +1,10 @@
 """Run a store in a test: open it, work until nothing gets further, close it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import trio
 
 from aimfuse.disk import Disk
 from aimfuse.replay.look import Look
@@ -47,3 +49,10 @@ def begin(store: Path, source: Source) -> None:
 def report(session: Session) -> Json:
     """Return what the last ack says."""
     return dict(session._ack.last)  # noqa: SLF001 - the file itself may be on a simulated disk
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for something that another thread or process brings about."""
+    with trio.fail_after(30):
+        while not condition():  # noqa: ASYNC110 - files send no events
+            await trio.sleep(0.01)

@@ -3,11 +3,13 @@
 import os
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from aimfuse.disk import Disk
+from aimfuse.replay.look import Look
 from aimfuse.replay.quarantine import KEPT_MAX
 from aimfuse.replay.session import Session
 from aimfuse.units import SECOND_NS
@@ -315,3 +317,31 @@ def test_an_inbox_that_is_a_link_elsewhere_stops_the_store(tmp_path: Path) -> No
     session = catch_up(store)
     assert "not a plain directory" in session.halted
     assert (elsewhere / "precious").exists()
+
+
+def test_an_inbox_that_did_not_change_is_not_listed_again(source: Source, store: Path) -> None:
+    """A flood that cannot be moved must not be walked through twenty times a second."""
+
+    class CountingLook(Look):
+        scans = 0
+
+        def scan(self, directory: Path) -> Iterator[str]:
+            self.scans += directory.name == "inbox"
+            return super().scan(directory)
+
+    look = CountingLook()
+    now_ns = time.time_ns() + SECOND_NS
+    session = Session(Disk(), store, look, clock=lambda: now_ns)
+    exhaust(session)
+    before = look.scans
+    for _round in range(20):
+        session.round()
+    assert look.scans == before
+    deliver(store, next_file(source))
+    session.round()
+    assert look.scans == before + 1
+    now_ns += 2 * SECOND_NS
+    session.round()
+    assert look.scans > before + 1
+    session.close()
+    assert mirror_of(store) == source.snapshot()

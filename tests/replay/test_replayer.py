@@ -1,0 +1,151 @@
+"""The replayer finds stores by itself, keeps them apart, and stops and starts in order."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from aimfuse.disk import Disk
+from aimfuse.errors import BusyError, StoreError, UsageError
+from aimfuse.replay.replayer import Pace, Replayer
+from tests.replay.faults import Steps
+from tests.replay.source import GROUP, Source, deliver, mirror_of
+from tests.replay.stores import begin, until
+
+FAST = Pace(active_s=0.01, idle_s=0.01, discover_s=0.02, retry_s_min=0.01, busy_retry_s=0.05)
+
+
+def made_source(scratch: Path, name: str, group: bytes = GROUP) -> Source:
+    source = Source(scratch / f"spool-{name}", group)
+    source.create("v.img", 3000)
+    source.roll()
+    return source
+
+
+def next_file(source: Source, data: bytes) -> Path:
+    source.write(1, 50, data)
+    return source.roll()
+
+
+def shows(store: Path, source: Source) -> Callable[[], bool]:
+    def compare() -> bool:
+        try:
+            return mirror_of(store) == source.snapshot()
+        except OSError:
+            return False
+
+    return compare
+
+
+async def test_stores_that_come_into_being_are_found(tmp_path: Path) -> None:
+    directory = tmp_path / "stores"
+    directory.mkdir()
+    one, two = made_source(tmp_path, "one"), made_source(tmp_path, "two", b"2" * 16)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Replayer(directory, pace=FAST).run)
+        deliver(directory / "one", *one.sync())
+        await until(shows(directory / "one", one))
+        deliver(directory / "two", *two.sync(), next_file(two, b"2"))
+        deliver(directory / "one", next_file(one, b"1"))
+        await until(shows(directory / "one", one))
+        await until(shows(directory / "two", two))
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_directory_that_is_a_store_itself_is_replayed(tmp_path: Path) -> None:
+    source, store = made_source(tmp_path, "one"), tmp_path / "store"
+    deliver(store, *source.sync(), next_file(source, b"x"))
+    await Replayer(store).run_once()
+    assert mirror_of(store) == source.snapshot()
+
+
+async def test_links_to_directories_are_no_stores(tmp_path: Path) -> None:
+    directory, elsewhere = tmp_path / "stores", tmp_path / "elsewhere"
+    directory.mkdir()
+    deliver(elsewhere, *made_source(tmp_path, "one").sync())
+    (directory / "linked").symlink_to(elsewhere)
+    await Replayer(directory).run_once()
+    assert not (elsewhere / "mirror").exists()
+
+
+async def test_a_second_replayer_is_refused_at_once(tmp_path: Path) -> None:
+    source, store = made_source(tmp_path, "one"), tmp_path / "store"
+    deliver(store, *source.sync())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Replayer(store, pace=FAST).run)
+        await until(shows(store, source))
+        with pytest.raises(BusyError, match=str(os.getpid())):
+            await Replayer(store).run()
+        with pytest.raises(BusyError):
+            await Replayer(store).run_once()
+        nursery.cancel_scope.cancel()
+    await Replayer(store).run_once()
+
+
+async def test_a_directory_that_is_not_there_is_an_error_of_usage(tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        await Replayer(tmp_path / "missing").run_once()
+
+
+@pytest.mark.expects_warnings
+async def test_a_halted_store_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    directory = tmp_path / "stores"
+    good, bad = made_source(tmp_path, "good"), made_source(tmp_path, "bad", b"b" * 16)
+    begin(directory / "good", good)
+    begin(directory / "bad", bad)
+    bad.branch()
+    bad.branch()
+    bad.seq = 17
+    deliver(directory / "bad", next_file(bad, b"out of order"))
+    deliver(directory / "good", next_file(good, b"fine"))
+    with pytest.raises(StoreError, match="bad: fork"):
+        await Replayer(directory).run_once()
+    assert mirror_of(directory / "good") == good.snapshot()
+
+
+@pytest.mark.expects_warnings
+async def test_a_full_disk_is_waited_for(tmp_path: Path) -> None:
+    source, store = made_source(tmp_path, "one"), tmp_path / "store"
+    begin(store, source)
+    full = True
+
+    def before(_at: int, label: str) -> None:
+        if full and label == "apply:write":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    deliver(store, next_file(source, b"x"))
+    replayer = Replayer(store, Steps(before), FAST)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(replayer.run)
+        await until(lambda: "No space left" in (store / "ack.json").read_text())
+        full = False
+        await until(shows(store, source))
+        await until(lambda: '"error": null' in (store / "ack.json").read_text())
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.expects_warnings
+async def test_a_fault_of_ours_halts_one_store_until_the_next_start(tmp_path: Path) -> None:
+    directory = tmp_path / "stores"
+    good, bad = made_source(tmp_path, "good"), made_source(tmp_path, "bad", b"b" * 16)
+    begin(directory / "good", good)
+    begin(directory / "bad", bad)
+
+    class Buggy(Disk):
+        def open(self, label: str, path: Path, flags: int, mode: int = 0o600) -> int:
+            if label == "apply:open" and "bad" in path.parts:
+                raise ZeroDivisionError
+            return super().open(label, path, flags, mode)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Replayer(directory, Buggy(), FAST).run)
+        deliver(directory / "bad", next_file(bad, b"x"))
+        await until(lambda: "ZeroDivisionError" in (directory / "bad" / "ack.json").read_text())
+        deliver(directory / "good", next_file(good, b"y"))
+        await until(shows(directory / "good", good))
+        nursery.cancel_scope.cancel()
+    await Replayer(directory).run_once()
+    assert mirror_of(directory / "bad") == bad.snapshot()
