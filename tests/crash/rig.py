@@ -21,7 +21,7 @@ from pathlib import Path
 from aimfuse.driver.engine import Engine
 from aimfuse.driver.group import GroupLimits, GroupPaths, close_group, init_group, open_group
 from aimfuse.driver.volumes import Volume
-from aimfuse.errors import HaltedError
+from aimfuse.errors import HaltedError, ImageMismatch
 from aimfuse.journal.journal import Head
 from aimfuse.journal.names import SEALED, JournalName, parse
 from aimfuse.journal.reader import check_sealed
@@ -39,6 +39,7 @@ IMAGES = HOST / "images"
 FILE_BYTES = 40 * 1024
 SIZE_MAX = 64 * 1024
 FIRST_BYTES = bytes(1 + at % 250 for at in range(10_000))
+PATTERN = bytes(1 + at * at % 251 for at in range(2 * len(FIRST_BYTES)))
 
 Contents = dict[str, bytes]
 Op = tuple[str | int, ...]
@@ -74,6 +75,7 @@ class Rig:
         self.paths = GroupPaths(IMAGES if directory else IMAGE, STATE, SPOOL)
         self._stamp = 0
         self._may_reach_image: tuple[int, int] = (0, 0)
+        self._durable: tuple[int, Head] | None = None
 
     @classmethod
     def create(cls, *, directory: bool = False) -> "Rig":
@@ -126,17 +128,17 @@ class Rig:
         """Carry out one operation; tell whether it came to its end."""
         try:
             self.do(op)
-        except (OSError, HaltedError):
+        except (OSError, HaltedError, ImageMismatch):
             return False
         return True
 
     @contextmanager
-    def _halting(self) -> Iterator[None]:
-        """Halt the engine on any disk error but a full disk, which the pump tries again."""
+    def _halting(self, *, when_full: bool = False) -> Iterator[None]:
+        """Halt the engine on a disk error; a full disk is tried again, but for checkpoints."""
         try:
             yield
         except OSError as exc:
-            if exc.errno != errno.ENOSPC:
+            if when_full or exc.errno != errno.ENOSPC:
                 self.engine.halted = self.engine.halted or str(exc)
             raise
 
@@ -231,7 +233,7 @@ class Rig:
     def do_checkpoint(self) -> None:
         step = None if self.engine.halted else self.engine.begin_checkpoint()
         if step is not None:
-            with self._halting():
+            with self._halting(when_full=True):
                 self.engine.write_checkpoint(*step)
             self.engine.finish_checkpoint(step[0])
 
@@ -251,10 +253,10 @@ class Rig:
         if self.engine.halted is not None:
             return
         self._may_reach_image = (self.engine.journal.epoch, self.engine.journal.last_seq)
-        with self._halting():
+        with self._halting(when_full=True):
             close_group(self.disk, self.engine)
         self._may_reach_image = (0, 0)
-        assert self.disk.open_paths == []
+        assert not self.disk.open_paths or self.disk.faults, "a descriptor was left open"
         self.recover(self.disk)
         assert self.engine.journal.epoch == self.model.epoch
 
@@ -292,7 +294,7 @@ class Rig:
         self._check_files(engine, head)
         journal = engine.journal
         assert journal.active is not None
-        assert journal.active.identity.parent == journal._parent
+        assert journal.active.identity.epoch == journal.epoch
         if journal.epoch != model.epoch:
             assert journal.epoch == head.epoch + 1
             assert journal.active.identity.parent == head.as_parent()
@@ -332,12 +334,15 @@ class Rig:
 
     def _watch(self) -> None:
         self.disk.on_write = self._check_write
+        self._durable = None
 
     def _check_write(self, change: Mutation) -> None:
         """S4: what reaches an image must be durable in the journal at this moment."""
         if not change.label.startswith("image:"):
             return
-        head = durable_head(self.disk)
+        if self._durable is None or self._durable[0] != self.disk.sync_count:
+            self._durable = (self.disk.sync_count, durable_head(self.disk))
+        head = self._durable[1]
         if self._may_reach_image == (0, 0):  # Recovery: it redoes files, and has closed them.
             assert any(name.number == head.number for name in sealed_names(self.disk))
             return
@@ -346,8 +351,10 @@ class Rig:
     # Inside.
 
     def _payload(self, length: int) -> bytes:
+        """Return bytes without zeros that differ from those of the calls before."""
         self._stamp += 1
-        return bytes(1 + (self._stamp * 41 + at * 7) % 250 for at in range(length))
+        start = self._stamp * 41 % len(FIRST_BYTES)
+        return PATTERN[start : start + length]
 
     def _volume(self, name: str) -> Volume | None:
         return self.engine.volumes.named(name)

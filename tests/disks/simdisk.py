@@ -283,8 +283,19 @@ class SimDisk(Disk):
     def pwrite_many(
         self, label: str, fd: int, offsets: Sequence[int], buffers: Sequence[bytes]
     ) -> None:
-        for offset, buffer in zip(offsets, buffers, strict=True):
-            self.pwrite(label, fd, [buffer], offset)
+        with self._lock:
+            if not self._dead and len(self.labels) == self._stop_at and self._stop_bytes:
+                self._write_many(label, self._writable(fd), offsets, buffers, self._stop_bytes)
+            fault = self._begin(label)
+            descriptor = self._writable(fd)
+            if fault:
+                self._write_many(label, descriptor, offsets, buffers, fault.short_bytes)
+                _refuse(fault.number, descriptor.path)
+            for offset, buffer in zip(offsets, buffers, strict=True):
+                fits = self._room_for(descriptor.file, len(buffer), offset)
+                self._write(label, descriptor, bytes(buffer[:fits]), offset)
+                if fits < len(buffer):
+                    _refuse(errno.ENOSPC, descriptor.path)
 
     def truncate(self, label: str, fd: int, size: int) -> None:
         with self._lock:
@@ -468,6 +479,19 @@ class SimDisk(Disk):
     def _used(self) -> int:
         held = self._names.named() | {d.file.inode for d in self._open.values()}
         return sum(len(self._files[i].data_pages()) for i in held if i in self._files) * PAGE_BYTES
+
+    def _write_many(
+        self,
+        label: str,
+        descriptor: _Descriptor,
+        offsets: Sequence[int],
+        buffers: Sequence[bytes],
+        limit: int,
+    ) -> None:
+        """Write the first *limit* bytes of all the buffers."""
+        for offset, buffer in zip(offsets, buffers, strict=True):
+            self._write(label, descriptor, bytes(buffer[:limit]), offset)
+            limit = max(0, limit - len(buffer))
 
     def _room_for(self, file: SimFile, length: int, offset: int) -> int:
         """Return how many of the bytes fit; pages that are there already cost nothing."""

@@ -92,7 +92,7 @@ class SimFile:
                 self._put(index, None)
         index, keep = divmod(size, PAGE_BYTES)
         page = self._page(index)
-        if keep and page and any(page[keep:]):
+        if keep and page and page[keep:] != _ZEROS[keep:]:
             self._put(index, page[:keep].ljust(PAGE_BYTES, b"\0"))
         self._size_journalled |= size != self.size
         self._set_size(size)
