@@ -4,7 +4,7 @@ import errno
 import os
 import stat
 import sys
-from typing import Any
+from pathlib import Path
 
 import pyfuse3
 import trio
@@ -21,9 +21,11 @@ class PassThrough(pyfuse3.Operations):
         """Serve the file at *path*."""
         super().__init__()
         self._fd = os.open(path, os.O_RDWR)
-        self._name = os.path.basename(path).encode()
+        self._name = Path(path).name.encode()
 
-    async def getattr(self, inode: int, ctx: Any = None) -> pyfuse3.EntryAttributes:
+    async def getattr(
+        self, inode: int, ctx: pyfuse3.RequestContext | None = None
+    ) -> pyfuse3.EntryAttributes:
         """Return root or file."""
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = inode
@@ -36,21 +38,28 @@ class PassThrough(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.ENOENT)
         return entry
 
-    async def lookup(self, parent_inode: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
+    async def lookup(
+        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
         """Find the file."""
         if name != self._name:
             raise pyfuse3.FUSEError(errno.ENOENT)
         return await self.getattr(_FILE)
 
     async def setattr(
-        self, inode: int, attr: Any, fields: Any, fh: int | None, ctx: Any
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         """Truncate."""
         if fields.update_size:
             os.ftruncate(self._fd, attr.st_size)
         return await self.getattr(inode)
 
-    async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         """Open the file."""
         return pyfuse3.FileInfo(fh=inode, keep_cache=True)
 

@@ -1,5 +1,6 @@
 """The composition root: builds the parts of a mount and fixes the order of their end."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ import trio
 
 from aimfuse import config as configuration
 from aimfuse.config import GroupConfig
-from aimfuse.disk import Disk
+from aimfuse.disk import process_disk
 from aimfuse.driver.group import (
     GroupLimits,
     GroupLock,
@@ -16,20 +17,22 @@ from aimfuse.driver.group import (
     init_group,
     open_group,
 )
-from aimfuse.driver.mount import Mount, MountOptions, check_mountpoint
+from aimfuse.driver.mount import Companion, Mount, MountOptions, check_mountpoint
 from aimfuse.driver.pins import Pins
 from aimfuse.driver.process import become_part_of_the_io_path
 from aimfuse.driver.pump import Pump, PumpLimits
 from aimfuse.driver.status import SourceStatus
+from aimfuse.supervisor import Supervisor
 
 
 @dataclass(frozen=True, slots=True)
 class MountRequest:
     """What the operator asked for."""
 
-    image: Path
-    options: MountOptions
     state_dir: Path
+    mountpoint: Path
+    allow_other: bool = False
+    writeback: bool = False
     resync: bool = False
 
 
@@ -38,25 +41,27 @@ def paths_of(config: GroupConfig) -> GroupPaths:
     return GroupPaths(config.image, config.state_dir, config.spool)
 
 
-def initialise(config: GroupConfig, disk: Disk) -> None:
+def initialise(config: GroupConfig) -> None:
     """Make a new group and write its settings.
 
     Raises:
         UsageError: the image is missing, or the group exists.
     """
+    disk = process_disk()
     init_group(disk, paths_of(config))
     configuration.save(config, disk)
 
 
-def run_mount(request: MountRequest, disk: Disk, mounted: Callable[[], None]) -> None:
+def run_mount(request: MountRequest, mounted: Callable[[], None]) -> None:
     """Serve a group until it is unmounted. *mounted* is called when the volume can be used.
 
     Raises:
         AimfuseError: as recovery, the locks or the end of the mount give it.
     """
+    disk = process_disk()
     config = configuration.load(request.state_dir)
     paths = paths_of(config)
-    check_mountpoint(request.options.mountpoint, paths.image, [paths.state_dir, paths.spool])
+    check_mountpoint(request.mountpoint, paths.image, [paths.state_dir, paths.spool])
     lock = GroupLock(paths)
     try:
         become_part_of_the_io_path()
@@ -70,13 +75,26 @@ def run_mount(request: MountRequest, disk: Disk, mounted: Callable[[], None]) ->
         destinations = [config.destination_dir(one.name) for one in config.destinations]
         pins = Pins(disk, config.state_dir, lambda: destinations)
         pump = Pump(disk, engine, paths.spool, _pump_limits(config), pins)
+        supervisor = _coordinator(config)
         status = SourceStatus(
-            engine, pump, paths.image, request.options.mountpoint, destinations
+            engine,
+            pump,
+            paths.image,
+            request.mountpoint,
+            destinations,
+            lambda: {"pid": supervisor.pid, "restarts": supervisor.restarts},
         )
-        mount = Mount(disk, engine, pump, status, request.options)
-        trio.run(mount.run, config.state_dir, [], mounted)
+        options = MountOptions(request.mountpoint, request.allow_other, request.writeback)
+        mount = Mount(disk, engine, pump, status, options)
+        companions: list[Companion] = [supervisor.run] if destinations else []
+        trio.run(mount.run, config.state_dir, companions, mounted)
     finally:
         lock.release()
+
+
+def _coordinator(config: GroupConfig) -> Supervisor:
+    command = [sys.executable, "-m", "aimfuse", "ship", str(config.image)]
+    return Supervisor("coordinator", [*command, "--state", str(config.state_dir)])
 
 
 def _pump_limits(config: GroupConfig) -> PumpLimits:

@@ -204,6 +204,20 @@ class Disk:
         return info.f_bavail * info.f_frsize
 
 
+_installed: Disk | None = None
+
+
+def install(disk: Disk) -> None:
+    """Have this process use *disk* from now on: how tests stop real processes at a label."""
+    global _installed  # noqa: PLW0603 - the one seam between a process and its disk
+    _installed = disk
+
+
+def process_disk() -> Disk:
+    """Return the disk of this process: the real one, unless another was installed."""
+    return _installed or Disk()
+
+
 def publish(disk: Disk, label: str, target: Path, data: Buffer, mode: int = 0o600) -> None:
     """Make *data* appear at *target* whole or not at all; durable once this returns.
 

@@ -76,7 +76,11 @@ def format_seconds(seconds: float) -> str:
     if seconds < 10:  # noqa: PLR2004 - below this a tenth of a second is worth showing
         return f"{seconds:.1f} s"
     whole = int(seconds)
-    for big, small, unit, rest in ((86400, 3600, "d", "h"), (3600, 60, "h", "min"), (60, 1, "min", "s")):
+    for big, small, unit, rest in (
+        (86400, 3600, "d", "h"),
+        (3600, 60, "h", "min"),
+        (60, 1, "min", "s"),
+    ):
         if whole >= big:
             return f"{whole // big} {unit} {whole % big // small} {rest}"
     return f"{whole} s"

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from aimfuse import __version__
-from aimfuse.cli import source
+from aimfuse.cli import far, inspect, source, source_ship, watch
 
 app = typer.Typer(
     name="aimfuse",
@@ -35,7 +35,8 @@ def root(
     del version  # Its callback has done the work.
 
 
-source.register(app)
+for family in (source, source_ship, watch, far, inspect):
+    family.register(app)
 
 
 def main() -> None:

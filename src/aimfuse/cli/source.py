@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from aimfuse import app as application
 from aimfuse import config as configuration
 from aimfuse.cli.boundary import exit_on_error
 from aimfuse.config import GroupConfig, JournalConfig, add_destination, state_dir_for
@@ -54,7 +53,7 @@ def init(
         typer.echo(f"Mount it: aimfuse mount {image} MOUNTPOINT")
 
 
-def mount(  # noqa: PLR0913 - one parameter an option
+def mount(
     image: ImageArgument,
     mountpoint: Annotated[Path, typer.Argument(help="Existing, empty directory.")],
     to: ToOption = None,
@@ -62,9 +61,7 @@ def mount(  # noqa: PLR0913 - one parameter an option
     background: Annotated[
         bool, typer.Option("--background", help="Return once it is mounted.")
     ] = False,
-    allow_other: Annotated[
-        bool, typer.Option("--allow-other", help="Let other users in.")
-    ] = False,
+    allow_other: Annotated[bool, typer.Option("--allow-other", help="Let other users in.")] = False,
     writeback: Annotated[
         bool,
         typer.Option(
@@ -81,17 +78,22 @@ def mount(  # noqa: PLR0913 - one parameter an option
     """Serve the image's volumes at MOUNTPOINT and mirror every write to all destinations."""
     with exit_on_error():
         config = _configured(image, state, to or [])
-        options = application.MountOptions(
-            mountpoint.absolute(),
-            allow_other or config.mount.allow_other,
-            writeback or config.mount.writeback,
-        )
         if background:
             _mount_in_background(config, sys.argv[1:])
             return
+        # Imported when needed: the other commands do without pyfuse3.
+        from aimfuse.app import MountRequest, run_mount  # noqa: PLC0415
+
         logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
-        request = application.MountRequest(config.image, options, config.state_dir, resync)
-        application.run_mount(request, Disk(), lambda: _announce(config, options, ready_fd))
+        where = mountpoint.absolute()
+        request = MountRequest(
+            config.state_dir,
+            where,
+            allow_other=allow_other or config.mount.allow_other,
+            writeback=writeback or config.mount.writeback,
+            resync=resync,
+        )
+        run_mount(request, lambda: _announce(f"{config.image} is mounted at {where}", ready_fd))
 
 
 def _configured(image: Path, state: Path | None, to: list[str]) -> GroupConfig:
@@ -114,7 +116,9 @@ def _initialise(
     if size is not None:
         _make_image(image, parse_size(size))
     if not image.exists():
-        raise UsageError(f"{image} does not exist", hint=f"Run `aimfuse init {image} --size 10GiB`.")
+        raise UsageError(
+            f"{image} does not exist", hint=f"Run `aimfuse init {image} --size 10GiB`."
+        )
     largest = parse_size(size_max) if size_max else None
     if largest is None and image.is_file():
         largest = image.stat().st_size
@@ -122,7 +126,9 @@ def _initialise(
     config = GroupConfig(state_dir_for(image, state), image.resolve(), journal=journal)
     for url in to:
         config = add_destination(config, url)
-    application.initialise(config, Disk())
+    from aimfuse.app import initialise  # noqa: PLC0415 - as above
+
+    initialise(config)
     return config
 
 
@@ -139,10 +145,7 @@ def _make_image(image: Path, size: int) -> None:
     typer.echo(f"{image}: made, {format_bytes(size)}, empty")
 
 
-def _announce(
-    config: GroupConfig, options: application.MountOptions, ready_fd: int | None
-) -> None:
-    message = f"{config.image} is mounted at {options.mountpoint}"
+def _announce(message: str, ready_fd: int | None) -> None:
     if ready_fd is None:
         typer.echo(message)
     else:
@@ -157,7 +160,7 @@ def _mount_in_background(config: GroupConfig, arguments: list[str]) -> None:
     command = [sys.executable, "-m", "aimfuse"]
     command += [word for word in arguments if word != "--background"]
     with log_path.open("ab") as log:
-        child = subprocess.Popen(  # noqa: S603 - our own command line
+        child = subprocess.Popen(
             [*command, "--ready-fd", str(writer)],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             pass_fds=[writer], start_new_session=True,

@@ -91,7 +91,12 @@ def _to_state(checkpoint: Checkpoint) -> dict[str, Any]:
         "clean": checkpoint.clean,
         "next_volume": checkpoint.next_volume,
         "volumes": [
-            {"id": v.entry.volume, "name": v.entry.name, "size": v.entry.size_bytes, "inode": v.inode}
+            {
+                "id": v.entry.volume,
+                "name": v.entry.name,
+                "size": v.entry.size_bytes,
+                "inode": v.inode,
+            }
             for v in checkpoint.volumes
         ],
         "fingerprint": checkpoint.fingerprint,

@@ -129,8 +129,7 @@ class Engine:
         for at, length, payload in split(offset, data):
             kind = RecordType.WRITE if payload else RecordType.ZERO
             self._accept(Change(Seq(0), kind, volume.volume, at, length, payload), volume)
-        if end > volume.size_bytes:
-            volume.size_bytes = end
+        volume.size_bytes = max(volume.size_bytes, end)
 
     def zero(self, volume: Volume, offset: int, length: int) -> None:
         """Accept zeros for a range; it grows the volume like a write.
@@ -146,8 +145,7 @@ class Engine:
             part = min(end - offset, ZERO_LENGTH_MAX)
             self._accept(Change(Seq(0), RecordType.ZERO, volume.volume, offset, part), volume)
             offset += part
-        if end > volume.size_bytes:
-            volume.size_bytes = end
+        volume.size_bytes = max(volume.size_bytes, end)
 
     def truncate(self, volume: Volume, size: int) -> None:
         """Accept a new size; what is cut off reads as zeros should the volume grow again.
@@ -185,9 +183,7 @@ class Engine:
     def remove(self, volume: Volume) -> None:
         """Accept the removal of a volume; open handles keep it alive on this side."""
         self._check_active()
-        self._accept(
-            Change(Seq(0), RecordType.UNLINK, volume.volume, 0, 0, name=volume.name), None
-        )
+        self._accept(Change(Seq(0), RecordType.UNLINK, volume.volume, 0, 0, name=volume.name), None)
         self.volumes.remove(volume)
 
     def flush(self, volume: Volume) -> Seq:

@@ -31,9 +31,7 @@ class Lane:
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
-    async def run(
-        self, step: Callable[[Unpack[Args]], Result], *args: Unpack[Args]
-    ) -> Result:
+    async def run(self, step: Callable[[Unpack[Args]], Result], *args: *Args) -> Result:
         """Do *step* in the thread and return what it returns.
 
         Cancellation is noticed before the step begins; once begun, its end is waited for, so
@@ -56,7 +54,9 @@ class Lane:
         if self._niceness:
             with suppress(OSError):
                 me = threading.get_native_id()
-                os.setpriority(os.PRIO_PROCESS, me, os.getpriority(os.PRIO_PROCESS, me) + self._niceness)
+                os.setpriority(
+                    os.PRIO_PROCESS, me, os.getpriority(os.PRIO_PROCESS, me) + self._niceness
+                )
         while (job := self._jobs.get()) is not None:
             function, task, token = job
             result = outcome.capture(function)

@@ -25,14 +25,17 @@ fallocate.load()  # Before pyfuse3 is imported: it wins libfuse's symbol for the
 
 import pyfuse3  # noqa: E402
 
-from aimfuse.driver.operations import Operations  # noqa: E402
 from aimfuse.disk import Disk  # noqa: E402
+from aimfuse.driver.operations import Operations  # noqa: E402
 
 log = logging.getLogger(__name__)
 
 FSTYPE = "aimfuse"
 
-Companion = Callable[[SourceStatus], Awaitable[None]]
+LINGER_S = 5.0
+"""How long a clean end waits for the destinations to confirm the last file."""
+
+Companion = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,7 @@ class Mount:
         self._pump = pump
         self._status = status
         self._options = options
+        self._closed = False
 
     async def run(
         self, state_dir: Path, companions: list[Companion], mounted: Callable[[], None]
@@ -75,23 +79,34 @@ class Mount:
         pyfuse3.init(operations, str(self._options.mountpoint), self._fuse_options())
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._pump.run)
                 nursery.start_soon(control.serve, listener, self._handlers())
                 nursery.start_soon(self._stop_on_signal)
                 for companion in companions:
-                    nursery.start_soon(companion, self._status)
-                async with trio.open_nursery() as requests:
-                    fallocate.install(operations.fallocate, requests.start_soon)
-                    mounted()
-                    await pyfuse3.main()
-                    fallocate.uninstall()
+                    nursery.start_soon(companion)
+                async with trio.open_nursery() as pumping:
+                    pumping.start_soon(self._pump.run)
+                    async with trio.open_nursery() as requests:
+                        fallocate.install(operations.fallocate, requests.start_soon)
+                        mounted()
+                        await pyfuse3.main()
+                        fallocate.uninstall()
+                    pumping.cancel_scope.cancel()
+                await self._close()
+                await self._pump.all_confirmed(LINGER_S)
                 nursery.cancel_scope.cancel()
         finally:
             pyfuse3.close(unmount=True)
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(close_group, self._disk, self._engine)
+                await self._close()
         if self._engine.halted is not None:
             raise HaltedError(self._engine.halted)
+
+    async def _close(self) -> None:
+        """Close the group, once, whichever way the mount ends."""
+        if not self._closed:
+            self._closed = True
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(close_group, self._disk, self._engine)
 
     async def unmount(self) -> None:
         """Ask the kernel to unmount; `run` returns when it has.
@@ -182,7 +197,7 @@ def _clean_dead_mount(mountpoint: Path, image: Path) -> None:
     if source != str(image):
         raise BusyError(f"{mountpoint} is a dead mount of {source or 'something else'}")
     log.warning("%s was left by a driver that died: cleaning up", mountpoint)
-    subprocess.run(["fusermount3", "-uz", "--", str(mountpoint)], check=False)  # noqa: S603, S607
+    subprocess.run(["fusermount3", "-uz", "--", str(mountpoint)], check=False)
 
 
 def _mounted_source(mountpoint: Path) -> str | None:

@@ -10,8 +10,8 @@ import logging
 import os
 import stat
 import time
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
 
 import pyfuse3
 from pyfuse3 import FUSEError
@@ -70,7 +70,9 @@ class Operations(pyfuse3.Operations):
     supports_dot_lookup = False
     enable_acl = False
 
-    def __init__(self, engine: Engine, pump: Pump, control: ControlFiles, *, writeback: bool) -> None:
+    def __init__(
+        self, engine: Engine, pump: Pump, control: ControlFiles, *, writeback: bool
+    ) -> None:
         """Serve *engine*, waiting on *pump* where a request has to wait."""
         super().__init__()
         self.enable_writeback_cache = writeback
@@ -137,7 +139,7 @@ class Operations(pyfuse3.Operations):
 
     # Handles.
 
-    async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         """Open a volume or a control file; O_TRUNC is a truncate like any other."""
         with self._boundary:
             if self._is_control(inode):
@@ -159,7 +161,7 @@ class Operations(pyfuse3.Operations):
                 self._engine.forget(volume)
 
     async def create(
-        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: Any
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         """Create and open a volume of a directory group."""
         with self._boundary:
@@ -175,7 +177,7 @@ class Operations(pyfuse3.Operations):
             return pyfuse3.FileInfo(fh=inode, keep_cache=True), self._attributes(inode)
 
     async def mknod(
-        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: Any
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         """Create a volume; other kinds of nodes cannot be mirrored."""
         with self._boundary:
@@ -187,7 +189,9 @@ class Operations(pyfuse3.Operations):
 
     # Names.
 
-    async def lookup(self, parent_inode: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
+    async def lookup(
+        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
         """Find a name in the root or in the control directory."""
         with self._boundary:
             text = os.fsdecode(name)
@@ -202,7 +206,7 @@ class Operations(pyfuse3.Operations):
                 raise FUSEError(errno.ENOENT)
             return self._attributes(_VOLUME_FIRST + volume.volume)
 
-    async def unlink(self, parent_inode: int, name: bytes, ctx: Any) -> None:
+    async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         """Remove a volume of a directory group."""
         with self._boundary:
             volume = self._named(parent_inode, name)
@@ -214,7 +218,7 @@ class Operations(pyfuse3.Operations):
 
     async def rename(
         self, parent_inode_old: int, name_old: bytes, parent_inode_new: int, name_new: bytes,
-        flags: int, ctx: Any,
+        flags: int, ctx: pyfuse3.RequestContext,
     ) -> None:  # fmt: skip
         """Rename a volume of a directory group, replacing the one of that name."""
         with self._boundary:
@@ -231,14 +235,14 @@ class Operations(pyfuse3.Operations):
                 self._engine.rename(volume, text)
                 self._pump.commit_soon()
 
-    async def opendir(self, inode: int, ctx: Any) -> int:
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         """Take a directory's names as they are now."""
         with self._boundary:
             if inode not in {_ROOT, _CONTROL_DIR}:
                 raise FUSEError(errno.ENOTDIR)
             return inode
 
-    async def readdir(self, fh: int, start_id: int, token: Any) -> None:
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """List the volumes by id, so that a list goes on rightly while names change."""
         with self._boundary:
             for key, name, inode in self._listing(fh):
@@ -250,18 +254,23 @@ class Operations(pyfuse3.Operations):
     async def releasedir(self, fh: int) -> None:
         """Do nothing: directory handles hold nothing."""
 
-    async def forget(self, inode_list: Any) -> None:
+    async def forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
         """Do nothing: inodes are volume ids and cost nothing to keep."""
 
     # Attributes.
 
-    async def getattr(self, inode: int, ctx: Any) -> pyfuse3.EntryAttributes:
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         """Return what stat shows."""
         with self._boundary:
             return self._attributes(inode)
 
     async def setattr(
-        self, inode: int, attr: pyfuse3.EntryAttributes, fields: Any, fh: int | None, ctx: Any
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         """Truncate, and keep mode, owner and time for the life of the mount."""
         with self._boundary:
@@ -280,7 +289,7 @@ class Operations(pyfuse3.Operations):
                 volume.mtime_ns = attr.st_mtime_ns
             return self._attributes(inode)
 
-    async def statfs(self, ctx: Any) -> pyfuse3.StatvfsData:
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         """Return the space of the file system below the images."""
         with self._boundary:
             root = self._engine.images.root
@@ -381,4 +390,3 @@ class Operations(pyfuse3.Operations):
             entry.st_nlink = 0 if volume.removed else 1
             entry.st_mtime_ns = entry.st_ctime_ns = entry.st_atime_ns = volume.mtime_ns
         return entry
-

@@ -158,6 +158,17 @@ class Pump:
             await self._next_progress()
         return number
 
+    async def all_confirmed(self, wait_s_max: float) -> bool:
+        """Wait until every destination has confirmed the newest sealed file, or give up."""
+        with trio.move_on_after(wait_s_max):
+            while not self._all_confirmed():  # noqa: ASYNC110 - another process's file
+                await trio.sleep(TICK_S)
+        return self._all_confirmed()
+
+    def _all_confirmed(self) -> bool:
+        with self._pins.held() as pinned:
+            return pinned is None or pinned >= self.engine.journal.head.number
+
     def commit_soon(self) -> None:
         """Note that something was accepted; called by every request that adds records."""
         self._commit_wanted.set()
@@ -211,7 +222,7 @@ class Pump:
             self._progressed()
 
     async def _with_space(
-        self, lane: Lane, step: Callable[[Unpack[Args]], Result], *args: Unpack[Args]
+        self, lane: Lane, step: Callable[[Unpack[Args]], Result], *args: *Args
     ) -> Result:
         """Do a blocking step that may be repeated, as often as it runs out of space."""
         while True:
@@ -373,10 +384,10 @@ class Pump:
             if journal.ready is None:
                 self._ready_wanted.set()
                 self._seal_wanted.set()
-            return fits
         except OSError as exc:
             self.full = os.strerror(exc.errno or errno.EIO)
             return False
+        return fits
 
     def _check(self) -> None:
         if self.engine.halted is not None:

@@ -149,9 +149,7 @@ def _inodes(disk: Disk, root: Path) -> dict[int, str]:
     return found
 
 
-def _restore_names(
-    disk: Disk, root: Path, end: Namespace, found: dict[VolumeId, str]
-) -> None:
+def _restore_names(disk: Disk, root: Path, end: Namespace, found: dict[VolumeId, str]) -> None:
     """Give every volume its name. Names wander over hidden ones, so that two can swap."""
     wrong = {volume: name for volume, name in found.items() if end.names[volume] != name}
     for volume, name in wrong.items():

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,24 @@ class SourceStatus:
     """Assembles the status object that the control socket and ``.aimfuse/status`` show."""
 
     def __init__(
-        self, engine: Engine, pump: Pump, image: Path, mountpoint: Path, destinations: list[Path]
+        self,
+        engine: Engine,
+        pump: Pump,
+        image: Path,
+        mountpoint: Path,
+        destinations: list[Path],
+        coordinator: Callable[[], dict[str, Any]],
     ) -> None:
-        """Describe *engine*; *destinations* are the directories of the coordinator's accounts."""
+        """Describe *engine*; *destinations* are the directories of the coordinator's accounts.
+
+        *coordinator* tells how that process fares.
+        """
         self._engine = engine
         self._pump = pump
         self._image = image
         self._mountpoint = mountpoint
         self._destinations = destinations
-        self.coordinator: dict[str, Any] = {"pid": None, "restarts": 0}
+        self._coordinator = coordinator
 
     def __call__(self) -> dict[str, Any]:
         """Return the status now; sizes in bytes, times in Unix ns."""
@@ -58,7 +68,7 @@ class SourceStatus:
             },
             "volumes": [{"name": v.name, "size": v.size_bytes} for v in engine.volumes],
             "memory_bytes": engine.unapplied_bytes,
-            "coordinator": self.coordinator,
+            "coordinator": self._coordinator(),
             "destinations": [told for path in self._destinations if (told := _told(path))],
             "time_ns": time.time_ns(),
         }

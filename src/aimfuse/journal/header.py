@@ -35,8 +35,8 @@ IDENTITY_BYTES = _IDENTITY.size + _CRC.size
 SEAL_BYTES = _SEAL.size + _CRC.size
 DIGEST_AT = SEAL_AT + _SEAL.size - DIGEST_BYTES
 DIGEST_END_AT = SEAL_AT + SEAL_BYTES
-assert IDENTITY_BYTES == 128, "the on-disk format is frozen"
-assert SEAL_BYTES == 172, "the on-disk format is frozen"
+assert IDENTITY_BYTES == 128, "the on-disk format is frozen"  # noqa: PLR2004 - said once
+assert SEAL_BYTES == 172, "the on-disk format is frozen"  # noqa: PLR2004 - said once
 
 _IDENTITY_MAGIC = b"\x89AIM\r\n\x1a\n"
 _SEAL_MAGIC = b"AIM-SEAL"

@@ -36,6 +36,9 @@ from aimfuse.units import Seq
 TEXT_BYTES_MAX = 4096
 """No more of a label, name or reason is shown."""
 
+LEVELS_MAX = 32
+"""JSON that is nested deeper is shown as text, or not believed."""
+
 Description = dict[str, Any]
 
 _TEXTS = {RecordType.CREATE: "name", RecordType.RENAME: "name", RecordType.BOOKMARK: "label"}
@@ -82,7 +85,7 @@ def describe(path: Path, data: bytes, limit: int | None = None) -> Description:
     if len(data) > FILE_BYTES_MAX:
         return _damaged(found, FILE_BYTES_MAX, "larger than any AIM file may be")
     if seal is None:
-        return _judge_open(found, path, data, iocbs)
+        return _judge_open(found, path, data, iocbs, problem)
     return _judge_sealed(found, path, data, problem if end_at < seal.iocb_at else "")
 
 
@@ -97,17 +100,28 @@ def _judge_sealed(found: Description, path: Path, data: bytes, problem: str) -> 
     return found | {"verdict": "sound", "summary": f"sound, {_records(found['records'])}"}
 
 
-def _judge_open(found: Description, path: Path, data: bytes, iocbs: list[Iocb]) -> Description:
+def _judge_open(
+    found: Description, path: Path, data: bytes, iocbs: list[Iocb], problem: str
+) -> Description:
     before = iocbs[0].seq - (not iocbs[0].is_mark) if iocbs else 0
     scan = scan_open(path, data, Seq(before))
     found |= {"committed_seq": scan.committed_seq}
-    if scan.committed_seq > scan.last_seq:
-        reason = f"unsound, yet record {scan.committed_seq} was declared durable"
+    # Without a sound frame it is unknown which records this file should have held.
+    if iocbs and scan.committed_seq > scan.last_seq:
+        reason = f"{problem}, yet record {scan.committed_seq} had been declared durable"
         return _damaged(found, scan.end_at, reason)
     rest = len(data.rstrip(b"\0")) - scan.end_at
     tail = f", {rest} bytes of tail behind byte {scan.end_at} do not count" if rest > 0 else ""
     summary = f"unsealed, {_records(found['records'])}{tail}"
     return found | {"verdict": "unsealed", "summary": summary}
+
+
+def is_shallow(value: Any, levels: int = LEVELS_MAX) -> bool:  # noqa: ANN401 - any JSON
+    """Tell whether a JSON value is nested so little that every program can print it."""
+    if not isinstance(value, dict | list):
+        return True
+    inner = value.values() if isinstance(value, dict) else value
+    return levels > 0 and all(is_shallow(one, levels - 1) for one in inner)
 
 
 def _damaged(found: Description, at: int, reason: str) -> Description:
@@ -229,11 +243,18 @@ def _meaning(iocb: Iocb, payload: bytes) -> Any:  # noqa: ANN401 - whatever the 
     if iocb.type is RecordType.TABLE:
         return _table(payload)
     if iocb.type in {RecordType.GAP, RecordType.SYNC, RecordType.VERIFY}:
-        try:
-            return json.loads(payload[: 16 * TEXT_BYTES_MAX])
-        except (ValueError, RecursionError):
-            return {"text": _text(payload)} if payload else None
+        return _json(payload)
     return None
+
+
+def _json(payload: bytes) -> Any:  # noqa: ANN401 - as above
+    try:
+        meaning = json.loads(payload[: 16 * TEXT_BYTES_MAX])
+    except (ValueError, RecursionError):
+        meaning = None
+    if meaning is None or not is_shallow(meaning):
+        return {"text": _text(payload)} if payload else None
+    return meaning
 
 
 def _table(payload: bytes) -> Description:

@@ -51,7 +51,7 @@ class Commit:
 class Journal:
     """The writing end of one epoch. Not for sharing between threads except as said above."""
 
-    def __init__(  # noqa: PLR0913 - what identifies an epoch
+    def __init__(
         self,
         disk: Disk,
         spool: Path,

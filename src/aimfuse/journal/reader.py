@@ -214,9 +214,7 @@ def scan_open(path: Path, data: bytes, last_seq: Seq) -> Scan:
         iocbs.append(iocb)
         last_seq = iocb.seq
         at = iocb.end_at
-    committed = max(
-        (mark.offset for mark in _commit_marks(view, seed)), default=0
-    )
+    committed = max((mark.offset for mark in _commit_marks(view, seed)), default=0)
     return Scan(path, view, identity, tuple(iocbs), at, last_seq, Seq(committed))
 
 

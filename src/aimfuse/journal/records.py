@@ -27,7 +27,7 @@ FRAME_GRAIN_BYTES = 8
 _FIELDS = struct.Struct("<4sBBHIIQQQQQI")
 _CRC = struct.Struct("<I")
 IOCB_BYTES = _FIELDS.size + _CRC.size
-assert IOCB_BYTES == 64, "the on-disk format is frozen"
+assert IOCB_BYTES == 64, "the on-disk format is frozen"  # noqa: PLR2004 - said once
 _ENTRY = struct.Struct("<IQH")
 
 ANY_VOLUME = VolumeId(0)
@@ -89,7 +89,7 @@ def padded(payload_bytes: int) -> int:
     return payload_bytes + -payload_bytes % FRAME_GRAIN_BYTES
 
 
-def encode_iocb(
+def encode_iocb(  # noqa: PLR0913 - an object more for each write would cost as much again
     seed: int,
     kind: int,
     volume: int,

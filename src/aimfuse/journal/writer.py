@@ -2,9 +2,10 @@
 
 A frame is an IOCB, its payload, and zeros up to a multiple of 8. A small one is written as it
 is appended; a large one gets its place at once and is written by the next `write_out`, in a
-worker thread, so that copying it does not hold up requests. Sealing appends all IOCBs once more as the IOCB portion, fills in the header's pointers
-and the digest, cuts the file to its length and syncs it. A file that fails a sync is dead:
-`failed` keeps the error, so that no later sync of it can report success.
+worker thread, so that copying it does not hold up requests. Sealing appends all IOCBs once more
+as the IOCB portion, fills in the header's pointers and the digest, cuts the file to its length
+and syncs it. A file that fails a sync is dead: `failed` keeps the error, so that no later sync
+of it can report success.
 """
 
 import errno
@@ -67,7 +68,9 @@ class AimWriter:
         self._deferred: deque[tuple[int, Sequence[bytes]]] = deque()
 
     @classmethod
-    def create(cls, disk: Disk, spool: Path, identity: Identity, recycled: Path | None) -> "AimWriter":
+    def create(
+        cls, disk: Disk, spool: Path, identity: Identity, recycled: Path | None
+    ) -> "AimWriter":
         """Make a file ready under its open name, durable with its name when this returns.
 
         A *recycled* file keeps its blocks: already written ones sync two to three times
@@ -91,7 +94,9 @@ class AimWriter:
     @classmethod
     def reopen(cls, disk: Disk, scan: Scan) -> "AimWriter":
         """Continue with the sound part of a file that a crash left open, to seal it."""
-        writer = cls(disk, scan.path, disk.open("journal:reopen", scan.path, os.O_RDWR), scan.identity)
+        writer = cls(
+            disk, scan.path, disk.open("journal:reopen", scan.path, os.O_RDWR), scan.identity
+        )
         for iocb in scan.iocbs:
             at = iocb.data_at - IOCB_BYTES
             writer._note(bytes(scan.data[at : iocb.data_at]), iocb.end_at)
@@ -118,7 +123,9 @@ class AimWriter:
         self._count(seq, time_ns, len(payload))
         return data_at
 
-    def mark(self, kind: RecordType, seq: Seq, offset: int, time_ns: int, payload: bytes = b"") -> None:
+    def mark(
+        self, kind: RecordType, seq: Seq, offset: int, time_ns: int, payload: bytes = b""
+    ) -> None:
         """Append a mark behind record *seq*; errors as for `append`."""
         self._frame(kind, 0, seq, offset, 0, time_ns, payload)
 
@@ -188,7 +195,12 @@ class AimWriter:
             raise self.failed from exc
 
     def _describe(
-        self, total: int, table: bytes, prev_digest: bytes, next_epoch: Epoch, next_number: FileNumber
+        self,
+        total: int,
+        table: bytes,
+        prev_digest: bytes,
+        next_epoch: Epoch,
+        next_number: FileNumber,
     ) -> Seal:
         seal = Seal(
             total, self.end_at, self.end_at - HEADER_BYTES, len(self._iocbs), self.record_count,
@@ -201,12 +213,17 @@ class AimWriter:
         return replace(seal, digest=digest)
 
     def _frame(
-        self, kind: int, volume: int, seq: int, offset: int, length: int, time_ns: int, payload: bytes
+        self,
+        kind: int,
+        volume: int,
+        seq: int,
+        offset: int,
+        length: int,
+        time_ns: int,
+        payload: bytes,
     ) -> int:
         data_at = self.end_at + IOCB_BYTES
-        iocb = encode_iocb(
-            self._seed, kind, volume, seq, offset, length, data_at, time_ns, payload
-        )
+        iocb = encode_iocb(self._seed, kind, volume, seq, offset, length, data_at, time_ns, payload)
         buffers: Sequence[bytes] = (iocb, payload)
         pad = -len(payload) % 8
         if pad:
@@ -235,4 +252,3 @@ class AimWriter:
     def sealed_bytes(self) -> int:
         """Return what the file would measure if it were sealed now."""
         return self.end_at + len(self._iocbs) * IOCB_BYTES
-

@@ -16,7 +16,7 @@ from typing import NoReturn, TypeVar
 
 import trio
 
-from aimfuse.disk import Disk
+from aimfuse.disk import Disk, process_disk
 from aimfuse.errors import BusyError, StoreError, UsageError
 from aimfuse.replay.look import Look
 from aimfuse.replay.session import Session
@@ -55,7 +55,7 @@ class Replayer:
         """*directory* is a store itself (it has an inbox) or holds stores."""
         self.directory = directory
         self.sessions: dict[Path, Session] = {}
-        self._disk = disk or Disk()
+        self._disk = disk or process_disk()
         self._pace = pace or Pace()
         self._limiter = trio.CapacityLimiter(self._pace.threads)
         self._started: set[Path] = set()
