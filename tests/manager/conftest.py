@@ -2,6 +2,11 @@
 
 # ruff: noqa: ANN401 - status dictionaries hold anything
 
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +15,7 @@ NOW_NS = 1_790_000_000_000_000_000
 SECOND = 1_000_000_000
 MIB = 1024 * 1024
 Json = dict[str, Any]
+Answerer = Callable[[Json], bytes | None]
 
 
 def destination(**changes: Any) -> Json:
@@ -110,3 +116,34 @@ class Statuses:
 @pytest.fixture
 def made() -> type[Statuses]:
     return Statuses
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[[Answerer], Path]]:
+    """Start a driver that answers each connection's first line; return its state directory."""
+    listener = socket.socket(socket.AF_UNIX)
+    threads: list[threading.Thread] = []
+
+    def start(answer: Answerer) -> Path:
+        listener.bind(str(tmp_path / "control.sock"))
+        listener.listen()
+
+        def run() -> None:
+            while True:
+                try:
+                    link, _ = listener.accept()
+                except OSError:
+                    return
+                with link, link.makefile("rb") as lines:
+                    reply = answer(json.loads(lines.readline()))
+                    if reply is None:
+                        lines.readline()  # Silent, until the other end gives up.
+                    else:
+                        link.sendall(reply)
+
+        threads.append(threading.Thread(target=run, daemon=True))
+        threads[0].start()
+        return tmp_path
+
+    yield start
+    listener.close()

@@ -13,6 +13,7 @@ from rich.console import Console
 from aimfuse.manager import render
 from aimfuse.manager.layout import Look
 from aimfuse.manager.model import Level, Snapshot, snapshot
+from aimfuse.manager.scene import Rates
 
 WIDTHS = [20, 28, 40, 60, 80, 100, 120, 200]
 HOSTILE = "a\x1b[31mb\x9b2J\u202edcba\r\n[bold red]x[/] \udcff 犬\u0301 " + "w" * 300
@@ -22,7 +23,7 @@ def look(width: int = 80, *, unicode: bool = True) -> Look:
     return Look(width, unicode, UTC)
 
 
-def text(snap: Snapshot, width: int = 80, rates: render.Rates = render.NO_RATES) -> str:
+def text(snap: Snapshot, width: int = 80, rates: Rates = render.NO_RATES) -> str:
     return "\n".join(line.plain for line in render.dashboard(snap, rates, look(width)))
 
 

@@ -33,6 +33,8 @@ def inspect(
 ) -> None:
     """Show what an AIM file holds and whether it is sound. Exit code 10 if it is damaged."""
     with exit_on_error():
+        if file.exists() and not file.is_file():  # A FIFO would be waited for.
+            raise UsageError(f"{file} is not a regular file", hint="Name an AIM file.")
         try:
             data = read_file(Disk(), file, FILE_BYTES_MAX + 1)
         except OSError as exc:

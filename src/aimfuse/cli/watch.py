@@ -112,7 +112,7 @@ def set_bookmark(
         _print_json(answer)
         return
     at = f" at {answer['epoch']}:{answer['seq']}" if {"epoch", "seq"} <= answer.keys() else ""
-    typer.echo(f"Bookmark {safe(label)!r} set{at}.")
+    typer.echo(f'Bookmark "{safe(label)}" set{at}.')
 
 
 def unmount_group(

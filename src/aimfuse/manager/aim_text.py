@@ -89,4 +89,9 @@ def _iocb(iocb: Description, inner: Look, look: Look) -> list[Text]:
 def _says(meaning: object) -> str:
     if not isinstance(meaning, dict):
         return str(meaning)
+    if isinstance(volumes := meaning.get("volumes"), list):
+        shown = (f"{one['id']} {one['name']} {format_bytes(one['size'])}" for one in volumes)
+        return ", ".join(shown) or "no volumes"
+    if "durable_seq" in meaning:
+        return f"all through {meaning['durable_seq']:,} durable before"
     return ", ".join(f"{key} {value}" for key, value in meaning.items())

@@ -10,6 +10,7 @@ from typing import Any
 
 from aimfuse.disk import Disk
 from aimfuse.errors import StateLost
+from aimfuse.journal.inspect import is_shallow
 from aimfuse.journal.slots import Slots
 
 JSON_BYTES_MAX = 4 * 1024 * 1024
@@ -29,7 +30,7 @@ def read_json(path: Path) -> State | None:
         found = json.loads(data)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return found if isinstance(found, dict) and is_shallow(found) else None
 
 
 def read_slots(base: Path) -> tuple[State | None, str]:

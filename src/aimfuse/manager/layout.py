@@ -187,8 +187,7 @@ def beside(left: Sequence[Text], right: Sequence[Text], width: int, gap: int) ->
 def bar(part: float, whole: float, width: int, style: str) -> Text:
     """Return a bar that is filled as far as *part* is of *whole*."""
     ratio = min(1.0, max(0.0, part / whole)) if whole > 0 else 0.0
-    full = int(ratio * width)
-    full = max(full, 1) if part > 0 else full
+    full = round(ratio * width)
     return Text.assemble(("█" * full, style), ("░" * (width - full), "dim"))
 
 

@@ -336,7 +336,7 @@ def _store(status: Fields, now_ns: int) -> Store:
         quarantine=tuple(
             (one.text("name"), one.text("reason")) for one in quarantine.parts("shown")
         ),
-        sync=_sync(status.part("sync")),
+        sync=_sync(status.part("sync")) if state == "syncing" else None,
         volumes=_volumes(status),
         mirror_time_ns=status.maybe("mirror_time_ns"),
         lag=Lag(lag.seconds("seconds"), lag.maybe("bytes"), lag.maybe("files")),

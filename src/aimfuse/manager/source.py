@@ -35,7 +35,7 @@ def source_status(state_dir: Path) -> State:
             # A dead socket is what a crash leaves. With the lock held somebody is there.
             silent = f"driver {driver_pid} does not answer: {exc}" if driver_pid else ""
         else:
-            return {"mounted": True, **answer, "state_dir": str(state_dir)}
+            return {"mounted": True, **answer, **_shipper(state_dir, answer)}
     else:
         silent = ""
     status = assemble(state_dir)
@@ -107,6 +107,14 @@ def _state(checkpoint: State | None, problem: str, spool: SpoolFiles) -> tuple[s
 def _image(state_dir: Path) -> Path:
     name = state_dir.name.removesuffix(STATE_SUFFIX)
     return state_dir.with_name(name) if name else state_dir
+
+
+def _shipper(state_dir: Path, answer: State) -> State:
+    """Return who ships: the driver only knows of a coordinator that it started itself."""
+    found: State = {"state_dir": str(state_dir)}
+    if not Fields(answer).part("coordinator").count("pid"):
+        found["coordinator"] = _coordinator(state_dir)
+    return found
 
 
 def _coordinator(state_dir: Path) -> State | None:

@@ -69,9 +69,9 @@ def _used(process: Path, mountpoint: Path) -> Iterator[str]:
             if _within(os.readlink(process / link), mountpoint):  # noqa: PTH115 - no Path is needed
                 yield {"cwd": "works in it", "root": "has its root there"}.get(link, "runs from it")
     with contextlib.suppress(OSError):
-        for fd in os.scandir(process / "fd"):
+        for fd in os.listdir(process / "fd"):  # noqa: PTH208 - as above
             with contextlib.suppress(OSError):
-                target = os.readlink(fd.path)  # noqa: PTH115 - as above
+                target = os.readlink(process / "fd" / fd)  # noqa: PTH115 - as above
                 if _within(target, mountpoint):
                     yield f"has {Path(target).name} open"
     with contextlib.suppress(OSError):

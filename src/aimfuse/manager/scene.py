@@ -1,0 +1,116 @@
+"""What sources and stores have in common on a screen: headings, problems, speeds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+
+from rich.text import Text
+
+from aimfuse.manager.layout import Look, bar, between, files, middle, paragraph, row, safe, spark
+from aimfuse.manager.model import Destination, Level, Problem, Store, Sync
+from aimfuse.units import format_bytes, format_seconds
+
+Rates = Mapping[tuple[str, ...], Sequence[float]]
+"""Per thing shown, how fast it went at each look: bytes or records per second, newest last."""
+
+Lines = list[Text]
+
+BAR_WIDTH = 16
+MARGIN = "  "
+_SPARK_WIDTH = 30
+_LABEL_WIDTH = 10
+MARKS = {
+    Level.IDLE: ("○", "dim"), Level.FINE: ("●", "green"), Level.BUSY: ("●", "cyan"),
+    Level.WARN: ("▲", "yellow"), Level.BAD: ("✖", "bold red"),
+}  # fmt: skip
+
+
+class Detail(IntEnum):
+    """How much of each thing there is room for."""
+
+    LINE = 0
+    SHORT = 1
+    FULL = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """The circumstances of a drawing: the time, the terminal, the room, the last minute."""
+
+    now_ns: int
+    look: Look
+    detail: Detail = Detail.FULL
+    rates: Rates = field(default_factory=dict)
+
+    def narrowed(self, by: int = len(MARGIN)) -> "Scene":
+        """Return the scene of a part that is indented by so many columns."""
+        return replace(self, look=self.look.narrowed(by))
+
+    def clock(self, time_ns: int) -> str:
+        """Return a time for people."""
+        return self.look.clock(time_ns, self.now_ns)
+
+
+def heading(name: str, state: str, level: Level, right: Text, look: Look) -> Lines:
+    """Return the line that names a thing, its state, and at the right how it is."""
+    mark, style = MARKS[level]
+    tail = f"  {safe(state)}"
+    shown = middle(safe(name), max(8, look.width - len(tail) - 2))
+    left = Text.assemble((f"{mark} ", style), (shown, "bold"), (tail, style))
+    return between(left, right, look)
+
+
+def problem_lines(problems: Sequence[Problem], scene: Scene) -> Lines:
+    """Return what is wrong and what to do about it; only the first where room is short."""
+    lines: Lines = []
+    shown = problems if scene.detail > Detail.LINE else problems[:1]
+    for problem in shown:
+        mark, style = MARKS[problem.level]
+        lines += paragraph(problem.text, style, scene.look, f"{mark} ", MARGIN)
+        if problem.hint:
+            lines += paragraph(problem.hint, "", scene.look, "→ ", MARGIN)
+    return lines
+
+
+def behind(one: Destination | Store) -> Text:
+    """Return in a few words how far a mirror is behind."""
+    lag = one.lag
+    if one.sync is not None and one.sync.total_bytes:
+        return Text(f"{min(1, one.sync.done_bytes / one.sync.total_bytes):.0%} copied")
+    if lag.seconds is None or (one.sync is not None and not lag.files):
+        return Text()
+    if not lag.seconds and not lag.files:
+        return Text("up to date", style="green" if one.level < Level.WARN else "")
+    return Text(f"{format_seconds(lag.seconds)} behind")
+
+
+def sync_lines(sync: Sync, look: Look) -> Lines:
+    """Return how far a copy of the volumes is, and how long it will take."""
+    if sync.total_bytes is None:
+        return row("sync", [Text(f"{files(sync.files)} of the first copy")], look)
+    ratio = sync.done_bytes / sync.total_bytes if sync.total_bytes else 1.0
+    chunks = [
+        bar(sync.done_bytes, sync.total_bytes, BAR_WIDTH, "cyan"),
+        Text(f"{min(ratio, 1):.0%}", style="cyan"),
+        Text(f"{format_bytes(sync.done_bytes)} of {format_bytes(sync.total_bytes)}"),
+    ]
+    if sync.eta_s is not None:
+        chunks.append(Text(f"{format_seconds(sync.eta_s)} left"))
+    return row("sync", chunks, look)
+
+
+def records_lines(label: str, values: Sequence[float], look: Look, style: str) -> Lines:
+    """Return records per second now and over the last minute; nothing without a history."""
+    if not values:
+        return []
+    return row(label, [Text(f"{values[-1]:,.0f} records/s"), sparkline(values, look, style)], look)
+
+
+def sparkline(values: Sequence[float], look: Look, style: str) -> Text:
+    """Return the last minute as little bars, as many as there is room for."""
+    return spark(values, min(_SPARK_WIDTH, look.width - _LABEL_WIDTH), style)
+
+
+def counted(number: int, what: str) -> str:
+    """Return a number of things for people."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
