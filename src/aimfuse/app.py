@@ -72,7 +72,7 @@ def run_mount(request: MountRequest, mounted: Callable[[], None]) -> None:
             GroupLimits(journal.file_bytes, journal.memory_bytes_max, journal.size_bytes_max),
             resync=request.resync,
         )
-        destinations = [config.destination_dir(one.name) for one in config.destinations]
+        destinations = {config.destination_dir(one.name): one.url for one in config.destinations}
         pins = Pins(disk, config.state_dir, lambda: destinations)
         pump = Pump(disk, engine, paths.spool, _pump_limits(config), pins)
         supervisor = _coordinator(config)
@@ -80,6 +80,7 @@ def run_mount(request: MountRequest, mounted: Callable[[], None]) -> None:
             engine,
             pump,
             paths.image,
+            paths.state_dir,
             request.mountpoint,
             destinations,
             lambda: {"pid": supervisor.pid, "restarts": supervisor.restarts},

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,19 @@ class SourceStatus:
         engine: Engine,
         pump: Pump,
         image: Path,
+        state_dir: Path,
         mountpoint: Path,
-        destinations: list[Path],
+        destinations: Mapping[Path, str],
         coordinator: Callable[[], dict[str, Any]],
     ) -> None:
-        """Describe *engine*; *destinations* are the directories of the coordinator's accounts.
+        """Describe *engine*; *destinations* give the URL by the directory of its account.
 
         *coordinator* tells how that process fares.
         """
         self._engine = engine
         self._pump = pump
         self._image = image
+        self._state_dir = state_dir
         self._mountpoint = mountpoint
         self._destinations = destinations
         self._coordinator = coordinator
@@ -44,6 +46,7 @@ class SourceStatus:
         return {
             "group": engine.checkpoint.group.hex(),
             "image": str(self._image),
+            "state_dir": str(self._state_dir),
             "mounted": True,
             "mountpoint": str(self._mountpoint),
             "state": state,
@@ -69,7 +72,7 @@ class SourceStatus:
             "volumes": [{"name": v.name, "size": v.size_bytes} for v in engine.volumes],
             "memory_bytes": engine.unapplied_bytes,
             "coordinator": self._coordinator(),
-            "destinations": [told for path in self._destinations if (told := _told(path))],
+            "destinations": [_told(path, url) for path, url in self._destinations.items()],
             "time_ns": time.time_ns(),
         }
 
@@ -81,11 +84,12 @@ class SourceStatus:
         return "active", None
 
 
-def _told(directory: Path) -> dict[str, Any] | None:
+def _told(directory: Path, url: str) -> dict[str, Any]:
     """Return what the coordinator last wrote about a destination; it replaces files whole."""
+    unheard = {"name": directory.name, "url": url, "state": "new", "error": None}
     try:
         with (directory / "status.json").open("rb") as file:
             told = json.loads(file.read(STATUS_BYTES_MAX))
     except (OSError, ValueError):
-        return {"name": directory.name, "state": "new", "error": None}
-    return told if isinstance(told, dict) else None
+        return unheard
+    return told if isinstance(told, dict) else unheard
