@@ -8,13 +8,13 @@ import contextlib
 import os
 import pwd
 import shutil
-import signal
 import socket
 import subprocess
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pytest
 
 START_S_MAX = 10.0
@@ -67,8 +67,9 @@ class Sshd:
         config.write_text(self._config())
         command = [find_sshd(), "-D", "-e", "-f", str(config)]
         with (self.directory / "sshd.log").open("ab") as log:
-            # A session of its own, so that stop() can end its children too.
-            self._process = subprocess.Popen(command, stderr=log, start_new_session=True)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
         self._wait_until_listening()
 
     def stop(self) -> None:
@@ -76,10 +77,12 @@ class Sshd:
         process, self._process = self._process, None
         if process is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        # Connections are served by children in sessions of their own, which outlive sshd.
+        own = psutil.Process(process.pid)
+        for each in (own, *own.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
         process.wait()
-        # Children of sshd put themselves into sessions of their own; they see their peer go.
 
     def restart(self) -> None:
         """Stop and start it again on the same port, with the same keys."""

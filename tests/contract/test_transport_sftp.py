@@ -81,6 +81,55 @@ async def test_a_file_arrives_however_often_the_connection_is_cut(
     assert cuts > 3
 
 
+async def test_all_files_in_flight_fail_at_once_when_the_connection_is_cut(
+    server: Server, make_file: MakeFile
+) -> None:
+    store = server.root / "store"
+    failed: list[str] = []
+    with Proxy(server.port) as proxy:
+        server.trust(proxy.port)
+
+        async def put(name: str) -> None:
+            with pytest.raises(Unavailable):
+                await transport.put(make_file(name, SIZE), name)
+            failed.append(name)
+
+        async with opened(server.transport(store, proxy.port)) as transport:
+            proxy.cut_after(SIZE)
+            async with trio.open_nursery() as nursery:
+                for number in range(5):
+                    nursery.start_soon(put, f"{number}.aim")
+    assert len(failed) == 5
+    assert all(name.endswith(".part") for name in names(store))
+
+
+async def test_a_server_that_is_restarted_in_mid_file_gets_the_rest_afterwards(
+    server: Server, make_file: MakeFile
+) -> None:
+    source, store = make_file("a", SIZE), server.root / "store"
+    told: list[int] = []
+    enough = trio.Event()
+
+    async def restart_when_told() -> None:
+        await enough.wait()
+        await server.restart()
+
+    async def pace(_count: int) -> None:
+        if sum(told) > SIZE // 3:
+            enough.set()
+            await trio.sleep(0.01)
+
+    async with opened(server.transport(store)) as transport, trio.open_nursery() as nursery:
+        nursery.start_soon(restart_when_told)
+        with pytest.raises(Unavailable):
+            await transport.put(source, "a.aim", progress=told.append, pace=pace)
+    told.clear()
+    async with opened(server.transport(store)) as transport:
+        await transport.put(source, "a.aim", progress=told.append)
+    assert (store / "inbox" / "a.aim").read_bytes() == source.read_bytes()
+    assert 0 < sum(told) < SIZE
+
+
 async def test_a_server_that_was_restarted_takes_the_next_connection(
     server: Server, make_file: MakeFile
 ) -> None:
@@ -244,6 +293,21 @@ async def test_a_transfer_jumps_over_the_hosts_that_the_configuration_names(
         async with opened(open_transport(f"sftp://far{store}", openssh.settings)) as transport:
             await transport.put(make_file("a", SIZE), "a.aim")
         assert proxy.sent_bytes > SIZE  # It did go that way.
+    assert names(store) == ["a.aim"]
+
+
+async def test_a_transfer_goes_through_a_proxy_command(
+    openssh: OpensshSide, make_file: MakeFile
+) -> None:
+    store, sshd = openssh.root / "store", openssh.sshd
+    command = (
+        f"ssh -F none -i {sshd.identity} -o UserKnownHostsFile={sshd.known_hosts} "
+        f"-o IdentitiesOnly=yes -p {openssh.port} -W 127.0.0.1:{openssh.port} 127.0.0.1"
+    )
+    write_config(openssh, f"Host *\n  Port {openssh.port}\n  ProxyCommand {command}\n")
+    url = f"sftp://127.0.0.1{store}"
+    async with opened(open_transport(url, openssh.settings)) as transport:
+        await transport.put(make_file("a", MIB), "a.aim")
     assert names(store) == ["a.aim"]
 
 

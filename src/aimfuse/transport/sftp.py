@@ -8,6 +8,7 @@ connecting in `ssh`; nothing of asyncssh gets past these two.
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine
@@ -378,7 +379,9 @@ class _Session:
                     await window.enter(length, _now_s())
                     # From here to the new task nothing awaits, so the room is given back.
                     data = _read_block(upload, at, length, window)
-                    blocks.create_task(self._send_block(file, data, at, upload.tell))
+                    block = blocks.create_task(self._send_block(file, data, at, upload.tell))
+                    # Not in the task: one that is cancelled before its first step never runs.
+                    block.add_done_callback(functools.partial(_leave, window, length))
                     at += length
             watch.cancel()
 
@@ -388,11 +391,8 @@ class _Session:
         window = self._window
         assert window is not None
         sent_s = _now_s()
-        try:
-            await file.write(data, at)
-            window.learn(len(data), sent_s, _now_s())
-        finally:
-            window.leave(len(data))
+        await file.write(data, at)
+        window.learn(len(data), sent_s, _now_s())
         tell(len(data))
 
     async def _watch(self, window: Window) -> None:
@@ -467,6 +467,10 @@ def _read_block(upload: _Upload, at: int, length: int, window: Window) -> bytes:
         window.leave(length)
         raise _SourceError(OSError(f"{upload.name} became shorter while it was sent"))
     return data
+
+
+def _leave(window: Window, length: int, _block: asyncio.Task[None]) -> None:
+    window.leave(length)
 
 
 def _now_s() -> float:

@@ -69,7 +69,6 @@ class Connector:
                     await connection.wait_closed()
             except TimeoutError:
                 connection.abort()
-                await connection.wait_closed()
 
     def abort(self) -> None:
         """Cut everything off now; every waiting request fails."""
@@ -131,6 +130,8 @@ def _refusal(
     host, port = place
     shown = host if port == _DEFAULT_PORT else f"[{host}]:{port}"
     match exc:
+        case asyncssh.KeyExchangeFailed() if "host key" not in exc.reason:
+            return Refused(f"{shown}: {exc.reason}", hint="Is that server very old, or very new?")
         case asyncssh.HostKeyNotVerifiable() | asyncssh.KeyExchangeFailed():
             known = trusted.match(host, "", None if port == _DEFAULT_PORT else port)
             if not any(known):
