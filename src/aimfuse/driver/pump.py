@@ -40,7 +40,7 @@ COMMIT_BYTES = 8 * MIB
 HOUSEKEEPING_S = 1.0
 SPACE_RETRY_S = 1.0
 CHECKPOINT_FILES = 16
-BACKGROUND_NICENESS = 10
+BACKGROUND_NICENESS = 19
 CLOSING_FILES_MAX = 64
 """Rolled files that may wait for their seal before writers wait for it too."""
 
@@ -83,6 +83,8 @@ class Pump:
             for name in sealed_names(disk, spool)
         }
         self._commit_wanted = trio.Event()
+        self._commit_urgent = trio.Event()
+        self._idle = True
         self._apply_wanted = trio.Event()
         self._ready_wanted = trio.Event()
         self._seal_wanted = trio.Event()
@@ -114,7 +116,7 @@ class Pump:
             self._check()
             if self.full is not None and self._limits.when_full == "fail":
                 raise VolumeError(errno.ENOSPC, f"the spool is full: {self.full}")
-            self._commit_wanted.set()
+            self._commit_now()
             self._ready_wanted.set()
             self._seal_wanted.set()
             await self._next_progress()
@@ -128,7 +130,7 @@ class Pump:
         self._waiting_seq = Seq(max(self._waiting_seq, seq))
         while self.engine.journal.durable_seq < seq:
             self._check()
-            self._commit_wanted.set()
+            self._commit_now()
             await self._next_progress()
 
     async def rolled(self, *, applied: bool = False) -> FileNumber:
@@ -170,8 +172,19 @@ class Pump:
             return pinned is None or pinned >= self.engine.journal.head.number
 
     def commit_soon(self) -> None:
-        """Note that something was accepted; called by every request that adds records."""
+        """Note that something was accepted; called by every request that adds records.
+
+        The task that commits is woken only from idleness or for a full buffer: waking it for
+        every write would cost more than the write.
+        """
+        if self._idle:
+            self._commit_wanted.set()
+        elif self.engine.uncommitted_bytes > COMMIT_BYTES:
+            self._commit_urgent.set()
+
+    def _commit_now(self) -> None:
         self._commit_wanted.set()
+        self._commit_urgent.set()
 
     # Tasks.
 
@@ -201,17 +214,19 @@ class Pump:
             self.engine.halt(f"a bug in {name}: {exc!r}")
 
     async def _commit(self) -> None:
+        """Commit at once for whoever waits, and at intervals what nobody waits for."""
         engine = self.engine
         last_s = 0.0
         while True:
+            self._idle = True
             await self._commit_wanted.wait()
+            self._idle = False
             self._commit_wanted = trio.Event()
             wait_s = last_s + self._limits.commit_interval_s - time.monotonic()
             if wait_s > 0 and not self._urgent():
                 with trio.move_on_after(wait_s):
-                    while not self._urgent():
-                        await self._commit_wanted.wait()
-                        self._commit_wanted = trio.Event()
+                    await self._commit_urgent.wait()
+            self._commit_urgent = trio.Event()
             commit = engine.begin_commit()
             if commit is None:
                 continue
@@ -219,6 +234,8 @@ class Pump:
             await self._with_space(self._commits, engine.journal.sync, commit)
             engine.finish_commit(commit)
             self._apply_wanted.set()
+            if engine.uncommitted_bytes or self._urgent():
+                self._commit_wanted.set()
             self._progressed()
 
     async def _with_space(
@@ -403,4 +420,4 @@ class Pump:
 
     def _wake_all(self) -> None:
         self._progressed()
-        self._commit_wanted.set()
+        self._commit_now()
