@@ -187,7 +187,8 @@ def check_mountpoint(mountpoint: Path, image: Path, inside: list[Path]) -> None:
 
 def _clean_dead_mount(mountpoint: Path, image: Path) -> None:
     try:
-        mountpoint.stat()
+        # Not stat: for a moment after its driver's death the kernel answers that from memory.
+        os.statvfs(mountpoint)
     except OSError as exc:
         if exc.errno != errno.ENOTCONN:
             return
