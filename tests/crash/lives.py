@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from tests.crash.rig import IMAGE, Op, Rig
+from aimfuse.driver.group import GroupLimits
+from tests.crash.rig import IMAGE, LIMITS, Op, Rig
 from tests.disks.faults import Crash
 from tests.disks.simdisk import SimDisk
 
@@ -82,10 +83,29 @@ DIRECTORY_LIFE: list[Op] = [
     ("fsync",),
     ("apply",),
 ]
+# Payloads so large that they are written by a later step than the one that accepts them.
+LARGE_LIFE: list[Op] = [
+    ("write", V, 0, 140_000),
+    ("write", V, 100, 20),
+    ("commit",),
+    ("write", V, 50_000, 150_000),
+    ("fsync",),
+    ("apply",),
+    ("write", V, 3, 140_000),
+    ("roll",),
+    ("write", V, 90, 131_072),
+    ("seal",),
+    ("fsync",),
+    ("apply",),
+    ("seal",),
+    ("checkpoint",),
+    ("cycle",),
+]
+LARGE = GroupLimits(512 * 1024, memory_bytes_max=1 << 22, size_max=1 << 20)
 AFTERLIFE: list[Op] = [("write", V, 10, 2000), ("fsync",), ("write", V, 0, 5), ("apply",)]
 
 
-SCRIPTS = {"image": IMAGE_LIFE, "directory": DIRECTORY_LIFE}
+SCRIPTS = {"image": IMAGE_LIFE, "directory": DIRECTORY_LIFE, "large": LARGE_LIFE}
 
 
 def live(rig: Rig, script: Sequence[Op]) -> bool:
@@ -98,17 +118,21 @@ def live(rig: Rig, script: Sequence[Op]) -> bool:
     return True
 
 
-def every_crash(
-    group: str, script: Sequence[Op] | None = None, prepare: Callable[[SimDisk], None] | None = None
-) -> Iterator[Rig]:
-    """Yield a dead rig for each step of the script, and the living one at its end."""
+def new_rig(group: str) -> Rig:
+    """Return a fresh group that suits the script of this name."""
+    limits = LARGE if group == "large" else LIMITS
+    return Rig.create(directory=group == "directory", limits=limits)
+
+
+def every_crash(group: str, prepare: Callable[[SimDisk], None] | None = None) -> Iterator[Rig]:
+    """Yield a dead rig for each step of the group's script, and the living one at its end."""
     step = 0
     while True:
-        rig = Rig.create(directory=group == "directory")
+        rig = new_rig(group)
         if prepare:
             prepare(rig.disk)
         rig.disk.stop_at(len(rig.disk.labels) + step)
-        ended = live(rig, script or SCRIPTS[group])
+        ended = live(rig, SCRIPTS[group])
         yield rig
         if ended:
             return

@@ -44,7 +44,7 @@ PATTERN = bytes(1 + at * at % 251 for at in range(2 * len(FIRST_BYTES)))
 Contents = dict[str, bytes]
 Op = tuple[str | int, ...]
 
-limits = GroupLimits(FILE_BYTES, memory_bytes_max=1 << 20, size_max=SIZE_MAX)
+LIMITS = GroupLimits(FILE_BYTES, memory_bytes_max=1 << 20, size_max=SIZE_MAX)
 
 
 @dataclass(slots=True)
@@ -70,20 +70,23 @@ class Model:
 class Rig:
     """One group on one disk: the engine, its model, and the steps of the pump."""
 
-    def __init__(self, disk: SimDisk, *, directory: bool = False) -> None:
+    def __init__(
+        self, disk: SimDisk, *, directory: bool = False, limits: GroupLimits = LIMITS
+    ) -> None:
         self.disk = disk
+        self.limits = limits
         self.paths = GroupPaths(IMAGES if directory else IMAGE, STATE, SPOOL)
         self._stamp = 0
         self._may_reach_image: tuple[int, int] = (0, 0)
         self._durable: tuple[int, Head] | None = None
 
     @classmethod
-    def create(cls, *, directory: bool = False) -> "Rig":
+    def create(cls, *, directory: bool = False, limits: GroupLimits = LIMITS) -> "Rig":
         disk = SimDisk(Path(HOST), Path(IMAGES))
         # A directory of images is renamed in at the users' wish, between two syncs: like any
         # program that renames, it relies on the file system to keep the order of one name.
         disk.names_in_order = directory
-        rig = cls(disk, directory=directory)
+        rig = cls(disk, directory=directory, limits=limits)
         name = "a" if directory else IMAGE.name
         disk.plant(Path(rig.image(name)), FIRST_BYTES)
         SimPath.use(disk)
@@ -105,7 +108,7 @@ class Rig:
 
     def survivor(self, disk: SimDisk) -> "Rig":
         """Return a rig that recovered *disk*; this one stays as it was, for the next cut."""
-        other = Rig(disk, directory=self.directory)
+        other = Rig(disk, directory=self.directory, limits=self.limits)
         other._stamp = self._stamp
         other.model = replace(
             self.model, history=dict(self.model.history), shown=dict(self.model.shown)
@@ -269,7 +272,7 @@ class Rig:
         self.disk = disk
         self._may_reach_image = (0, 0)
         self._watch()
-        engine = open_group(disk, self.paths, limits)
+        engine = open_group(disk, self.paths, self.limits)
         self.check_recovered(engine)
         head = engine.checkpoint.head
         clean = engine.journal.epoch == model.epoch and bool(head.number or not model.last)
@@ -354,7 +357,7 @@ class Rig:
         """Return bytes without zeros that differ from those of the calls before."""
         self._stamp += 1
         start = self._stamp * 41 % len(FIRST_BYTES)
-        return PATTERN[start : start + length]
+        return (PATTERN[start:] + PATTERN * (length // len(PATTERN) + 1))[:length]
 
     def _volume(self, name: str) -> Volume | None:
         return self.engine.volumes.named(name)

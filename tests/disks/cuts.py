@@ -78,12 +78,18 @@ def _by_index(state: Callable[[int, Unit], int]) -> Choose:
 
 
 def mixtures(
-    units: list[Unit], *, every_up_to: int = 64, random_count: int = 4, seed: int = 0
+    units: list[Unit],
+    *,
+    every_up_to: int = 64,
+    random_count: int = 4,
+    singles_max: int = 16,
+    seed: int = 0,
 ) -> Iterator[tuple[str, Choose]]:
     """Yield named choices: every one while there are few, else the telling ones.
 
     Above *every_up_to* combinations: nothing, everything, each unit alone kept, each unit
-    alone lost, each kind alone kept, and *random_count* random ones.
+    alone lost (of more than *singles_max* units some, others with another *seed*), each kind
+    alone kept, and *random_count* random ones.
     """
     total = 1
     for unit in units:
@@ -94,7 +100,9 @@ def mixtures(
         return
     yield "nothing kept", keep_none
     yield "everything kept", keep_all
-    for index, unit in enumerate(units):
+    step = -(-len(units) // singles_max)
+    for index in range(seed % step, len(units), step):
+        unit = units[index]
         yield f"only {unit} kept", keep_only(index)
         yield f"only {unit} lost", lose_only(index)
     for kind in sorted({unit.kind for unit in units}):

@@ -101,6 +101,7 @@ class SimDisk(Disk):
         file.truncate(0)
         file.write(data, 0)
         file.sync()
+        file.sync_times()
         self._names.sync(path.parent)
 
     def contents(self, path: Path) -> bytes:
@@ -336,6 +337,12 @@ class SimDisk(Disk):
                 descriptor.errors_seen = file.error_count
                 _refuse(errno.EIO, descriptor.path)
 
+    def fsync(self, label: str, fd: int) -> None:
+        """Sync the times too."""
+        with self._lock:
+            self.fdatasync(label, fd)
+            self._descriptor(fd).file.sync_times()
+
     def size(self, fd: int) -> int:
         with self._lock:
             return self._descriptor(fd).file.size
@@ -352,6 +359,12 @@ class SimDisk(Disk):
         with self._lock:
             file = self._descriptor(fd).file
             return {"inode": file.inode, "mtime_ns": file.times, "ctime_ns": file.times}
+
+    def owner(self, _fd: int) -> tuple[int, int, int]:
+        return 0o600, 0, 0
+
+    def set_owner(self, _fd: int, _mode: int, _uid: int, _gid: int) -> None:
+        """Keep no owners: they are not what a crash endangers."""
 
     def drop_cache(self, fd: int) -> None:
         with self._lock:
@@ -389,9 +402,10 @@ class SimDisk(Disk):
     def rename(self, label: str, old: Path, new: Path) -> None:
         with self._lock:
             self._begin_plain(label, old)
-            self._file(old)
-            if self.exists(new):
+            if not self._is_directory(old) and self.exists(new):
                 self._file(new)
+            elif self.exists(new):
+                _refuse(errno.ENOTEMPTY, new)
             self._names.rename(old, new)
 
     def link(self, label: str, old: Path, new: Path) -> None:
