@@ -68,7 +68,7 @@ class Fsx:
         offset, data = self._somewhere(self.size_max), self._data()
         if self.chance.random() < 0.7:
             offset -= offset % 4096
-            data = (data * 4096)[: -(-len(data) // 4096) * 4096]
+            data += bytes([data[0] or 1]) * (-len(data) % 4096)
         data = data[: self.size_max - offset]
         self._note("write_direct", offset, len(data))
         assert calls.write_direct(self.path, offset, data) == len(data)
