@@ -28,7 +28,8 @@ from aimfuse.journal.reader import check_sealed
 from aimfuse.journal.recovery import follow, recover
 from aimfuse.journal.spool import release
 from aimfuse.units import FileNumber
-from tests.disks.simdisk import Mutation, SimDisk
+from tests.disks.machine import Mutation
+from tests.disks.simdisk import SimDisk
 from tests.disks.simpath import SimPath
 
 HOST = SimPath("/host")

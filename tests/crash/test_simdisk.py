@@ -21,7 +21,8 @@ from tests.disks.cuts import (
     mixtures,
 )
 from tests.disks.faults import Crash, Fault
-from tests.disks.simdisk import Mutation, SimDisk
+from tests.disks.machine import Mutation
+from tests.disks.simdisk import SimDisk
 from tests.disks.simfile import PAGE_BYTES
 
 ROOT = Path("/d")
