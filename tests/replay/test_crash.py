@@ -175,7 +175,7 @@ def test_after_a_failed_sync_of_the_mirror_the_whole_file_is_written_again(tmp_p
         exhaust(session)
     attempts = [label for label in disk.labels if label.startswith(("apply:", "work:open"))]
     assert attempts.count("apply:open") == 2
-    assert attempts.count("apply:write") == 4
+    assert attempts.count("apply:write") == 2
     assert mirror_of(store) == source.snapshot()
 
 

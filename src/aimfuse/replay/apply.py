@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 
-from aimfuse.disk import IOV_MAX, Disk
+from aimfuse.disk import Disk
 from aimfuse.journal.reader import AimFile
 from aimfuse.journal.records import Iocb, RecordType
 from aimfuse.replay.chain import follow
@@ -17,6 +17,9 @@ from aimfuse.replay.plan import Plan, plan_journal
 from aimfuse.replay.state import Phase
 from aimfuse.replay.store import Store
 from aimfuse.units import BLOCK_BYTES, VolumeId, align_up
+
+RUNS_MAX = 512
+"""Writes that go out in one call: each may be large, so this bounds the copies in memory."""
 
 _WRITE = RecordType.WRITE
 _ZERO = RecordType.ZERO
@@ -106,30 +109,49 @@ def write_volume(
 
 
 def _execute(disk: Disk, fd: int, aim: AimFile, changes: Iterable[Iocb]) -> None:
-    data = aim.data
-    run: list[memoryview] = []
-    run_at = run_end = 0
+    batch = _Batch(disk, fd)
+    data, runs, add = aim.data, batch.runs, batch.begin
     for iocb in changes:
         if iocb.type is _WRITE:
-            payload_bytes = iocb.payload_bytes
-            if iocb.offset != run_end or len(run) == IOV_MAX:
-                if run:
-                    disk.pwrite("apply:write", fd, run, run_at)
-                    run = []
-                run_at = run_end = iocb.offset
-            run.append(data[iocb.data_at : iocb.data_at + payload_bytes])
-            run_end += payload_bytes
+            payload = data[iocb.data_at : iocb.data_at + iocb.payload_bytes]
+            if iocb.offset == batch.end and runs:
+                runs[-1].append(payload)
+            else:
+                add(iocb.offset, payload)
+            batch.end = iocb.offset + iocb.payload_bytes
             continue
-        if run:
-            disk.pwrite("apply:write", fd, run, run_at)
-            run = []
-        run_at = run_end = -1  # Nothing is adjacent to a hole.
+        batch.flush()
         if iocb.type is _ZERO:
             _zero(disk, fd, iocb.offset, iocb.length)
         else:
             _set_size(disk, "apply:truncate", fd, iocb.length)
-    if run:
-        disk.pwrite("apply:write", fd, run, run_at)
+    batch.flush()
+
+
+class _Batch:
+    """Writes that wait to go out in one call, adjacent ones as one; `end` is the last's end."""
+
+    def __init__(self, disk: Disk, fd: int) -> None:
+        self.runs: list[list[memoryview]] = []
+        self.end = 0
+        self._offsets: list[int] = []
+        self._disk = disk
+        self._fd = fd
+
+    def begin(self, offset: int, payload: memoryview) -> None:
+        """Add a write that does not continue the last one."""
+        if len(self.runs) == RUNS_MAX:
+            self.flush()
+        self._offsets.append(offset)
+        self.runs.append([payload])
+
+    def flush(self) -> None:
+        """Let everything go out, in order."""
+        if self.runs:
+            buffers = list(map(b"".join, self.runs))
+            self._disk.pwrite_many("apply:write", self._fd, self._offsets, buffers)
+            self.runs.clear()
+            self._offsets.clear()
 
 
 def _zero(disk: Disk, fd: int, offset: int, length: int) -> None:

@@ -153,7 +153,7 @@ class Replayer:
             await self._in_thread(session.close)
 
     def _open(self, path: Path) -> Session:
-        session = Session(self._disk, path)
+        session = Session(self._disk, path, read_ahead=True)
         session.store.lock()
         return session
 

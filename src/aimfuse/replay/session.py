@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from aimfuse.disk import Disk
@@ -18,6 +19,7 @@ from aimfuse.journal.header import FileKind
 from aimfuse.journal.names import JournalName, SyncName, parse
 from aimfuse.journal.reader import AimFile
 from aimfuse.replay.ack import LIST_MAX, AckFile
+from aimfuse.replay.ahead import ReadAhead
 from aimfuse.replay.apply import apply_journal
 from aimfuse.replay.chain import fork
 from aimfuse.replay.inbox import DamagedFile, Inbox, Later
@@ -48,14 +50,22 @@ class Session:
         path: Path,
         look: Look | None = None,
         clock: Callable[[], int] = time.time_ns,
+        *,
+        read_ahead: bool = False,
     ) -> None:
-        """Name the store; nothing is touched before the first round. *clock*: Unix ns."""
+        """Name the store; nothing is touched before the first round. *clock*: Unix ns.
+
+        With *read_ahead* the next file is read and checked on a second thread.
+        """
         self.store = Store(disk, path, look)
         self.failures = 0
         self.error = ""
         self.halted = ""
         self.stale_count = 0
         self._clock = clock
+        self._ahead: ReadAhead[AnyName, AimFile | Later] | None = (
+            ReadAhead() if read_ahead else None
+        )
         self._ready = False
         self._again = True
         self._notice = ("", 0)
@@ -94,6 +104,8 @@ class Session:
 
     def close(self) -> None:
         """Write what the last ack left out, and let the store go."""
+        if self._ahead:
+            self._ahead.drop()
         if self._ready:
             self._ack.offer(self._ack_key(), self._report, force=True)
         self.store.close()
@@ -148,6 +160,16 @@ class Session:
         self._inbox_files = listing.files
         self._round_ends_s = time.monotonic() + ROUND_S  # However long listing took.
 
+    def _look_ahead(self, name: AnyName) -> None:
+        """Have the file that will be applied after *name* read, if it is the next one here."""
+        if self._ahead is None or not self._names or not isinstance(name, JournalName):
+            return
+        behind, head = self._names[0], self.store.state.head
+        if self.store.state.phase not in _REPLAYING or head is None:
+            return
+        if isinstance(behind, JournalName) and name.number == behind.number - 1 == head.number + 1:
+            self._ahead.start(behind, partial(self._inbox.read, behind))
+
     def _take(self, name: AnyName) -> bool:
         try:
             if isinstance(name, JournalName):
@@ -169,6 +191,7 @@ class Session:
         if known is None and name.number > head.number + 1 and not self._work.has_room():
             return False
         aim = self._read(name)
+        self._look_ahead(name)
         return aim is not None and self._accept(name, aim, head, known)
 
     def _accept(self, name: JournalName, aim: AimFile, head: Head, known: Copy | None) -> bool:
@@ -209,7 +232,8 @@ class Session:
 
     def _read(self, name: AnyName) -> AimFile | None:
         """Read a file from the inbox if it is there, whole, and one of this store's."""
-        aim = self._inbox.read(name)
+        read = partial(self._inbox.read, name)
+        aim = self._ahead.take(name, read) if self._ahead else read()
         if isinstance(aim, Later):
             return None
         identity, group = aim.identity, self.store.state.group
@@ -341,6 +365,8 @@ class Session:
         self.error = text
         self.failures += 1
         self._again = True
+        if self._ahead:
+            self._ahead.drop()
         self._names.clear()  # The one that failed comes first again.
         self._junk.clear()
 
