@@ -119,6 +119,7 @@ def _in_one_line(snap: Snapshot) -> str:
             lag = one.lag
             behind = "" if lag.seconds is None else f", {format_seconds(lag.seconds)} behind"
             waiting = f" ({format_bytes(lag.bytes)})" if lag.bytes else ""
-            parts.append(f"shipping: {one.state}{behind}{waiting}")
+            trouble = f": {one.problems[0].text}" if one.problems else ""
+            parts.append(f"shipping: {one.state}{behind}{waiting}{trouble}")
     parts += [f"mirror {store.state}, at file {store.applied_number}" for store in snap.stores]
     return " | ".join(parts)
