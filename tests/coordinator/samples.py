@@ -5,6 +5,7 @@ from pathlib import Path
 
 from aimfuse.config import DestinationConfig, GroupConfig, save
 from aimfuse.disk import Disk
+from aimfuse.errors import StateLost
 from aimfuse.journal.header import NO_DIGEST, Identity, Parent
 from aimfuse.journal.journal import Head
 from aimfuse.journal.names import JournalName
@@ -116,7 +117,10 @@ class SampleSource:
     def cursor(self, name: str) -> dict[str, object]:
         """Return a destination's cursor as the driver reads it."""
         base = self.state_dir / "destinations" / name / "cursor"
-        return Slots(self.disk, base, "cursor").read() or {}
+        try:
+            return Slots(self.disk, base, "cursor").read() or {}
+        except StateLost:  # Just being written for the first time.
+            return {}
 
     def contents(self) -> bytes:
         return self.image.read_bytes()
@@ -125,5 +129,5 @@ class SampleSource:
 def make_dice(seed: int | None = None) -> random.Random:
     """Return dice whose seed is printed."""
     seed = random.SystemRandom().randrange(2**32) if seed is None else seed
-    print(f"seed {seed}")  # noqa: T201 - a seed is always printed
+    print(f"seed {seed}")
     return random.Random(seed)

@@ -1,9 +1,9 @@
 """The coordinator with a real store at the other end: a copy, then the journal."""
 
-import time
 from pathlib import Path
 
 import trio
+
 from aimfuse.config import DestinationConfig
 from aimfuse.coordinator.run import run_ship
 from aimfuse.replay.replayer import Replayer
@@ -29,7 +29,7 @@ async def test_an_image_and_its_journal_arrive_in_a_real_store(tmp_path: Path) -
             source.checkpoint()
             await run_ship(source.state_dir, until_empty=True)
             mirror = far / "s" / "mirror" / "v.img"
-            while not mirror.exists() or mirror.read_bytes() != source.contents():
+            while not mirror.exists() or mirror.read_bytes() != source.contents():  # noqa: ASYNC110
                 await trio.sleep(0.02)
             nursery.cancel_scope.cancel()
     assert source.cursor("far")["state"] == "shipping"

@@ -90,7 +90,7 @@ def parse_ack(data: bytes) -> Ack:
         version = _number(raw["version"])
         if version == VERSION:
             return _ack(raw)
-    except (ValueError, TypeError, KeyError, RecursionError) as exc:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
         raise Unavailable(f"the store's {ACK_NAME} is damaged: {exc}") from exc
     raise Refused(
         f"the store's {ACK_NAME} is of version {version}, this program reads {VERSION}",

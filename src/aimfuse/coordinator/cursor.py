@@ -80,6 +80,10 @@ class CursorFile:
         self._path = directory / CURSOR
         self._url = url
 
+    def exists(self) -> bool:
+        """Tell whether a cursor was ever written."""
+        return self._slots.exists()
+
     def read(self) -> Cursor:
         """Return the newest cursor, a new one if there never was one.
 

@@ -166,7 +166,7 @@ class Delivery:
         The end of a row that got lost leaves no gap that the store could name.
         """
         first = self.confirmed + 1
-        if first >= self.next or self.flights or self.again:
+        if first >= self.next or self.flights or self.again or self.lacking:
             return
         if self.silence.is_over(now, SILENCE_S):
             self.silence = Grace(now, self.silence.tries + 1)

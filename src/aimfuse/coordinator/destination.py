@@ -11,7 +11,7 @@ from aimfuse.coordinator.backoff import Backoff
 from aimfuse.coordinator.decide import AwaitStore, BeginSync, ContinueSync, Halt, Ship, decide
 from aimfuse.coordinator.place import Parts, Place
 from aimfuse.coordinator.session import TICK_S, Session
-from aimfuse.coordinator.sync import FirstSync, begin_sync
+from aimfuse.coordinator.sync import FirstSync, begin_sync, sweep
 from aimfuse.errors import AimfuseError, Refused, StateLost, Unavailable, UsageError
 
 CONNECT_S_MAX = 45.0
@@ -32,7 +32,7 @@ class Destination:
     def __init__(self, parts: Parts, config: DestinationConfig) -> None:
         self.place = Place(parts, config)
         self._parts = parts
-        self._backoff = Backoff(dice=parts.dice)
+        self._backoff = Backoff(dice=parts.tools.dice)
         self._slow_retry = trio.Event()
 
     async def run(self) -> None:
@@ -91,7 +91,7 @@ class Destination:
         place = self.place
         if place.state in {"new", "refused", "halted"}:
             place.enter("connecting", place.error)
-        transport = self._parts.connect(place.config)
+        transport = self._parts.tools.connect(place.config)
         try:
             with trio.move_on_after(CONNECT_S_MAX) as scope:
                 await transport.open()
@@ -120,6 +120,7 @@ class Destination:
             case ContinueSync(index, start):
                 await FirstSync(session, checkpoint.group, index, start).run()
             case Ship(first):
+                sweep(place)
                 await session.ship(checkpoint.group, first)
 
     async def _after(self, failure: Failure) -> None:
@@ -142,7 +143,7 @@ class Destination:
 
     async def _wait_for_operator(self, ceiling_s: float) -> None:
         self._slow_retry = trio.Event()
-        with trio.move_on_after(ceiling_s * self._parts.dice.uniform(1.0, 1.2)):
+        with trio.move_on_after(ceiling_s * self._parts.tools.dice.uniform(1.0, 1.2)):
             await self._slow_retry.wait()
 
     async def _keep_books(self) -> None:
@@ -155,7 +156,7 @@ class Destination:
         try:
             await self.place.save_cursor()
             self.place.write_status()
-        except OSError as exc:
+        except (OSError, Unavailable) as exc:
             log.warning("%s: its state could not be written: %s", self.place.config.name, exc)
 
 

@@ -58,13 +58,15 @@ class Stretch:
 class ImageReader:
     """Reads the image files of a group, one volume at a time."""
 
-    def __init__(self, disk: Disk, image: Path, sync: SyncState) -> None:
+    def __init__(
+        self, disk: Disk, image: Path, sync: SyncState, file_bytes: int = SYNC_FILE_BYTES
+    ) -> None:
         self._disk = disk
         self._image = image
         self._volumes = sorted(sync.volumes, key=lambda one: one.entry.volume)
         table = len(encode_table(one.entry for one in self._volumes))
         spent = HEADER_BYTES + table + _MARK_BYTES + 2 * _FRAME_BYTES
-        self._room = max(MIB, SYNC_FILE_BYTES - spent)
+        self._room = max(2 * WRITE_BYTES_MAX, file_bytes - spent)
 
     def data_bytes(self) -> int:
         """Return the bytes that a whole copy has to read, about."""

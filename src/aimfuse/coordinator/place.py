@@ -16,11 +16,13 @@ from aimfuse.coordinator.backlog import Backlog
 from aimfuse.coordinator.cursor import Cursor, CursorFile
 from aimfuse.coordinator.decide import History
 from aimfuse.coordinator.delivery import Delivery
+from aimfuse.coordinator.extents import SYNC_FILE_BYTES
 from aimfuse.coordinator.lag import Lag, seconds_behind
 from aimfuse.coordinator.rate import RateMeter
+from aimfuse.coordinator.retention import retention_lock
 from aimfuse.coordinator.signal import Signal
 from aimfuse.coordinator.source import Source, SourceCheckpoint
-from aimfuse.disk import Disk
+from aimfuse.disk import Disk, process_disk
 from aimfuse.errors import AimfuseError, Unavailable
 from aimfuse.journal.header import NO_DIGEST
 from aimfuse.journal.journal import Head
@@ -33,17 +35,34 @@ STUCK_S = 30.0
 Connect = Callable[[DestinationConfig], Transport]
 
 
-@dataclass(slots=True)
-class Parts:
-    """What the destinations of one coordinator share, and the clocks and dice that tests set."""
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The outside world of a coordinator; tests put other clocks, dice and links in place."""
 
-    config: GroupConfig
-    disk: Disk
-    backlog: Backlog
-    source: Source
     connect: Connect
+    disk: Disk = field(default_factory=process_disk)
     wall_ns: Callable[[], int] = time.time_ns
     dice: random.Random = field(default_factory=random.Random)
+    sync_file_bytes: int = SYNC_FILE_BYTES
+
+
+@dataclass(slots=True)
+class Parts:
+    """What the destinations of one coordinator share."""
+
+    config: GroupConfig
+    tools: Tools
+    backlog: Backlog
+    source: Source
+
+    @property
+    def disk(self) -> Disk:
+        """Return the labelled disk."""
+        return self.tools.disk
+
+    def wall_ns(self) -> int:
+        """Return the wall clock, for reports only."""
+        return self.tools.wall_ns()
 
     def checkpoint(self) -> SourceCheckpoint:
         """Return the driver's newest checkpoint.
@@ -178,10 +197,18 @@ class Place:
     async def save_cursor(self) -> None:
         """Make the cursor durable if it moved. Finishes also when cancelled."""
         async with self._saving:
+            before = self.cursor
             cursor = self._moved_cursor()
-            if cursor != self._saved:
+            if cursor == self._saved:
+                return
+            if self._file.exists():
                 await trio.to_thread.run_sync(self._file.write, cursor)
-                self.cursor = self._saved = cursor
+            else:  # Half a first slot must not be read as a lost cursor.
+                async with retention_lock(self.parts.disk, self.parts.config.state_dir):
+                    await trio.to_thread.run_sync(self._file.write, cursor)
+            self._saved = cursor
+            if self.cursor is before:  # Otherwise it went on while this one was written.
+                self.cursor = cursor
 
     async def set_cursor(self, make: Callable[[], Cursor]) -> None:
         """Make and write a new cursor in a worker thread, durable when this returns."""

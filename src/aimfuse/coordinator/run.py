@@ -6,21 +6,19 @@ they concern. SIGTERM and SIGINT end it cleanly, SIGHUP retries what waits for i
 
 import logging
 import os
-import random
 import signal
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import trio
 
-from aimfuse.config import CONFIG_NAME, DestinationConfig, GroupConfig, load
+from aimfuse.config import CONFIG_NAME, DestinationConfig, load
 from aimfuse.coordinator.backlog import Backlog
 from aimfuse.coordinator.destination import Destination
-from aimfuse.coordinator.place import Connect, Parts
+from aimfuse.coordinator.place import Parts, Tools
+from aimfuse.coordinator.retention import RETENTION_LOCK
 from aimfuse.coordinator.source import Source
-from aimfuse.coordinator.sync import RETENTION_LOCK
-from aimfuse.disk import Disk, read_file, try_lock
+from aimfuse.disk import read_file, try_lock
 from aimfuse.errors import AimfuseError, BusyError, ConfigError, StoreError, Unavailable
 from aimfuse.journal.spool import release
 from aimfuse.transport import Transport, TransportSettings, open_transport
@@ -38,34 +36,22 @@ log = logging.getLogger(__name__)
 
 
 async def run_ship(
-    state_dir: Path,
-    *,
-    until_empty: bool = False,
-    disk: Disk | None = None,
-    connect: Connect | None = None,
-    wall_ns: Callable[[], int] = time.time_ns,
-    dice: random.Random | None = None,
+    state_dir: Path, *, until_empty: bool = False, tools: Tools | None = None
 ) -> None:
     """Ship the group's sealed files to all its destinations until a signal ends it.
 
     Args:
         state_dir: the group's state directory.
         until_empty: end as soon as every destination has confirmed everything sealed.
-        disk: a labelled disk; tests put another in its place.
-        connect: makes a transport for a destination; tests put another in its place.
-        wall_ns: the wall clock in Unix ns, used for reports only.
-        dice: the source of jitter and of sync ids.
+        tools: the outside world, if not the real one.
 
     Raises:
         BusyError: another coordinator serves this group.
         ConfigError: the settings are wrong.
         AimfuseError: with *until_empty*, what kept a destination from getting everything.
     """
-    coordinator = Coordinator(
-        disk or Disk(), load(state_dir), connect or connect_as_configured, wall_ns,
-        dice or random.Random(),
-    )  # fmt: skip
-    await coordinator.run(until_empty=until_empty)
+    tools = tools or Tools(connect_as_configured)
+    await Coordinator(tools, state_dir).run(until_empty=until_empty)
 
 
 def yield_to_applications(niceness: int = 5) -> None:
@@ -90,17 +76,17 @@ def connect_as_configured(config: DestinationConfig) -> Transport:
 class Coordinator:
     """The one shipping process of a group."""
 
-    def __init__(
-        self, disk: Disk, config: GroupConfig, connect: Connect, wall_ns: Callable[[], int],
-        dice: random.Random,
-    ) -> None:  # fmt: skip
-        self._disk = disk
-        self._config = config
-        self._backlog = Backlog(disk, config.spool)
-        self._source = Source(disk, config.state_dir)
-        self._parts = Parts(config, disk, self._backlog, self._source, connect, wall_ns, dice)
+    def __init__(self, tools: Tools, state_dir: Path) -> None:
+        self._disk = tools.disk
+        self._seen = _identity(
+            state_dir / CONFIG_NAME
+        )  # Before loading: what changes later counts.
+        self._config = config = load(state_dir, tools.disk)
+        self._backlog = Backlog(tools.disk, config.spool)
+        self._source = Source(tools.disk, config.state_dir)
+        self._parts = Parts(config, tools, self._backlog, self._source)
+        self._released = 0
         self._running: dict[str, tuple[Destination, trio.CancelScope]] = {}
-        self._listed = False
 
     async def run(self, *, until_empty: bool) -> None:
         """Do what `run_ship` says."""
@@ -113,6 +99,7 @@ class Coordinator:
             self._disk.close(fd)
 
     async def _run(self, signals: AsyncIterator[int], *, until_empty: bool) -> None:
+        failure: AimfuseError | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._heed_signals, signals, nursery.cancel_scope)
             await self._list_spool()
@@ -121,8 +108,10 @@ class Coordinator:
             self._reconcile(nursery)
             nursery.start_soon(self._follow_settings, nursery)
             if until_empty:
-                await self._drain()
+                failure = await self._drain()
                 nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
     def _take_lock(self) -> int:
         path = self._config.state_dir / SHIP_LOCK
@@ -194,13 +183,12 @@ class Coordinator:
 
     async def _follow_settings(self, nursery: trio.Nursery) -> None:
         path = self._config.state_dir / CONFIG_NAME
-        seen = _identity(path)
         while True:
             await trio.sleep(SETTINGS_POLL_S)
             now = _identity(path)
-            if now == seen:
+            if now == self._seen:
                 continue
-            seen = now
+            self._seen = now
             try:
                 self._config = self._parts.config = load(self._config.state_dir, self._disk)
             except ConfigError as exc:
@@ -221,9 +209,9 @@ class Coordinator:
             try:
                 self._source_head()
                 await self._release_when_alone()
+                self._forget_applied()
             except (OSError, AimfuseError) as exc:
                 log.warning("nothing released: %s", exc)
-            self._forget_applied()
 
     def _source_head(self) -> None:
         checkpoint = self._source.checkpoint()
@@ -236,9 +224,8 @@ class Coordinator:
     async def _release_when_alone(self) -> None:
         """Release what everybody has, if no driver is there to do it."""
         through = self._releasable()
-        if through < self._backlog.oldest:
-            return
-        await trio.to_thread.run_sync(self._release_locked)
+        if through > self._released and await trio.to_thread.run_sync(self._release_locked):
+            self._released = through
 
     def _releasable(self) -> int:
         """Return the number up to which nobody needs the files any more, durably."""
@@ -248,7 +235,7 @@ class Coordinator:
         pins = [destination.place.pin for destination, _ in self._running.values()]
         return min([int(checkpoint.head.number), *(pin for pin in pins if pin is not None)])
 
-    def _release_locked(self) -> None:
+    def _release_locked(self) -> bool:
         state_dir = self._config.state_dir
         fds: list[int] = []
         try:
@@ -257,32 +244,29 @@ class Coordinator:
                     self._disk.open(f"{name}:open", state_dir / name, os.O_RDWR | os.O_CREAT)
                 )
                 if not try_lock(fds[-1]):
-                    return
-            through = FileNumber(self._releasable())
-            release(self._disk, self._config.spool, through)
+                    return False
+            release(self._disk, self._config.spool, FileNumber(self._releasable()))
+            return True
         finally:
             for fd in fds:
                 self._disk.close(fd)
 
     def _forget_applied(self) -> None:
-        if self._places_known() and self._running:
-            applied = [d.place.delivery.applied for d, _ in self._running.values()]
-            self._backlog.drop_through(min(applied))
+        """Forget files that every mirror has applied and that a new one would not need."""
+        applied = [d.place.delivery.applied for d, _ in self._running.values()]
+        self._backlog.drop_through(min([self._releasable(), *applied]))
 
     # Draining.
 
-    async def _drain(self) -> None:
-        """Wait until every destination has everything, or cannot get it.
-
-        Raises:
-            AimfuseError: what kept the first of them from getting everything.
-        """
+    async def _drain(self) -> AimfuseError | None:
+        """Wait until every destination has everything, or cannot get it; return why."""
         while not all(map(self._is_finished, self._names())):  # noqa: ASYNC110 - many things
             await trio.sleep(DRAIN_POLL_S)
         for name in self._names():
             place = self._running[name][0].place
             if not place.is_drained:
-                raise self._excuse(place.error)
+                return self._excuse(place.error)
+        return None
 
     def _names(self) -> list[str]:
         return [one.name for one in self._config.destinations if not one.paused]

@@ -5,9 +5,6 @@ the first byte is read. The store says how far it is; we go on from there, whate
 """
 
 import contextlib
-import os
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,13 +17,10 @@ from aimfuse.coordinator.decide import Halt, check_store
 from aimfuse.coordinator.delivery import DAMAGED_GRACE_S, SILENCE_S, Flight, Grace
 from aimfuse.coordinator.extents import ImageReader, write_sync_file
 from aimfuse.coordinator.place import Place
+from aimfuse.coordinator.retention import retention_lock
 from aimfuse.coordinator.session import TICK_S, Session
-from aimfuse.disk import try_lock
 from aimfuse.errors import ImageMismatch, Unavailable
 
-RETENTION_LOCK = "retention.lock"
-LOCK_S_MAX = 30.0
-LOCK_POLL_S = 0.05
 WINDOW_FILES = 4
 SYNC_DIR = "sync"
 
@@ -40,8 +34,7 @@ async def begin_sync(place: Place) -> None:
         Unavailable: no checkpoint yet, or the lock stayed taken.
         StateLost: the checkpoint is unreadable.
     """
-    with _retention_lock(place) as fd:
-        await _lock(fd)
+    async with retention_lock(place.parts.disk, place.parts.config.state_dir):
         await place.set_cursor(lambda: _first_cursor(place))
     sync = place.cursor.sync
     assert sync is not None
@@ -54,31 +47,12 @@ async def begin_sync(place: Place) -> None:
 def _first_cursor(place: Place) -> Cursor:
     checkpoint = place.parts.checkpoint()
     head = checkpoint.head
-    sync_id = place.parts.dice.getrandbits(64) or 1
+    sync_id = place.parts.tools.dice.getrandbits(64) or 1
     sync = SyncState(sync_id, head, checkpoint.volumes, checkpoint.next_volume)
     return Cursor(
         place.config.url, checkpoint.group, head.number, head.epoch, head.number,
         head.digest, head.number, sync,
     )  # fmt: skip
-
-
-@contextmanager
-def _retention_lock(place: Place) -> Generator[int]:
-    disk = place.parts.disk
-    path = place.parts.config.state_dir / RETENTION_LOCK
-    fd = disk.open("retention:open", path, os.O_RDWR | os.O_CREAT)
-    try:
-        yield fd
-    finally:
-        disk.close(fd)
-
-
-async def _lock(fd: int) -> None:
-    with trio.move_on_after(LOCK_S_MAX):
-        while not try_lock(fd):  # noqa: ASYNC110 - flock has no event to wait for
-            await trio.sleep(LOCK_POLL_S)
-        return
-    raise Unavailable(f"{RETENTION_LOCK} stayed taken for {LOCK_S_MAX:.0f} s")
 
 
 @dataclass(slots=True)
@@ -105,7 +79,9 @@ class FirstSync:
         assert sync is not None
         self._sync = sync
         self._directory = self._place.directory / SYNC_DIR
-        self._reader = ImageReader(self._parts.disk, self._parts.config.image, sync)
+        self._reader = ImageReader(
+            self._parts.disk, self._parts.config.image, sync, self._parts.tools.sync_file_bytes
+        )
         self._next_index = index
         self._next = start
         self._done_bytes = sync.done_bytes if index else 0
@@ -120,7 +96,8 @@ class FirstSync:
             Halt: the image is not the one that was mirrored, or the store says so.
         """
         place = self._place
-        self._sweep()
+        self._parts.disk.mkdir("sync:mkdir", self._directory)
+        sweep(place)
         self._note(self._next_index, self._next, self._done_bytes)
         async with trio.open_nursery() as nursery:
             while not self._is_done():
@@ -132,7 +109,6 @@ class FirstSync:
                 if self._is_last_built or len(self._out) >= WINDOW_FILES:
                     await place.signal.wait(TICK_S)
             nursery.cancel_scope.cancel()
-        self._sweep()
 
     def _is_done(self) -> bool:
         ack = self._place.ack
@@ -217,13 +193,17 @@ class FirstSync:
         self._sync = replace(self._sync, next_index=index, next=position, done_bytes=done_bytes)
         self._place.cursor = replace(self._place.cursor, sync=self._sync, halted=None)
 
-    def _sweep(self) -> None:
-        """Make the directory of SYNC files, empty."""
-        disk = self._parts.disk
-        disk.mkdir("sync:mkdir", self._directory)
-        for name in disk.listdir(self._directory):
-            self._unlink(self._directory / name)
-
     def _unlink(self, path: Path) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._parts.disk.unlink("sync:unlink", path)
+        _unlink(self._place, path)
+
+
+def sweep(place: Place) -> None:
+    """Remove the SYNC files that an earlier run left behind."""
+    directory = place.directory / SYNC_DIR
+    for name in place.parts.disk.listdir(directory) if directory.exists() else ():
+        _unlink(place, directory / name)
+
+
+def _unlink(place: Place, path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        place.parts.disk.unlink("sync:unlink", path)

@@ -1,0 +1,177 @@
+"""The first copy: what it reads, when it may end, and what it waits for."""
+
+import fcntl
+import json
+import os
+from pathlib import Path
+
+import trio
+from trio.testing import MockClock
+
+from aimfuse.config import DestinationConfig
+from aimfuse.coordinator.cursor import SyncState, SyncVolume
+from aimfuse.coordinator.extents import ImageReader, nonzero_runs, write_sync_file
+from aimfuse.coordinator.run import run_ship
+from aimfuse.disk import Disk
+from aimfuse.journal.header import FileKind
+from aimfuse.journal.journal import Head
+from aimfuse.journal.reader import read_sealed
+from aimfuse.journal.records import RecordType, VolumeEntry
+from aimfuse.units import KIB, MIB, VolumeId
+from tests.coordinator.fakes import Link, tools_for
+from tests.coordinator.samples import BLOCK, GROUP, SampleSource, make_dice
+from tests.coordinator.test_shipping import shipping, status, until
+
+A = DestinationConfig("a", "sftp://a/s")
+
+
+def volume(number: int, name: str, path: Path) -> SyncVolume:
+    info = path.stat()
+    return SyncVolume(VolumeEntry(VolumeId(number), name, info.st_size), info.st_ino)
+
+
+def copied(directory: Path, sync: SyncState, image: Path, file_bytes: int) -> dict[int, bytearray]:
+    """Write SYNC files to the end and return what they say of each volume."""
+    disk = Disk()
+    reader = ImageReader(disk, image, sync, file_bytes)
+    found = {int(one.entry.volume): bytearray(one.entry.size_bytes) for one in sync.volumes}
+    start, index, last = (0, 0), 0, False
+    while not last:
+        stretch = reader.gather(start)
+        assert stretch.start == start
+        path = write_sync_file(disk, directory, GROUP, sync, index, stretch, 5, 1)
+        aim = read_sealed(disk, path)
+        assert path.stat().st_size <= file_bytes + 4 * KIB
+        assert (aim.identity.kind, aim.identity.number) == (FileKind.SYNC, index + 1)
+        assert aim.iocbs[0].type is RecordType.TABLE
+        mark = json.loads(bytes(aim.payload(aim.iocbs[1])))
+        assert (mark["index"], mark["last"]) == (index, stretch.last)
+        assert ("to" in mark) == stretch.last
+        for iocb in aim.records():
+            end = iocb.offset + iocb.payload_bytes
+            found[iocb.volume][iocb.offset : end] = aim.payload(iocb)
+        start, index, last = stretch.end, index + 1, stretch.last
+    return found
+
+
+def test_sync_files_hold_the_image_and_none_of_its_holes(tmp_path: Path) -> None:
+    image = tmp_path / "v.img"
+    dice = make_dice()
+    with image.open("wb") as file:
+        file.truncate(64 * MIB + 123)
+        for _ in range(40):
+            file.seek(dice.randrange(64 * MIB))
+            file.write(dice.randbytes(dice.randrange(1, 400_000)))
+        file.seek(30 * MIB)
+        file.write(bytes(8 * MIB))  # Written zeros: data for the file system, none for us.
+    sync = SyncState(7, Head(), (volume(1, "v.img", image),), 2)
+    assert copied(tmp_path, sync, image, 4 * MIB)[1][: 64 * MIB] == image.read_bytes()[: 64 * MIB]
+    assert sum(path.stat().st_size for path in tmp_path.glob("sync-*")) < 24 * MIB
+
+
+def test_volumes_are_found_by_their_inodes_whatever_their_names_are_now(tmp_path: Path) -> None:
+    root = tmp_path / "dir"
+    root.mkdir()
+    for name in ("a", "b", "gone"):
+        (root / name).write_bytes(name.encode() * 5000)
+    sync = SyncState(
+        7,
+        Head(),
+        (volume(1, "a", root / "a"), volume(2, "b", root / "b"), volume(3, "gone", root / "gone")),
+        4,
+    )
+    keep = (root / "gone").rename(tmp_path / "elsewhere")
+    (root / "a").rename(root / "t")
+    (root / "b").rename(root / "a")
+    (root / "t").rename(root / "b")
+    found = copied(tmp_path, sync, root, 4 * MIB)
+    assert bytes(found[1]) == b"a" * 5000
+    assert bytes(found[2]) == b"b" * 5000
+    assert not any(found[3])
+    assert keep.exists()
+
+
+def test_an_image_that_shrank_or_is_empty_is_copied_as_far_as_it_goes(tmp_path: Path) -> None:
+    image = tmp_path / "v.img"
+    image.write_bytes(b"x" * 3 * BLOCK)
+    sync = SyncState(7, Head(), (volume(1, "v.img", image),), 2)
+    os.truncate(image, BLOCK)
+    assert bytes(copied(tmp_path, sync, image, 4 * MIB)[1]) == b"x" * BLOCK + bytes(2 * BLOCK)
+    os.truncate(image, 0)
+    assert not any(copied(tmp_path, sync, image, 4 * MIB)[1])
+    assert copied(tmp_path, SyncState(8, Head(), (), 1), tmp_path, 4 * MIB) == {}
+
+
+def test_runs_that_are_not_zero_are_found_by_blocks() -> None:
+    data = bytes(BLOCK) + b"a" * BLOCK + bytes(BLOCK) + bytes(BLOCK - 1) + b"b" + b"c" * 7
+    runs = list(nonzero_runs(data))
+    assert [at for at, _ in runs] == [BLOCK, 3 * BLOCK]
+    assert runs[1][1].endswith(b"bccccccc")
+    assert list(nonzero_runs(bytes(3 * BLOCK + 5))) == []
+    assert list(nonzero_runs(b"")) == []
+
+
+async def test_a_copy_waits_for_the_end_of_an_unclean_journal(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    source, link = SampleSource(tmp_path, A), Link()
+    source.fill(1)
+    source.checkpoint(clean=False)
+    async with shipping(source, tools_for(source, make_dice(1), a=link)):
+        await until(lambda: "cleanly" in str(status(source).get("error")), 300)
+        assert not link.store.deliveries
+        assert source.cursor("a")["state"] == "syncing"
+        assert source.cursor("a")["pin"] == 0
+        source.checkpoint()
+        await until(lambda: link.store.phase == "consistent", 300)
+    assert bytes(link.store.mirror) == source.contents()
+    assert autojump_clock.current_time() > 0
+
+
+async def test_the_driver_says_where_a_copy_ends_while_it_is_mounted(tmp_path: Path) -> None:
+    source, link = SampleSource(tmp_path, A), Link()
+    source.fill(1)
+    source.checkpoint(clean=False)
+
+    async def drive(stream: trio.SocketStream) -> None:
+        asked = json.loads((await stream.receive_some()).splitlines()[0])["cmd"]
+        reply: dict[str, object] = {"ok": True, "state": "active", "accepted_seq": 41}
+        if asked == "applied":  # What the copy has read gets sealed now.
+            reply["number"] = source.write(2, 77).number
+        await stream.send_all(json.dumps(reply).encode() + b"\n")
+
+    listening = trio.socket.socket(trio.socket.AF_UNIX)
+    await listening.bind(str(source.state_dir / "control.sock"))
+    listening.listen()
+    listener = trio.SocketListener(listening)
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+
+            async def serve() -> None:
+                await trio.serve_listeners(drive, [listener])
+
+            nursery.start_soon(serve)
+            tools = tools_for(source, make_dice(2), a=link)
+            await run_ship(source.state_dir, until_empty=True, tools=tools)
+            nursery.cancel_scope.cancel()
+    link.store.ack()
+    assert link.store.to == 1
+    assert bytes(link.store.mirror) == source.contents()
+    assert link.store.heartbeats[-1]["accepted_seq"] == 41
+    assert link.store.heartbeats[-1]["state"] == "active"
+
+
+async def test_a_copy_does_not_begin_while_files_are_being_released(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    source, link = SampleSource(tmp_path, A), Link()
+    source.write(1, 1)
+    with (source.state_dir / "retention.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        async with shipping(source, tools_for(source, make_dice(3), a=link)):
+            await until(lambda: status(source).get("state") == "retrying", 300)
+            assert source.cursor("a") == {}
+            source.checkpoint()
+            fcntl.flock(held, fcntl.LOCK_UN)
+            await until(lambda: source.cursor("a").get("pin") == 1, 300)
+    assert autojump_clock.current_time() > 0
