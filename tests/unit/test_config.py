@@ -53,16 +53,32 @@ def test_every_setting_survives_being_saved_and_loaded(state_dir: Path) -> None:
         state_dir.parent / "v.img",
         MountConfig(Path("/mnt/v"), writeback=True, allow_other=True),
         JournalConfig(
-            1 * MIB, 0.25, 0.05, Path("/fast/spool"), 8 * GIB, 3 * MIB, "fail", 5 * GIB, 64 * MIB, 2.5
+            1 * MIB,
+            0.25,
+            0.05,
+            Path("/fast/spool"),
+            8 * GIB,
+            3 * MIB,
+            "fail",
+            5 * GIB,
+            64 * MIB,
+            2.5,
         ),
         (
             DestinationConfig(
-                "b", "sftp://b/srv", paused=True, max_in_flight=8, inbox_bytes_max=9 * MIB,
-                stall_s_max=12.5, known_hosts=Path("/k"), identity_files=(Path("/i"), Path("/j")),
-                ssh_config=Path("/c"), use_agent=False,
+                "b",
+                "sftp://b/srv",
+                paused=True,
+                max_in_flight=8,
+                inbox_bytes_max=9 * MIB,
+                stall_s_max=12.5,
+                known_hosts=Path("/k"),
+                identity_files=(Path("/i"), Path("/j")),
+                ssh_config=Path("/c"),
+                use_agent=False,
             ),
         ),
-    )  # fmt: skip
+    )
     save(config)
     assert load(state_dir) == config
 
@@ -92,51 +108,87 @@ def test_image_and_state_directory_can_be_moved_together(tmp_path: Path) -> None
         pytest.param('image="v"\njurnal={}', "jurnal", "mean journal", id="misspelt table"),
         pytest.param('image="v"\njournal=1', "journal", "[journal]", id="no table"),
         pytest.param(
-            'image="v"\n[journal]\nfile_byte="1MiB"', "journal.file_byte", "mean file_bytes", id="misspelt"
+            'image="v"\n[journal]\nfile_byte="1MiB"',
+            "journal.file_byte",
+            "mean file_bytes",
+            id="misspelt",
         ),
         pytest.param(
-            'image="v"\n[journal]\nfile_bytes="1 zB"', "journal.file_bytes", "64KiB to 128MiB", id="unit"
+            'image="v"\n[journal]\nfile_bytes="1 zB"',
+            "journal.file_bytes",
+            "64KiB to 128MiB",
+            id="unit",
         ),
         pytest.param(
-            'image="v"\n[journal]\nfile_bytes=1', "journal.file_bytes", "64KiB to 128MiB", id="small"
+            'image="v"\n[journal]\nfile_bytes=1',
+            "journal.file_bytes",
+            "64KiB to 128MiB",
+            id="small",
         ),
         pytest.param(
-            'image="v"\n[journal]\nfile_bytes=true', "journal.file_bytes", "Give a size", id="flag as size"
+            'image="v"\n[journal]\nfile_bytes=true',
+            "journal.file_bytes",
+            "Give a size",
+            id="flag as size",
         ),
         pytest.param(
-            'image="v"\n[journal]\nfile_age="-1s"', "journal.file_age", "10ms to 3600s", id="negative age"
+            'image="v"\n[journal]\nfile_age="-1s"',
+            "journal.file_age",
+            "10ms to 3600s",
+            id="negative age",
         ),
         pytest.param(
             'image="v"\n[journal]\nfile_age=nan', "journal.file_age", "Give a time", id="no number"
         ),
         pytest.param(
-            'image="v"\n[journal]\nwhen_full="fold"', "journal.when_full", "block or fail", id="fold"
+            'image="v"\n[journal]\nwhen_full="fold"',
+            "journal.when_full",
+            "block or fail",
+            id="fold",
         ),
         pytest.param(
-            'image="v"\n[journal]\nspool_bytes_max="32MiB"', "journal.spool_bytes_max", "larger", id="spool"
+            'image="v"\n[journal]\nspool_bytes_max="32MiB"',
+            "journal.spool_bytes_max",
+            "larger",
+            id="spool",
         ),
         pytest.param(
-            'image="v"\n[journal]\nmemory_bytes_max="16MiB"', "journal.memory_bytes_max", "larger", id="mem"
+            'image="v"\n[journal]\nmemory_bytes_max="16MiB"',
+            "journal.memory_bytes_max",
+            "larger",
+            id="mem",
         ),
         pytest.param(
-            'image="v"\n[mount]\nwriteback="yes"', "mount.writeback", "true or false", id="quoted flag"
+            'image="v"\n[mount]\nwriteback="yes"',
+            "mount.writeback",
+            "true or false",
+            id="quoted flag",
         ),
         pytest.param('image="v"\ndestination=[1]', "destination[0]", "[[destination]]", id="list"),
-        pytest.param('image="v"\n[[destination]]\nname="x"', "destination[0].url", "sftp://", id="no url"),
         pytest.param(
-            'image="v"\n[[destination]]\nurl="a"\nname="../x"', "destination[0].name", "letters", id="name"
+            'image="v"\n[[destination]]\nname="x"', "destination[0].url", "sftp://", id="no url"
+        ),
+        pytest.param(
+            'image="v"\n[[destination]]\nurl="a"\nname="../x"',
+            "destination[0].name",
+            "letters",
+            id="name",
         ),
         pytest.param(
             'image="v"\n[[destination]]\nurl="a"\nmax_in_flight=0',
-            "destination[0].max_in_flight", "1 to 64", id="no file in flight",
+            "destination[0].max_in_flight",
+            "1 to 64",
+            id="no file in flight",
         ),
         pytest.param(
             'image="v"\n[[destination]]\nurl="/a"\nname="x"\n[[destination]]\nurl="/b"\nname="x"',
-            "destination[1].name", "of its own", id="name twice",
+            "destination[1].name",
+            "of its own",
+            id="name twice",
         ),
         pytest.param("image = ", "file", "line", id="no TOML"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_setting_is_refused_with_file_key_and_remedy(
     state_dir: Path, text: str, key: str, remedy: str
 ) -> None:
