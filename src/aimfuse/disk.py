@@ -126,6 +126,20 @@ class Disk:
         """Return the inode number, which survives a rename."""
         return os.fstat(fd).st_ino
 
+    def owner(self, fd: int) -> tuple[int, int, int]:
+        """Return permission bits, user and group; a block device counts as ours alone."""
+        info = os.fstat(fd)
+        if stat.S_ISBLK(info.st_mode):
+            return 0o600, os.getuid(), os.getgid()
+        return stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid
+
+    def set_owner(self, fd: int, mode: int, uid: int, gid: int) -> None:
+        """Set permission bits, user and group, as far as this process may."""
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            with contextlib.suppress(PermissionError):
+                os.fchmod(fd, mode)
+                os.fchown(fd, uid, gid)
+
     def change_marks(self, fd: int) -> dict[str, int]:
         """Return what tells whether a file was touched; nothing for a block device."""
         info = os.fstat(fd)

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import typer
 
@@ -20,6 +21,8 @@ def exit_on_error() -> Generator[None]:
         yield
     except* AimfuseError as group:  # A nursery always raises a group.
         failure = _first_leaf(group)
+    except* OSError as group:  # The system's own message says which file and why.
+        failure = failure or AimfuseError(str(_first_leaf(group)))
     if failure is not None:
         typer.secho(f"aimfuse: {failure}", fg="red", err=True)
         if failure.hint:
@@ -27,6 +30,9 @@ def exit_on_error() -> Generator[None]:
         raise typer.Exit(failure.exit_code)
 
 
-def _first_leaf(group: BaseExceptionGroup[AimfuseError]) -> AimfuseError:
+E = TypeVar("E", bound=BaseException)
+
+
+def _first_leaf(group: BaseExceptionGroup[E]) -> E:
     first = group.exceptions[0]
     return _first_leaf(first) if isinstance(first, BaseExceptionGroup) else first

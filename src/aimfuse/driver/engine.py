@@ -93,7 +93,12 @@ class Engine:
         if self.unapplied_bytes > self.limits.memory_bytes_max:
             return False
         records = 2 + 2 * (payload_bytes // BLOCK_BYTES)
-        return self.journal.fits(records, payload_bytes) or self.roll()
+        journal = self.journal
+        if journal.fits(records, payload_bytes):
+            return True
+        # A request larger than a whole file goes into an empty one all the same.
+        empty = journal.active is not None and not journal.active.record_count
+        return empty or self.roll()
 
     def roll(self) -> bool:
         """Begin the next journal file if one is ready; the active one must hold records."""
@@ -266,17 +271,32 @@ class Engine:
                 continue
             if change.length:
                 volume.overlay.remove(change)
-            if volume.removed and not volume.opens and not volume.overlay:
-                self.forget(volume)
+            if change.kind is RecordType.CREATE:
+                self.images.set_owner(volume.volume, volume.mode, volume.uid, volume.gid)
+            elif change.kind is RecordType.RENAME:
+                self._forget_unused(self.volumes.get(change.offset))
+            self._forget_unused(volume)
         pending = self._accepted
         self.applied_seq = Seq(pending[0].seq - 1) if pending else self.journal.durable_seq
 
-    def forget(self, volume: Volume) -> None:
-        """Drop a removed volume that is neither open nor waiting for its removal."""
-        if any(change.volume == volume.volume for change in self._accepted):
+    def close_handle(self, volume: Volume) -> None:
+        """Note that one user of the volume is gone."""
+        volume.opens -= 1
+        self._forget_unused(volume)
+
+    def set_owner(self, volume: Volume, mode: int, uid: int, gid: int) -> None:
+        """Give the volume and its image mode and owner, which are no part of the journal."""
+        volume.mode, volume.uid, volume.gid = mode, uid, gid
+        if self.images.is_open(volume.volume):
+            self.images.set_owner(volume.volume, mode, uid, gid)
+
+    def _forget_unused(self, volume: Volume | None) -> None:
+        """Drop a removed volume that is neither open nor in a change yet to be applied."""
+        if volume is None or not volume.removed or volume.opens:
             return
-        self.images.forget(volume.volume)
-        self.volumes.forget(volume)
+        if not any(change.volume == volume.volume for change in self._accepted):
+            self.images.forget(volume.volume)
+            self.volumes.forget(volume)
 
     # Seal and checkpoint.
 

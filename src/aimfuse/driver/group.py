@@ -221,6 +221,8 @@ def _serve(  # noqa: PLR0913 - everything that recovery found
 ) -> Engine:
     """Write the checkpoint that recovery reached, and start the journal behind it."""
     volumes = Volumes(namespace.entries(), namespace.next_volume)
+    for volume in volumes:
+        volume.mode, volume.uid, volume.gid = images.owner(volume.volume)
     epoch, parent = before.epoch, before.parent
     if not before.clean and head.number:
         epoch, parent = Epoch(head.epoch + 1), head.as_parent()

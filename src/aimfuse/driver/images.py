@@ -95,6 +95,14 @@ class Images:
         fd = self._fds.get(volume)
         return self._disk.allocated(fd) // 512 if fd is not None else 0
 
+    def owner(self, volume: int) -> tuple[int, int, int]:
+        """Return permission bits, user and group of a volume's image."""
+        return self._disk.owner(self._fds[volume])
+
+    def set_owner(self, volume: int, mode: int, uid: int, gid: int) -> None:
+        """Give a volume's image permission bits, user and group."""
+        self._disk.set_owner(self._fds[volume], mode, uid, gid)
+
     def read(self, volume: int, length: int, offset: int) -> bytes:
         """Return *length* bytes of the image; zeros beyond its end or while it has none."""
         fd = self._fds.get(volume)

@@ -155,10 +155,7 @@ class Operations(pyfuse3.Operations):
         with self._boundary:
             if self._handles.pop(fh, False) is not False:
                 return
-            volume = self._volume(fh)
-            volume.opens -= 1
-            if volume.removed and not volume.opens:
-                self._engine.forget(volume)
+            self._engine.close_handle(self._volume(fh))
 
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
@@ -170,7 +167,7 @@ class Operations(pyfuse3.Operations):
             if self._engine.volumes.named(text) is not None:
                 raise FUSEError(errno.EEXIST)
             volume = self._engine.create(text)
-            volume.mode, volume.uid, volume.gid = stat.S_IMODE(mode), ctx.uid, ctx.gid
+            self._engine.set_owner(volume, stat.S_IMODE(mode), ctx.uid, ctx.gid)
             volume.opens += 1
             self._pump.commit_soon()
             inode = _VOLUME_FIRST + volume.volume
@@ -272,19 +269,20 @@ class Operations(pyfuse3.Operations):
         fh: int | None,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
-        """Truncate, and keep mode, owner and time for the life of the mount."""
+        """Truncate through the journal; mode and owner go to the image, the time is the mount's."""
         with self._boundary:
             if self._is_control(inode) or inode == _ROOT:
                 return self._attributes(inode)
             volume = self._volume(inode)
             if fields.update_size:
                 await self._truncate(volume, attr.st_size)
-            if fields.update_mode:
-                volume.mode = stat.S_IMODE(attr.st_mode)
-            if fields.update_uid:
-                volume.uid = attr.st_uid
-            if fields.update_gid:
-                volume.gid = attr.st_gid
+            if fields.update_mode or fields.update_uid or fields.update_gid:
+                self._engine.set_owner(
+                    volume,
+                    stat.S_IMODE(attr.st_mode) if fields.update_mode else volume.mode,
+                    attr.st_uid if fields.update_uid else volume.uid,
+                    attr.st_gid if fields.update_gid else volume.gid,
+                )
             if fields.update_mtime:
                 volume.mtime_ns = attr.st_mtime_ns
             return self._attributes(inode)

@@ -25,6 +25,9 @@ def become_part_of_the_io_path() -> None:
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _try("PR_SET_IO_FLUSHER", _libc.prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0))
+    _soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if os.geteuid() != 0 and hard != resource.RLIM_INFINITY:
+        return  # It would be granted now, and allocations beyond the limit would fail later.
     _try("mlockall", _libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT))
 
 

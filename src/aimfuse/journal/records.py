@@ -21,7 +21,7 @@ from aimfuse.units import MIB, ByteOffset, Seq, VolumeId
 MAGIC = b"IOCB"
 PAYLOAD_BYTES_MAX = 4 * MIB
 NAME_BYTES_MAX = 255
-VOLUMES_MAX = 16_384
+VOLUMES_MAX = 15_000
 FRAME_GRAIN_BYTES = 8
 
 _FIELDS = struct.Struct("<4sBBHIIQQQQQI")
