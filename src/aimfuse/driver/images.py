@@ -146,6 +146,11 @@ class Images:
         self._dirty.clear()
         return Dirty(fds, names)
 
+    def drop_caches(self) -> None:
+        """See the images as the disk has them: after a failed sync the cache shows more."""
+        for fd in self._fds.values():
+            self._disk.drop_cache(fd)
+
     def take_all(self) -> Dirty:
         """Return all open images and the names, for `sync` after a recovery."""
         self.take_dirty()

@@ -82,6 +82,8 @@ def redo(
     for file in read_files(disk, spool, files):
         end.follow(file)
     found = _open_images(disk, checkpoint, images, end)
+    if not checkpoint.clean:
+        images.drop_caches()
     for file in read_files(disk, spool, files):
         _apply(images, [change for change in data_changes(file) if change.volume in end.names])
     if images.is_directory:
