@@ -1,6 +1,9 @@
 """The source side as the coordinator sees it: the driver's checkpoint and its control socket."""
 
 import json
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,7 @@ class Source:
     """Read-only view of the group's driver, mounted or not."""
 
     def __init__(self, disk: Disk, state_dir: Path) -> None:
+        self._disk = disk
         self._state_dir = state_dir
         self._slots = Slots(disk, state_dir / CHECKPOINT, CHECKPOINT)
 
@@ -67,8 +71,8 @@ class Source:
             Unavailable: the driver did not answer in time, or said no.
         """
         try:
-            with trio.fail_after(CONNECT_S_MAX):
-                stream = await trio.open_unix_socket(str(self._state_dir / CONTROL))
+            with self._short_path() as path, trio.fail_after(CONNECT_S_MAX):
+                stream = await trio.open_unix_socket(path)
         except (OSError, trio.TooSlowError) as exc:
             raise NotServed from exc
         async with stream:
@@ -81,6 +85,15 @@ class Source:
         if not isinstance(answer, dict) or answer.get("ok") is False:
             raise Unavailable(f"the driver refused `{command}`: {answer}")
         return answer
+
+    @contextmanager
+    def _short_path(self) -> Generator[str]:
+        """Give a path of the socket that fits: the kernel takes no more than 107 bytes."""
+        fd = self._disk.open("control:open", self._state_dir, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            yield f"/proc/self/fd/{fd}/{CONTROL}"
+        finally:
+            self._disk.close(fd)
 
     async def status(self) -> dict[str, Any] | None:
         """Return the driver's status, None while it is not mounted or does not answer."""
