@@ -14,7 +14,7 @@ from pathlib import Path
 
 from aimfuse.disk import Disk
 from aimfuse.journal.header import NO_DIGEST, Identity, Parent
-from aimfuse.journal.records import IOCB_BYTES, RecordType
+from aimfuse.journal.records import IOCB_BYTES, IOCBS_MAX, RecordType
 from aimfuse.journal.spool import free_files
 from aimfuse.journal.writer import AimWriter
 from aimfuse.units import Epoch, FileNumber, Seq
@@ -99,7 +99,11 @@ class Journal:
         """Tell whether the active file takes this much more."""
         need = records * FRAME_OVERHEAD_BYTES + payload_bytes + SEAL_RESERVE_BYTES
         active = self.active
-        return active is not None and active.sealed_bytes + need <= self._file_bytes
+        return (
+            active is not None
+            and active.sealed_bytes + need <= self._file_bytes
+            and active.iocb_count + records <= IOCBS_MAX // 2
+        )
 
     def roll(self, table: bytes) -> bool:
         """Make the ready file the active one; it begins with *table*. False if none is ready.
@@ -194,7 +198,8 @@ class Journal:
         seal = writer.seal(self.head.digest, self.epoch, FileNumber(name.number + 1))
         self._disk.rename("journal:publish", writer.path, self._spool / name.sealed)
         writer.close()
-        return Head(name.epoch, name.number, writer.last_seq, seal.digest)
+        seq = writer.last_seq if writer.record_count else self.head.seq
+        return Head(name.epoch, name.number, seq, seal.digest)
 
     def finish_seal(self, head: Head) -> None:
         """Note what `seal_next` returned; all of it is durable."""

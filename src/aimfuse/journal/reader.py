@@ -22,6 +22,7 @@ from aimfuse.journal.header import (
 )
 from aimfuse.journal.records import (
     IOCB_BYTES,
+    IOCBS_MAX,
     MAGIC,
     BadIocb,
     Iocb,
@@ -127,6 +128,7 @@ def _check_header(path: Path, data: bytes) -> tuple[Identity, Seal]:
         raise TornRecord(path, len(data), f"cut short, {seal.total_bytes} bytes were sealed")
     if (
         len(data) > seal.total_bytes
+        or seal.iocb_count > IOCBS_MAX
         or seal.iocb_at != HEADER_BYTES + seal.data_bytes
         or seal.iocb_at + seal.iocb_count * IOCB_BYTES != seal.total_bytes
     ):
@@ -136,10 +138,12 @@ def _check_header(path: Path, data: bytes) -> tuple[Identity, Seal]:
 
 def _table_of_contents(path: Path, view: memoryview, seed: int, seal: Seal) -> Iterator[Iocb]:
     """Decode the IOCB portion, holding it against what stands in the data portion."""
+    data = view.obj
+    assert isinstance(data, bytes)  # Slices of bytes compare at once, those of a view bytewise.
     at = HEADER_BYTES
     for index in range(seal.iocb_count):
         table_at = seal.iocb_at + index * IOCB_BYTES
-        raw = view[table_at : table_at + IOCB_BYTES]
+        raw = data[table_at : table_at + IOCB_BYTES]
         try:
             iocb = decode_iocb(seed, raw)
         except BadIocb as exc:
@@ -147,7 +151,7 @@ def _table_of_contents(path: Path, view: memoryview, seed: int, seal: Seal) -> I
         end_at = iocb.end_at
         if iocb.data_at != at + IOCB_BYTES or end_at > seal.iocb_at:
             raise CorruptRecord(path, table_at, f"IOCB {index} points out of place")
-        if view[at : at + IOCB_BYTES] != raw:
+        if data[at : at + IOCB_BYTES] != raw:
             raise CorruptRecord(path, at, f"IOCB {index} differs from the one before its data")
         if crc32c(view[iocb.data_at : iocb.data_at + iocb.payload_bytes]) != iocb.payload_crc:
             raise CorruptRecord(path, iocb.data_at, "payload checksum mismatch")

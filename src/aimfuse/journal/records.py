@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from crc32c import crc32c
 
@@ -22,10 +23,13 @@ MAGIC = b"IOCB"
 PAYLOAD_BYTES_MAX = 4 * MIB
 NAME_BYTES_MAX = 255
 VOLUMES_MAX = 15_000
+IOCBS_MAX = 1 << 19
+"""IOCBs that a reader accepts in one file; a writer rolls at half of them."""
 FRAME_GRAIN_BYTES = 8
 
 _FIELDS = struct.Struct("<4sBBHIIQQQQQI")
 _CRC = struct.Struct("<I")
+_WHOLE = struct.Struct(_FIELDS.format + "I")
 IOCB_BYTES = _FIELDS.size + _CRC.size
 assert IOCB_BYTES == 64, "the on-disk format is frozen"  # noqa: PLR2004 - said once
 _ENTRY = struct.Struct("<IQH")
@@ -55,9 +59,11 @@ MARK_MIN = RecordType.COMMIT
 _TYPES = {int(kind): kind for kind in RecordType}
 
 
-@dataclass(frozen=True, slots=True)
-class Iocb:
-    """Where a record belongs and where its payload lies; sizes in bytes, time in Unix ns."""
+class Iocb(NamedTuple):
+    """Where a record belongs and where its payload lies; sizes in bytes, time in Unix ns.
+
+    A named tuple and no frozen dataclass: readers make one per record, at a fifth of the cost.
+    """
 
     type: RecordType
     volume: VolumeId
@@ -114,21 +120,19 @@ def decode_iocb(seed: int, data: bytes | memoryview) -> Iocb:
     Raises:
         BadIocb: too short, another file's, damaged, or of an unknown type.
     """
-    if len(data) < IOCB_BYTES:
+    if len(data) != IOCB_BYTES:
         raise BadIocb("cut short")
-    fields = data[: _FIELDS.size]
-    (crc,) = _CRC.unpack_from(data, _FIELDS.size)
-    magic, kind, flags, reserved, volume, payload_bytes, *rest, payload_crc = _FIELDS.unpack(fields)
+    fields = bytes(data[: _FIELDS.size])
+    magic, kind, flags, reserved, volume, payload_bytes, *rest, payload_crc, crc = _WHOLE.unpack(
+        data
+    )
     if magic != MAGIC or crc32c(fields, seed) != crc:
         raise BadIocb("checksum mismatch")
     known = _TYPES.get(kind)
     if known is None or flags or reserved or payload_bytes > PAYLOAD_BYTES_MAX:
         raise BadIocb("of a type, flag or size that this version does not know")
     seq, offset, length, data_at, time_ns = rest
-    return Iocb(
-        known, VolumeId(volume), Seq(seq), ByteOffset(offset), length, payload_bytes, data_at,
-        time_ns, payload_crc,
-    )  # fmt: skip
+    return Iocb(known, volume, seq, offset, length, payload_bytes, data_at, time_ns, payload_crc)
 
 
 @dataclass(frozen=True, slots=True)

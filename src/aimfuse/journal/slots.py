@@ -2,7 +2,9 @@
 
 Each slot: magic[8]="AIM-SLOT" generation:u64 length:u32 crc:u32, little-endian, then a JSON
 object of `length` bytes; the CRC-32C covers generation, length and object. The valid slot with
-the higher generation counts. Writing overwrites the other one in place and syncs it.
+the higher generation counts. Writing overwrites the other one in place and syncs it. A slot
+that is not there yet is made beside and renamed, so that the very first write is never found
+half done.
 """
 
 import json
@@ -68,12 +70,17 @@ class Slots:
         covered = _COVERED.pack(generation, len(body))
         head = _HEAD.pack(_MAGIC, generation, len(body), crc32c(body, crc32c(covered)))
         path = self._paths[generation % 2]
-        fd = self._disk.open(f"{self._label}:open", path, os.O_RDWR | os.O_CREAT)
+        is_new = not self._disk.exists(path)
+        at = path.with_name(path.name + ".part") if is_new else path
+        flags = os.O_RDWR | (os.O_CREAT | os.O_TRUNC if is_new else 0)
+        fd = self._disk.open(f"{self._label}:open", at, flags)
         try:
             self._disk.pwrite(f"{self._label}:write", fd, [head, body], 0)
             self._disk.fdatasync(f"{self._label}:sync", fd)
         finally:
             self._disk.close(fd)
+        if is_new:
+            self._disk.rename(f"{self._label}:rename", at, path)
         if path not in self._names_durable:  # A crash may have come before its first sync_dir.
             self._disk.sync_dir(f"{self._label}:sync_dir", path.parent)
             self._names_durable.add(path)

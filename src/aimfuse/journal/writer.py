@@ -249,6 +249,11 @@ class AimWriter:
         self.payload_bytes += payload_bytes
 
     @property
+    def iocb_count(self) -> int:
+        """Return how many records and marks the file holds."""
+        return len(self._iocbs)
+
+    @property
     def sealed_bytes(self) -> int:
         """Return what the file would measure if it were sealed now."""
         return self.end_at + len(self._iocbs) * IOCB_BYTES
