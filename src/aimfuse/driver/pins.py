@@ -7,14 +7,18 @@ position while files are being released.
 """
 
 import fcntl
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from aimfuse.disk import Disk
+from aimfuse.errors import StateLost
 from aimfuse.journal.slots import Slots
 from aimfuse.units import FileNumber
+
+log = logging.getLogger(__name__)
 
 RETENTION_LOCK_NAME = "retention.lock"
 
@@ -29,6 +33,7 @@ class Pins:
         self._disk = disk
         self._lock = state_dir / RETENTION_LOCK_NAME
         self._destinations = destinations
+        self._unreadable: set[Path] = set()
 
     @contextmanager
     def held(self) -> Iterator[FileNumber | None]:
@@ -48,7 +53,15 @@ class Pins:
         return min(pins, default=None)
 
     def _pin(self, directory: Path) -> FileNumber | None:
-        state = Slots(self._disk, directory / "cursor", "cursor").read()
+        try:
+            state = Slots(self._disk, directory / "cursor", "cursor").read()
+        except (StateLost, OSError) as exc:
+            # What a destination needs is unknown: it may be everything. The volume goes on.
+            if directory not in self._unreadable:
+                log.warning("%s: keeping every file for it: %s", directory.name, exc)
+            self._unreadable.add(directory)
+            return FileNumber(0)
+        self._unreadable.discard(directory)
         if state is None or state.get("state") == "new":
             return None
         pin = state.get("pin")
