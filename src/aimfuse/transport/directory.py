@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import trio
 
-from aimfuse.disk import Disk, publish, read_file
+from aimfuse.disk import Disk, process_disk, publish, read_file
 from aimfuse.errors import Unavailable, UsageError
 from aimfuse.transport.base import (
     DIRECTORY_MODE,
@@ -41,7 +41,7 @@ class DirectoryTransport:
     def __init__(self, store: Path, disk: Disk | None = None) -> None:
         self._store = store
         self._inbox = store / INBOX
-        self._disk = disk or Disk()
+        self._disk = disk or process_disk()
 
     @classmethod
     def from_url(cls, url: str) -> "DirectoryTransport":

@@ -21,7 +21,7 @@ import asyncssh
 import trio
 from asyncssh import constants
 
-from aimfuse.disk import Disk
+from aimfuse.disk import process_disk
 from aimfuse.errors import TransportError, Unavailable, UsageError
 from aimfuse.transport.base import (
     DIRECTORY_MODE,
@@ -58,7 +58,7 @@ class SftpTransport:
     def __init__(self, place: "_Place", settings: TransportSettings) -> None:
         self._place = place
         self._settings = settings
-        self._disk = Disk()
+        self._disk = process_disk()
         self._thread: AsyncioThread | None = None
         self._session: _Session | None = None
 
