@@ -114,6 +114,11 @@ class Disk:
         self.step(label)
         os.fdatasync(fd)
 
+    def fsync(self, label: str, fd: int) -> None:
+        """Make data and all attributes durable, times too; errors as for `fdatasync`."""
+        self.step(label)
+        os.fsync(fd)
+
     def size(self, fd: int) -> int:
         """Return the size in bytes of a file or of a block device."""
         return _size(fd)

@@ -20,7 +20,6 @@ from aimfuse.journal.spool import (
     sealed_names,
 )
 from aimfuse.units import Epoch, FileNumber
-from tests import known_faults
 from tests.disks.cuts import Choose, keep_all, keep_none, mixtures
 from tests.disks.faults import Crash, Fault
 from tests.disks.simdisk import SimDisk
@@ -162,7 +161,6 @@ def test_files_without_records_do_not_stay() -> None:
 # The spool.
 
 
-@known_faults.name_of_a_sealed_file_is_not_durable
 def test_a_sealed_file_keeps_its_name_over_a_power_cut() -> None:
     """A checkpoint may pass it from now on: by its open name recovery would drop it."""
     disk = spool_disk()
@@ -177,7 +175,6 @@ def test_a_sealed_file_keeps_its_name_over_a_power_cut() -> None:
         assert [n.number for n in sealed_names(cut, SPOOL)] == [1], name
 
 
-@known_faults.name_of_a_sealed_file_is_not_durable
 def test_what_a_killed_recovery_had_sealed_keeps_its_name_over_a_power_cut() -> None:
     disk = spool_disk()
     append(new_journal(disk), 2)

@@ -40,6 +40,8 @@ class Checkpoint:
     parent: Parent = field(default_factory=Parent)
     clean: bool = False
     fingerprint: dict[str, Any] | None = None
+    gap: str | None = None
+    """Why history is broken behind this position, until a GAP record says so."""
 
     def entries(self) -> list[VolumeEntry]:
         """Return the volumes without their inodes."""
@@ -100,6 +102,7 @@ def _to_state(checkpoint: Checkpoint) -> dict[str, Any]:
             for v in checkpoint.volumes
         ],
         "fingerprint": checkpoint.fingerprint,
+        "gap": checkpoint.gap,
     }
 
 
@@ -120,4 +123,5 @@ def _from_state(state: dict[str, Any]) -> Checkpoint:
         Parent(Epoch(parent["epoch"]), Seq(parent["seq"]), bytes.fromhex(parent["digest"])),
         bool(state["clean"]),
         state["fingerprint"],
+        state["gap"],
     )

@@ -322,6 +322,7 @@ class Engine:
         checkpoint = replace(
             self.checkpoint.unclean(),
             head=head,
+            gap=None,  # The record that says so comes first behind a checkpoint with a gap.
             volumes=known,
             next_volume=self.volumes.next_volume,
         )

@@ -26,6 +26,7 @@ from aimfuse.journal.recovery import recover
 from aimfuse.units import TIB, Epoch, VolumeId
 
 LOCK_NAME = "lock"
+LOCK_S_MAX = 2.0
 DIRECTORY_SIZE_MAX = 16 * TIB
 """How large a volume of a directory group may grow unless the settings say otherwise."""
 
@@ -64,7 +65,7 @@ def init_group(disk: Disk, paths: GroupPaths) -> Checkpoint:
         OSError: nothing or an unfinished state directory was left; calling again goes on.
     """
     checkpoints = CheckpointFile(disk, paths.state_dir)
-    if checkpoints.exists():
+    if _is_initialised(checkpoints):
         raise UsageError(f"{paths.image} is initialised already (state in {paths.state_dir})")
     images = Images(disk, paths.image, directory=_is_directory(paths.image))
     disk.mkdir("init:state", paths.state_dir)
@@ -121,8 +122,8 @@ def open_group(
         recovered = recover(disk, paths.spool, before.group, before.head)
         namespace = redo(disk, paths.spool, recovered.files, before, images)
         engine = _serve(disk, paths, limits, checkpoints, before, recovered.head, images, namespace)
-        if resync:
-            engine.gap("the image was taken as it is by --resync")
+        if before.gap is not None:
+            engine.gap(before.gap)
     except BaseException:
         images.close()
         raise
@@ -146,6 +147,7 @@ def close_group(disk: Disk, engine: Engine) -> None:
             engine.finish_checkpoint(step[0])
         else:
             engine.images.sync(engine.images.take_dirty())
+        engine.images.sync_all()  # Times as well: the fingerprint holds them.
         final = replace(
             engine.checkpoint,
             clean=True,
@@ -198,7 +200,10 @@ class GroupLock:
             raise BusyError(f"{path}: {exc.strerror}") from exc
         self._fds.append(fd)
         lock = self._fds[0]
-        if not try_lock(fd):
+        deadline_s = time.monotonic() + LOCK_S_MAX
+        while not (locked := try_lock(fd)) and time.monotonic() < deadline_s:
+            time.sleep(LOCK_S_MAX / 20)  # A `ship` without a mount takes it for moments.
+        if not locked:
             owner = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
             raise BusyError(
                 f"{paths.image} is served already, by process {owner}",
@@ -207,6 +212,11 @@ class GroupLock:
         if fd == lock:
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+
+
+def _is_initialised(checkpoints: CheckpointFile) -> bool:
+    """Tell whether there is a group; an unreadable state counts as one, and is never replaced."""
+    return checkpoints.exists() and checkpoints.read() is not None
 
 
 def _serve(  # noqa: PLR0913 - everything that recovery found
@@ -227,8 +237,14 @@ def _serve(  # noqa: PLR0913 - everything that recovery found
     if not before.clean and head.number:
         epoch, parent = Epoch(head.epoch + 1), head.as_parent()
     known = tuple(KnownVolume(e, images.inode(e.volume)) for e in namespace.entries())
-    checkpoint = Checkpoint(before.group, head, namespace.next_volume, known, epoch, parent)
+    checkpoint = Checkpoint(
+        before.group, head, namespace.next_volume, known, epoch, parent, gap=before.gap
+    )
     checkpoints.write(checkpoint)
+    if before.clean:
+        # Into the other slot too: should this one get lost, the clean one must not be found
+        # beneath it, since from now on the image changes.
+        checkpoints.write(checkpoint)
     journal = Journal(disk, paths.spool, before.group, head, parent, epoch, limits.file_bytes)
     engine = Engine(
         journal, images, volumes, checkpoints, checkpoint,
@@ -257,7 +273,13 @@ def _start_over(disk: Disk, paths: GroupPaths, before: Checkpoint) -> Checkpoint
     volumes = tuple(_adopt(disk, images, first))
     images.close()
     next_volume = VolumeId(max(before.next_volume, first + len(volumes)))
-    return replace(before.unclean(), head=head, volumes=volumes, next_volume=next_volume)
+    return replace(
+        before.unclean(),
+        head=head,
+        volumes=volumes,
+        next_volume=next_volume,
+        gap="the image was taken as it is by --resync",
+    )
 
 
 def _check_untouched(disk: Disk, paths: GroupPaths, before: Checkpoint) -> None:

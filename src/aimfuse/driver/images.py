@@ -14,7 +14,7 @@ from pathlib import Path
 from aimfuse.disk import Disk
 from aimfuse.driver.changes import Change
 from aimfuse.journal.records import RecordType
-from aimfuse.units import VolumeId
+from aimfuse.units import Seq, VolumeId
 
 HIDDEN_PREFIX = ".aimfuse-"
 """Names that recovery gives to images between two names; never a volume's."""
@@ -47,6 +47,7 @@ class Images:
         self._dirty: set[int] = set()
         self._names_dirty = False
         self._retired: list[int] = []
+        self._applied_seq = Seq(0)
 
     @property
     def root(self) -> Path:
@@ -113,13 +114,17 @@ class Images:
         """Put durable records into the images, in order; blocks.
 
         Raises:
-            OSError: some are in, some are not. Applying all of them again is safe.
+            OSError: some are in, some are not. Called again with the same, it goes on where it
+                stopped: writing twice does no harm, renaming twice would.
         """
         index = 0
+        while index < len(changes) and changes[index].seq <= self._applied_seq:
+            index += 1
         while index < len(changes):
             change = changes[index]
             if change.kind is RecordType.WRITE:
                 index += self._write_run(changes, index)
+                self._applied_seq = changes[index - 1].seq
                 continue
             if change.kind is RecordType.ZERO:
                 self._zero(change)
@@ -127,7 +132,12 @@ class Images:
                 self._truncate(change)
             else:
                 self._rename(change)
+            self._applied_seq = change.seq
             index += 1
+
+    def begin_epoch(self) -> None:
+        """Expect numbers from 1 again, or ones that were applied before."""
+        self._applied_seq = Seq(0)
 
     def note_applied(self, changes: Sequence[Change]) -> None:
         """Note that `apply` returned: these images have to be synced before a checkpoint."""
@@ -155,6 +165,13 @@ class Images:
         """Return all open images and the names, for `sync` after a recovery."""
         self.take_dirty()
         return Dirty(tuple(self._fds.values()), self._directory)
+
+    def sync_all(self) -> None:
+        """Make images, names and times durable; blocks. Errors as for `sync`."""
+        for fd in self._fds.values():
+            self._disk.fsync("image:sync_all", fd)
+        if self._directory:
+            self._disk.sync_dir("image:sync_dir", self._root)
 
     def are_allocated(self) -> bool:
         """Tell whether no image has a hole, so that writes inside them need no space."""

@@ -85,12 +85,14 @@ def redo(
     if not checkpoint.clean:
         images.drop_caches()
     for file in read_files(disk, spool, files):
+        images.begin_epoch()
         _apply(images, [change for change in data_changes(file) if change.volume in end.names])
     if images.is_directory:
         _restore_names(disk, images.root, end, found)
     if not checkpoint.clean:
         images.fit({volume: end.sizes[volume] for volume in end.names})
         images.sync(images.take_all())
+    images.begin_epoch()
     return end
 
 

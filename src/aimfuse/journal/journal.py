@@ -197,6 +197,9 @@ class Journal:
         name = writer.name
         seal = writer.seal(self.head.digest, self.epoch, FileNumber(name.number + 1))
         self._disk.rename("journal:publish", writer.path, self._spool / name.sealed)
+        # A checkpoint may soon be past this file; by its open name recovery would drop it,
+        # though destinations still need it.
+        self._disk.sync_dir("journal:publish_sync_dir", self._spool)
         writer.close()
         seq = writer.last_seq if writer.record_count else self.head.seq
         return Head(name.epoch, name.number, seq, seal.digest)

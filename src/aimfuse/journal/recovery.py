@@ -56,8 +56,8 @@ def recover(disk: Disk, spool: Path, group: bytes, checkpoint: Head) -> Recovere
         files.append(JournalName(scan.identity.epoch, scan.identity.number))
     for path in tail.dropped:
         disk.unlink("recovery:drop", path)
-    if tail.good or tail.dropped:
-        disk.sync_dir("recovery:sync_dir", spool)
+    # Always: an earlier recovery may have been killed between its renames and this.
+    disk.sync_dir("recovery:sync_dir", spool)
     return Recovered(tuple(files), head)
 
 
