@@ -10,7 +10,6 @@ from collections.abc import Iterator
 import pytest
 
 from aimfuse.errors import HaltedError
-from tests import known_faults
 from tests.crash.lives import IMAGE_LIFE, SCRIPTS, V, new_rig
 from tests.crash.rig import Op, Rig
 from tests.disks.cuts import keep_all, keep_none, keep_random
@@ -47,15 +46,12 @@ def check_what_is_left(rig: Rig, label: str, number: int) -> None:
         raise
 
 
-@known_faults.name_of_a_sealed_file_is_not_durable
 @pytest.mark.parametrize("group", GROUPS)
 def test_whichever_call_fails_nothing_acknowledged_is_lost(group: str) -> None:
     for number, (label, rig) in enumerate(every_failure(group, errno.EIO, short_bytes=50)):
         check_what_is_left(rig, label, number)
 
 
-@known_faults.names_are_applied_twice
-@known_faults.name_of_a_sealed_file_is_not_durable
 @pytest.mark.parametrize("group", GROUPS)
 def test_whichever_call_finds_the_disk_full_nothing_acknowledged_is_lost(group: str) -> None:
     for number, (label, rig) in enumerate(every_failure(group, errno.ENOSPC, short_bytes=3)):

@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from tests import known_faults
 from tests.crash.lives import V
 from tests.crash.rig import Op, Rig
 from tests.disks.cuts import keep_all, keep_none, keep_random, mixtures
@@ -77,14 +76,12 @@ def explore(ops: list[Op], length: int, *, directory: bool, every_up_to: int) ->
     return count
 
 
-@known_faults.name_of_a_sealed_file_is_not_durable
 @pytest.mark.parametrize("directory", [False, True], ids=["image", "directory"])
 def test_no_two_operations_in_any_order_break_a_promise(directory: bool) -> None:
     ops = DIRECTORY_OPS if directory else IMAGE_OPS
     assert explore(ops, 2, directory=directory, every_up_to=32) >= 40
 
 
-@known_faults.name_of_a_sealed_file_is_not_durable
 @pytest.mark.slow
 @pytest.mark.parametrize("directory", [False, True], ids=["image", "directory"])
 def test_no_four_operations_in_any_order_break_a_promise(directory: bool) -> None:
@@ -176,7 +173,7 @@ class DirectoryLives(Lives):
 
 
 LONG = settings(stateful_step_count=40, suppress_health_check=[HealthCheck.too_slow])
-TestImageLives = known_faults.name_of_a_sealed_file_is_not_durable(Lives.TestCase)
+TestImageLives = Lives.TestCase
 TestImageLives.settings = LONG
-TestDirectoryLives = known_faults.name_of_a_sealed_file_is_not_durable(DirectoryLives.TestCase)
+TestDirectoryLives = DirectoryLives.TestCase
 TestDirectoryLives.settings = LONG

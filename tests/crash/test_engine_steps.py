@@ -10,7 +10,6 @@ from collections.abc import Callable
 import pytest
 
 from aimfuse.errors import AimfuseError
-from tests import known_faults
 from tests.crash.lives import AFTERLIFE, IMAGE_LIFE, SCRIPTS, every_crash, live
 from tests.crash.rig import Rig
 from tests.disks.cuts import keep_all, keep_none, keep_random, mixtures
@@ -30,14 +29,12 @@ def cut_in_many_ways(rig: Rig, number: int, *, every_up_to: int = 16) -> None:
             raise
 
 
-@known_faults.name_of_a_sealed_file_is_not_durable
 @pytest.mark.parametrize("group", GROUPS)
 def test_a_power_cut_at_any_step_breaks_no_promise(group: str) -> None:
     for number, rig in enumerate(every_crash(group)):
         cut_in_many_ways(rig, number)
 
 
-@known_faults.name_of_a_sealed_file_is_not_durable
 def test_torn_pages_break_no_promise_either() -> None:
     def tear(disk: SimDisk) -> None:
         disk.torn_pages = True
@@ -47,7 +44,6 @@ def test_torn_pages_break_no_promise_either() -> None:
             rig.survivor(rig.disk.power_cut(keep_random(4 * number + seed)))
 
 
-@known_faults.name_of_a_sealed_file_is_not_durable
 @pytest.mark.parametrize("group", GROUPS)
 def test_a_kill_at_any_step_breaks_no_promise_nor_does_a_power_cut_later(group: str) -> None:
     for number, rig in enumerate(every_crash(group)):
@@ -57,7 +53,6 @@ def test_a_kill_at_any_step_breaks_no_promise_nor_does_a_power_cut_later(group: 
         after.recover(after.disk.power_cut(keep_random(number)))
 
 
-@known_faults.name_of_a_sealed_file_is_not_durable
 @pytest.mark.parametrize("group", GROUPS)
 def test_recovering_twice_is_recovering_once(group: str) -> None:
     for number, rig in enumerate(every_crash(group)):
@@ -79,7 +74,6 @@ def recover_until(rig: Rig, disk: SimDisk, stop: int) -> SimDisk | None:
     return None
 
 
-@known_faults.name_of_a_sealed_file_is_not_durable
 @pytest.mark.parametrize("group", GROUPS)
 def test_a_recovery_that_dies_at_any_step_and_the_next_one_too_break_no_promise(
     group: str,

@@ -9,7 +9,6 @@ from aimfuse.driver.group import close_group, drain, init_group, open_group
 from aimfuse.errors import AimfuseError, CorruptRecord, ImageMismatch, JournalError, StateLost
 from aimfuse.journal.reader import AimFile, check_sealed
 from aimfuse.journal.records import RecordType
-from tests import known_faults
 from tests.crash.lives import IMAGE_LIFE, V, live
 from tests.crash.rig import FIRST_BYTES, IMAGE, LIMITS, SPOOL, STATE, Op, Rig, sealed_names
 from tests.disks.cuts import keep_none, keep_random, mixtures
@@ -31,7 +30,6 @@ def open_on(rig: Rig, disk: SimDisk, *, resync: bool = False) -> Engine:
     return open_group(disk, rig.paths, LIMITS, resync=resync)
 
 
-@known_faults.init_cannot_be_repeated
 def test_an_init_that_died_at_any_step_can_be_repeated_or_is_complete() -> None:
     step = 0
     while True:
@@ -69,7 +67,6 @@ def ended_rig() -> Rig:
     return rig
 
 
-@known_faults.times_are_not_durable_at_a_clean_end
 def test_a_power_cut_right_after_a_clean_end_does_not_make_the_image_look_changed() -> None:
     rig = ended_rig()
     rig.disk.lazy_times = True
@@ -82,7 +79,6 @@ def test_a_power_cut_right_after_a_clean_end_does_not_make_the_image_look_change
             raise
 
 
-@known_faults.name_of_a_sealed_file_is_not_durable
 def test_a_crash_at_any_step_of_a_clean_end_breaks_no_promise() -> None:
     step = 0
     while True:
@@ -139,7 +135,6 @@ def test_a_changed_image_is_refused_until_it_is_taken_as_it_is() -> None:
     assert has_gap(seal_all(rig.disk, engine))
 
 
-@known_faults.gap_is_forgotten
 def test_a_crash_while_an_image_is_taken_as_it_is_never_hides_that_history_is_broken() -> None:
     """Afterwards it is refused still, or the journal says that there is a gap."""
     step = 0
@@ -181,7 +176,6 @@ SEALED_LIFE: list[Op] = [
 ]
 
 
-@known_faults.name_of_a_sealed_file_is_not_durable
 def test_every_flipped_bit_behind_the_checkpoint_is_refused_and_nothing_is_dropped() -> None:
     rig = Rig.create()
     live(rig, SEALED_LIFE)
@@ -200,7 +194,6 @@ def test_every_flipped_bit_behind_the_checkpoint_is_refused_and_nothing_is_dropp
             assert disk.contents(Path(IMAGE)) == FIRST_BYTES
 
 
-@known_faults.name_of_a_sealed_file_is_not_durable
 def test_a_missing_file_behind_the_checkpoint_is_refused() -> None:
     rig = Rig.create()
     live(rig, SEALED_LIFE)
@@ -237,7 +230,6 @@ def test_without_its_spool_a_group_refuses_to_start() -> None:
         open_on(rig, disk)
 
 
-@known_faults.clean_slot_beneath
 @pytest.mark.parametrize("slot", ["checkpoint.0", "checkpoint.1"])
 def test_one_unreadable_slot_loses_nothing(slot: str) -> None:
     for length in range(1, len(IMAGE_LIFE) + 1):
