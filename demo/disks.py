@@ -39,12 +39,13 @@ class LoopDisk:
 
     def release(self) -> None:
         """Unmount, detach and wait until the device is gone; nothing to do is fine."""
-        while os.path.ismount(self.mountpoint):
-            self._patience.run("umount", self.mountpoint)
-        for device in self._devices():
-            self._patience.run("losetup", "-d", device)
-        # losetup returns before the kernel has let go.
-        self._patience.until(lambda: not self._devices(), "the loop device was gone", 20.0)
+        with self._patience.finishing():
+            while os.path.ismount(self.mountpoint):
+                self._patience.run("umount", self.mountpoint)
+            for device in self._devices():
+                self._patience.run("losetup", "-d", device)
+            # losetup returns before the kernel has let go.
+            self._patience.until(lambda: not self._devices(), "the loop device was gone", 20.0)
 
     def _devices(self) -> list[str]:
         found = []

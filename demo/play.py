@@ -227,8 +227,9 @@ def _run(console: Console, patience: Patience, base: Path, *, sqlite: bool) -> i
     trouble: Failed | Interrupted | None = None
     findings: list[str] = []
     directory = Path(tempfile.mkdtemp(prefix="run-", dir=base)).resolve()
-    with Screen(console) as screen, contextlib.ExitStack() as exits:
-        exits.callback(_remove, directory)
+    exits = contextlib.ExitStack()
+    exits.callback(_remove, directory)
+    with Screen(console) as screen:
         try:
             on_ext4 = not sqlite and disks.may_use_loop_devices(patience, directory)
             demo = Demo(screen, patience, exits, directory, on_ext4=on_ext4)
@@ -238,8 +239,9 @@ def _run(console: Console, patience: Patience, base: Path, *, sqlite: bool) -> i
             trouble = exc
             _tell_of(exc, screen, directory)
         finally:
-            patience.begin_cleaning()
             screen.say("Cleaning up.")
+            with patience.finishing():
+                exits.close()
     return _verdict(console, findings, trouble, directory)
 
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -52,9 +52,14 @@ class Patience:
         if self._signal and not self._is_cleaning:
             raise Interrupted(self._signal)
 
-    def begin_cleaning(self) -> None:
-        """From now on nothing is interrupted."""
-        self._is_cleaning = True
+    @contextlib.contextmanager
+    def finishing(self) -> Iterator[None]:
+        """Let nothing interrupt the block: it takes away what was made."""
+        was_cleaning, self._is_cleaning = self._is_cleaning, True
+        try:
+            yield
+        finally:
+            self._is_cleaning = was_cleaning
 
     def pause(self, seconds: float) -> None:
         """Sleep."""
