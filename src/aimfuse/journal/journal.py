@@ -22,6 +22,10 @@ from aimfuse.units import Epoch, FileNumber, Seq
 FRAME_OVERHEAD_BYTES = 2 * IOCB_BYTES + 8
 """What a record takes besides its payload: its IOCB twice, and padding."""
 
+FILLED_COMMITS_MIN = 64
+"""From so many commits a file on, the next one is filled with zeros first: syncing what was
+written before is faster by more than the filling costs."""
+
 SEAL_RESERVE_BYTES = 64 * IOCB_BYTES
 """Room left in every file for COMMIT marks."""
 
@@ -76,6 +80,8 @@ class Journal:
         self._parent = parent
         self._file_bytes = file_bytes
         self._next_number = FileNumber(head.number + 1)
+        self._commits = 0
+        self._fill_bytes = 0
 
     # Making files ready.
 
@@ -85,7 +91,8 @@ class Journal:
             self._group, self.epoch, self._next_number, time.time_ns(), self._parent
         )
         free = free_files(self._disk, self._spool)
-        return AimWriter.create(self._disk, self._spool, identity, free[0] if free else None)
+        recycled = free[0] if free else None
+        return AimWriter.create(self._disk, self._spool, identity, recycled, self._fill_bytes)
 
     def adopt(self, writer: AimWriter) -> None:
         """Take what `make_ready` made as the next file."""
@@ -117,6 +124,9 @@ class Journal:
         ready.mark(RecordType.TABLE, self.last_seq, 0, time.time_ns(), table)
         if active is not None:
             self.closing.append(active)
+            often = self._commits >= FILLED_COMMITS_MIN
+            self._fill_bytes = min(active.end_at, self._file_bytes) if often else 0
+        self._commits = 0
         self.active, self.ready = ready, None
         return True
 
@@ -165,6 +175,7 @@ class Journal:
         active = self.active
         if active is None or self.last_seq == self.durable_seq:
             return None
+        self._commits += 1
         # The mark tells a later recovery what was durable before this commit: a break in
         # front of that is damage and no torn tail. Without it (full disk) less is told apart,
         # and nothing is lost, so the commit goes on.

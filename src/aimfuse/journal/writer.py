@@ -30,11 +30,12 @@ from aimfuse.journal.header import (
 from aimfuse.journal.names import JournalName
 from aimfuse.journal.reader import Scan, file_digest
 from aimfuse.journal.records import IOCB_BYTES, RecordType, encode_iocb, padded
-from aimfuse.units import Epoch, FileNumber, Seq
+from aimfuse.units import MIB, Epoch, FileNumber, Seq
 
 DEFERRED_BYTES_MIN = 128 * 1024
 """From this payload on, copying costs more than handing the write to a worker thread."""
 
+_ZEROS = memoryview(bytes(MIB))
 _PADS = tuple(bytes(count) for count in range(8))
 
 
@@ -69,12 +70,19 @@ class AimWriter:
 
     @classmethod
     def create(
-        cls, disk: Disk, spool: Path, identity: Identity, recycled: Path | None
+        cls,
+        disk: Disk,
+        spool: Path,
+        identity: Identity,
+        recycled: Path | None = None,
+        filled_bytes: int = 0,
     ) -> "AimWriter":
         """Make a file ready under its open name, durable with its name when this returns.
 
         A *recycled* file keeps its blocks: already written ones sync two to three times
         faster than new ones. Its new header goes in, and is synced, before it gets the name.
+        A new file can be filled with zeros up to *filled_bytes* for the same end, after its
+        identity is durable: recovery tells a file that never got one by its length.
         """
         path = spool / JournalName(identity.epoch, identity.number).open
         at = recycled or path
@@ -86,6 +94,8 @@ class AimWriter:
             if recycled:
                 disk.rename("journal:recycle", recycled, path)
             disk.sync_dir("journal:create_sync_dir", spool)
+            if not recycled and filled_bytes > HEADER_BYTES:
+                _fill(disk, fd, filled_bytes)
         except OSError:
             disk.close(fd)
             raise
@@ -257,3 +267,9 @@ class AimWriter:
     def sealed_bytes(self) -> int:
         """Return what the file would measure if it were sealed now."""
         return self.end_at + len(self._iocbs) * IOCB_BYTES
+
+
+def _fill(disk: Disk, fd: int, end_at: int) -> None:
+    for at in range(HEADER_BYTES, end_at, len(_ZEROS)):
+        disk.pwrite("journal:fill", fd, [_ZEROS[: end_at - at]], at)
+    disk.fdatasync("journal:fill_sync", fd)
