@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from aimfuse.config import JournalConfig
@@ -14,8 +15,10 @@ from bench.sshd import children
 FILES = 10_000
 SIZE = 64 * MIB
 FILE_BYTES = 64 * KIB
+WRITE_BYTES = 36 * KIB
+"""Two do not fit into one file."""
 NEAR_S = 3.0
-FAR_S = 15.0
+FAR_S = 25.0
 SAMPLE_S = 0.1
 
 Peaks = dict[str, float]
@@ -24,8 +27,8 @@ Peaks = dict[str, float]
 def measure(runner: Runner, directory: Path) -> Peaks:
     """Return the largest resident size in MB of each process, by its name.
 
-    The files wait at the source first, with the store out of reach; then as many wait in the
-    store's inbox while all four processes work them off.
+    The files wait at the source first; then the same files wait in the store's inbox as well,
+    as after a break just before their confirmation, and all four processes work them off.
     """
     near = directory / "near"
     (near / MOUNTPOINT).mkdir(parents=True)
@@ -38,15 +41,17 @@ def measure(runner: Runner, directory: Path) -> Peaks:
     with group.mounted() as driver:
         with far.serving():
             group.drain(far)
+        group.pause(paused=True)  # Else it would be waiting for its next try later on.
         _fill_spool(runner, group, near / "fio.json")
         pids = {"driver": driver.pid, "coordinator": group.call("status")["coordinator"]["pid"]}
-        _watch(runner, pids, peaks, NEAR_S)
+        _watch(runner, pids, peaks, lambda: False, NEAR_S)
         for path in sorted(group.spool.glob("*.aim")):
             shutil.copy(path, far.store / "inbox" / path.name)
         with far.serving() as server:
+            group.pause(paused=False)
             runner.until(lambda: children(server.pid), "the replayer runs")
             pids |= {"serve": server.pid, "replayer": children(server.pid)[0]}
-            _watch(runner, pids, peaks, FAR_S)
+            _watch(runner, pids, peaks, lambda: far.applied_number() >= FILES, FAR_S)
             group.drain(far)
     return peaks
 
@@ -56,18 +61,21 @@ def _fill_spool(runner: Runner, group: Group, report: Path) -> None:
         return int(group.call("status")["spool"]["files"])
 
     while (missing := FILES - waiting()) > 0:
-        options = ("--rw=write", "--bs=32k", f"--io_size={max(missing, 16) * FILE_BYTES}")
+        options = ("--rw=write", f"--bs={WRITE_BYTES}", f"--io_size={missing * WRITE_BYTES}")
         runner.run(*fio_words(group.volume, SIZE, options, report))
         group.call("roll")
 
 
-def _watch(runner: Runner, pids: dict[str, int], peaks: Peaks, seconds: float) -> None:
+def _watch(
+    runner: Runner, pids: dict[str, int], peaks: Peaks, is_over: Callable[[], bool], seconds: float
+) -> None:
+    """Note the peaks of *pids* until it is over, at most for *seconds*."""
     end_s = time.monotonic() + seconds
 
     def sample() -> bool:
         for name, pid in pids.items():
             peaks[name] = max(peaks.get(name, 0.0), resident_bytes(pid) / MB)
-        return time.monotonic() >= end_s
+        return is_over() or time.monotonic() >= end_s
 
     runner.until(sample, "memory was watched", seconds + 30.0, SAMPLE_S)
 
