@@ -71,7 +71,6 @@ class Engine:
         self.limits = limits
         self.checkpoint = checkpoint
         self.released_through = FileNumber(0)
-        self.applied_seq = journal.last_seq
         self.unapplied_bytes = 0
         self.uncommitted_bytes = 0
         self.halted: str | None = None
@@ -81,6 +80,15 @@ class Engine:
         self._accepted: deque[Change] = deque()
         self._boundaries: deque[Boundary] = deque()
         self._heads: deque[Head] = deque()
+
+    @property
+    def applied_seq(self) -> Seq:
+        """Return the newest record such that it and all before it are in the images.
+
+        Records that change no image, such as a FLUSH, are in as soon as they are durable.
+        """
+        durable, pending = self.journal.durable_seq, self._accepted
+        return Seq(min(durable, pending[0].seq - 1)) if pending else durable
 
     # Room. The caller waits until `has_room` says yes and then goes on without an await.
 
@@ -276,8 +284,6 @@ class Engine:
             elif change.kind is RecordType.RENAME:
                 self._forget_unused(self.volumes.get(change.offset))
             self._forget_unused(volume)
-        pending = self._accepted
-        self.applied_seq = Seq(pending[0].seq - 1) if pending else self.journal.durable_seq
 
     def close_handle(self, volume: Volume) -> None:
         """Note that one user of the volume is gone."""

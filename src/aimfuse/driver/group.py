@@ -338,14 +338,20 @@ def _write_note(disk: Disk, path: Path) -> None:
 
 
 def _is_directory(path: Path) -> bool:
-    try:
-        mode = path.stat().st_mode
-    except OSError as exc:
-        raise UsageError(f"{path}: {exc.strerror}", hint="Make the image first.") from exc
+    mode = _mode(path)
     if stat.S_ISDIR(mode) or stat.S_ISREG(mode) or stat.S_ISBLK(mode):
         return stat.S_ISDIR(mode)
     raise UsageError(f"{path} is neither a file, nor a block device, nor a directory")
 
 
 def _is_device(path: Path) -> bool:
-    return stat.S_ISBLK(path.stat().st_mode)
+    return stat.S_ISBLK(_mode(path))
+
+
+def _mode(path: Path) -> int:
+    try:
+        return path.stat().st_mode
+    except OSError as exc:
+        raise UsageError(
+            f"{path}: {exc.strerror}", hint="Make the image first, or put it back."
+        ) from exc

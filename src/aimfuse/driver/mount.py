@@ -5,11 +5,13 @@ import errno
 import logging
 import os
 import signal
+import string
 import subprocess
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import trio
 
@@ -34,6 +36,8 @@ FSTYPE = "aimfuse"
 
 LINGER_S = 5.0
 """How long a clean end waits for the destinations to confirm the last file."""
+
+_PLAIN = "".join(set(string.printable[:-5]) - set(",\\%"))
 
 Companion = Callable[[], Awaitable[None]]
 
@@ -103,10 +107,14 @@ class Mount:
 
     async def _close(self) -> None:
         """Close the group, once, whichever way the mount ends."""
-        if not self._closed:
-            self._closed = True
+        if self._closed:
+            return
+        self._closed = True
+        try:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(close_group, self._disk, self._engine)
+        except OSError as exc:
+            self._engine.halt(f"{exc.strerror or exc} (closing)")
 
     async def unmount(self) -> None:
         """Ask the kernel to unmount; `run` returns when it has.
@@ -124,7 +132,7 @@ class Mount:
 
     def _fuse_options(self) -> set[str]:
         options = set(pyfuse3.default_options)
-        options |= {f"fsname={self._status().get('image', FSTYPE)}", f"subtype={FSTYPE}"}
+        options |= {f"fsname={_source_name(self._engine.images.root)}", f"subtype={FSTYPE}"}
         if self._options.allow_other:
             options.add("allow_other")
         return options
@@ -172,7 +180,7 @@ def check_mountpoint(mountpoint: Path, image: Path, inside: list[Path]) -> None:
     """Refuse a mountpoint that cannot be one, and clean up one that a dead driver left.
 
     Raises:
-        UsageError: no directory, or *image* or one of *inside* lies below it.
+        UsageError: no directory, not empty, or *image* or one of *inside* lies below it.
         BusyError: something is mounted there.
     """
     _clean_dead_mount(mountpoint, image)
@@ -183,6 +191,11 @@ def check_mountpoint(mountpoint: Path, image: Path, inside: list[Path]) -> None:
     for path in (image, *inside):
         if path.resolve().is_relative_to(mountpoint.resolve()):
             raise UsageError(f"{path} lies below the mountpoint {mountpoint}")
+    if any(mountpoint.iterdir()):
+        raise UsageError(
+            f"{mountpoint} is not empty: the mount would hide what is in it",
+            hint="Choose an empty directory.",
+        )
 
 
 def _clean_dead_mount(mountpoint: Path, image: Path) -> None:
@@ -195,10 +208,15 @@ def _clean_dead_mount(mountpoint: Path, image: Path) -> None:
     else:
         return
     source = _mounted_source(mountpoint)
-    if source != str(image):
+    if source != _source_name(image):
         raise BusyError(f"{mountpoint} is a dead mount of {source or 'something else'}")
     log.warning("%s was left by a driver that died: cleaning up", mountpoint)
     subprocess.run(["fusermount3", "-uz", "--", str(mountpoint)], check=False)
+
+
+def _source_name(image: Path) -> str:
+    """Return how the mount table names *image*: its path, but what libfuse cannot take quoted."""
+    return quote(os.fsencode(image), safe=_PLAIN)
 
 
 def _mounted_source(mountpoint: Path) -> str | None:

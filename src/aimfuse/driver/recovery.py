@@ -8,6 +8,7 @@ volume gets the name it should have.
 """
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,9 @@ from aimfuse.journal.reader import AimFile
 from aimfuse.journal.records import RecordType, VolumeEntry, check_name
 from aimfuse.journal.recovery import read_files
 from aimfuse.units import VolumeId
+
+_NOT_OURS = frozenset({errno.ELOOP, errno.ENXIO, errno.EACCES, errno.ENOENT})
+"""What opening a link, a socket or somebody else's file gives."""
 
 _DATA = frozenset({RecordType.WRITE, RecordType.ZERO, RecordType.TRUNCATE})
 
@@ -146,8 +150,10 @@ def _inodes(disk: Disk, root: Path) -> dict[int, str]:
     for name in disk.listdir(root):
         try:
             fd = disk.open("image:look", root / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError:
-            continue  # A link, a socket or unreadable: none of ours.
+        except OSError as exc:
+            if exc.errno not in _NOT_OURS:
+                raise
+            continue
         found[disk.inode(fd)] = name
         disk.close(fd)
     return found

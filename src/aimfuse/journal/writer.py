@@ -8,6 +8,7 @@ and syncs it. A file that fails a sync is dead: `failed` keeps the error, so tha
 of it can report success.
 """
 
+import contextlib
 import errno
 import os
 import threading
@@ -241,7 +242,13 @@ class AimWriter:
         if len(payload) >= DEFERRED_BYTES_MIN:
             self._deferred.append((self.end_at, buffers))
         else:
-            self._disk.pwrite("journal:append", self._fd, buffers, self.end_at)
+            try:
+                self._disk.pwrite("journal:append", self._fd, buffers, self.end_at)
+            except OSError:
+                # All of it may be in the file all the same: recovery must not find it there.
+                with contextlib.suppress(OSError):
+                    self._disk.truncate("journal:cut_back", self._fd, self.end_at)
+                raise
         self._note(iocb, data_at + padded(len(payload)))
         return data_at
 
