@@ -59,7 +59,7 @@ class Result:
 _RANDOM = "4 KiB random writes, in memory"
 _SEQUENTIAL = "1 MiB sequential writes, in memory"
 _FSYNC = "4 KiB random write + fsync, on disk"
-_RSS = "resident memory with 10,000 files queued"
+_RSS = "memory, 10,000 files queued"
 
 ROWS = (
     Row("random-bare", "random", _RANDOM, "IOPS", 0.7, BARE),

@@ -27,7 +27,7 @@ from bench.rows import BARE, OURS, QEMU, ROWS, SCP, Row
 from bench.running import Failed, Interrupted, Runner
 
 LATEST = Path(__file__).with_name("latest.json")
-IMAGE_BYTES = 512 * MIB
+IMAGE_BYTES = 256 * MIB
 WARM_UP_BYTES = 6 * GIB
 EXIT_INCOMPLETE = 1
 
@@ -115,7 +115,7 @@ class Bench:
 
     def _note(self, work: str, name: str, value: float, unit: str) -> None:
         self.samples[work, name].append(value)
-        self._say(f"  {work:<12} {name:<18} {rows.number(value):>8} {unit}")
+        self._say(f"  {work:<15} {name:<18} {rows.number(value):>8} {unit}")
 
     @contextlib.contextmanager
     def _attempt(self, what: str) -> Iterator[None]:
