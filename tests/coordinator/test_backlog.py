@@ -1,5 +1,7 @@
 """The spool as the coordinator sees it: a few bytes for each file, however many there are."""
 
+import contextlib
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -70,6 +72,32 @@ def test_following_goes_on_from_a_checkpoint_when_the_spool_is_empty(tmp_path: P
     put(tmp_path, 78, 4)
     assert backlog.look()
     assert backlog.oldest == 78
+
+
+def test_a_checkpoint_past_files_that_were_not_looked_at_yet_hides_none(tmp_path: Path) -> None:
+    put(tmp_path, 1)
+    backlog = Backlog(Disk(), tmp_path)
+    backlog.load()
+    for number in (2, 3, 4):
+        put(tmp_path, number)
+    backlog.note_head(1, 4)
+    put(tmp_path, 5)
+    assert backlog.look()
+    assert [backlog.name(number) for number in range(1, 6)] == [name(n) for n in range(1, 6)]
+
+
+def test_a_listing_that_missed_a_file_hides_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(1, 6):
+        put(tmp_path, number, epoch=1 + number // 4)
+    with os.scandir(tmp_path) as entries:
+        listed = [entry for entry in entries if "-000000000003" not in entry.name]
+    backlog = Backlog(Disk(), tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", lambda _path: contextlib.nullcontext(listed))
+        backlog.load()
+    assert [backlog.name(number) is not None for number in range(1, 6)] == [True] * 5
 
 
 def test_bytes_between_survive_forgetting(tmp_path: Path) -> None:

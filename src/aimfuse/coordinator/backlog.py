@@ -125,7 +125,10 @@ class Backlog:
                 del column[:count]
 
     def note_head(self, epoch: int, number: int) -> None:
-        """Learn that numbers up to *number* have been used, though their files are gone."""
+        """Learn that numbers up to *number* have been used, also where their files are gone."""
+        # The driver may have sealed files and moved its checkpoint past them since the last look.
+        while self.newest < number and self._look_safely():
+            continue
         if number > self.newest:
             self.head = JournalName(Epoch(epoch), FileNumber(number))
 
@@ -144,6 +147,10 @@ class Backlog:
                 ):
                     found.append((name, entry.stat(follow_symlinks=False).st_size))
         for name, size in sorted(found):
+            # A listing can miss a file that gets its name while it runs, though it shows one
+            # that got its name later.
+            while self._numbers and self.newest + 1 < name.number and self.look():
+                continue
             self._add(name, size)
 
     def look(self) -> bool:
@@ -157,6 +164,12 @@ class Backlog:
             self._add(name, size)
             return True
         return False
+
+    def _look_safely(self) -> bool:
+        try:
+            return self.look()
+        except OSError:
+            return False
 
     async def follow(self, on_error: Callable[[OSError], None]) -> None:
         """Keep up with the spool for ever. An unreadable spool is reported and tried again."""
