@@ -1,0 +1,305 @@
+"""Real aimfuse processes of one test: started, killed, and always gone at its end."""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from aimfuse import config as configuration
+from aimfuse.config import JournalConfig
+from aimfuse.disk import Disk
+from aimfuse.driver.group import GroupPaths, init_group
+from aimfuse.errors import AimfuseError
+from aimfuse.manager import control_client, wait
+from aimfuse.units import KIB, MIB
+
+REPO = Path(__file__).resolve().parents[3]
+SEAM = Path(__file__).resolve().parent / "seam"
+PATIENCE_S = 60.0
+"""No wait for something that has to come takes longer on any machine; nothing is timed."""
+
+FAST = JournalConfig(
+    file_bytes=64 * KIB,
+    file_age_s=0.05,
+    commit_interval_s=0.01,
+    checkpoint_interval_s=0.1,
+    spool_reserve_bytes=0,
+    memory_bytes_max=MIB,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cruelty:
+    """What happens to a process, and at which step; see seam/sitecustomize.py."""
+
+    role: str
+    at: str = ""
+    nth: int = 1
+    do: str = "kill"
+    times: int = 1
+    once: bool = True
+
+
+class Machine:
+    """A directory, and every process and mount that a test makes beneath it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.trace = root / "labels"
+        self.armed = root / "armed"
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._mountpoints: list[Path] = []
+
+    def start(
+        self, *words: str | Path, cruelty: Cruelty | None = None, fds: tuple[int, ...] = ()
+    ) -> subprocess.Popen[bytes]:
+        """Start `aimfuse WORDS...`; its output goes to a log named for the command."""
+        with (self.root / f"{words[0]}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "aimfuse", *map(str, words)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env=self.environment(cruelty), pass_fds=fds, start_new_session=True,
+            )  # fmt: skip
+        self._processes.append(process)
+        return process
+
+    def run(self, *words: str | Path, expect: int | None = 0) -> subprocess.CompletedProcess[str]:
+        """Run `aimfuse WORDS...` to its end."""
+        done = subprocess.run(
+            [sys.executable, "-m", "aimfuse", *map(str, words)],
+            check=False, capture_output=True, text=True, timeout=2 * PATIENCE_S,
+            env=self.environment(None), stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert expect is None or done.returncode == expect, (words, done.stdout, done.stderr)
+        return done
+
+    def environment(self, cruelty: Cruelty | None) -> dict[str, str]:
+        """Return what a process gets to see; *cruelty* is armed anew."""
+        env = {**os.environ, "PYTHONPATH": f"{REPO / 'src'}:{SEAM}"}
+        env.pop("AIMFUSE_CRUELTY", None)
+        if cruelty is not None:
+            plan: dict[str, Any] = {
+                "role": cruelty.role, "at": cruelty.at, "nth": cruelty.nth, "do": cruelty.do,
+                "times": cruelty.times, "trace": str(self.trace),
+            }  # fmt: skip
+            if cruelty.once:
+                self.armed.touch()
+                plan["armed"] = str(self.armed)
+            env["AIMFUSE_CRUELTY"] = json.dumps(plan)
+        return env
+
+    def labels(self) -> list[str]:
+        """Return the labels that traced processes came by, in the order of the first time."""
+        text = self.trace.read_text() if self.trace.exists() else ""
+        return list(dict.fromkeys(text.split()))
+
+    def log(self, command: str) -> str:
+        """Return what all processes of a command have said."""
+        path = self.root / f"{command}.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def will_be_mounted(self, mountpoint: Path) -> None:
+        """Note a mountpoint that has to be clean in the end."""
+        if mountpoint not in self._mountpoints:
+            self._mountpoints.append(mountpoint)
+
+    def clean_up(self) -> None:
+        """Kill what still runs, by its id, and unmount what is mounted."""
+        for process in self._processes:
+            kill(process)
+        for log in sorted(self.root.glob("*.log")):  # Shown when the test has failed.
+            print(f"--- {log.name}\n{log.read_text(errors='replace')[-2000:]}")
+        for mountpoint in self._mountpoints:
+            command = ["fusermount3", "-uz", "--", str(mountpoint)]
+            subprocess.run(command, check=False, capture_output=True)
+
+
+class Source:
+    """One group with fast settings, mounted again and again."""
+
+    def __init__(self, machine: Machine, place: Path, state: Path | None = None) -> None:
+        self.machine = machine
+        self.image = place / "v.img"
+        self.state = state or place / "v.img.aim"
+        self.mountpoint = machine.root / "mnt"
+        self.mountpoint.mkdir(exist_ok=True)
+        self.volume = self.mountpoint / "v.img"
+        self.driver: subprocess.Popen[bytes] | None = None
+
+    @property
+    def spool(self) -> Path:
+        return self.state / "spool"
+
+    def initialise(self, size: int, *urls: str, journal: JournalConfig = FAST) -> None:
+        with self.image.open("wb") as file:
+            file.truncate(size)
+        config = configuration.GroupConfig(
+            self.state, self.image, journal=replace(journal, size_bytes_max=size)
+        )
+        for url in urls:
+            config = configuration.add_destination(config, url)
+        init_group(Disk(), GroupPaths(config.image, config.state_dir, config.spool))
+        configuration.save(config)
+
+    def configure(
+        self, change: Callable[[configuration.GroupConfig], configuration.GroupConfig]
+    ) -> None:
+        configuration.save(change(configuration.load(self.state)))
+
+    def mount(self, cruelty: Cruelty | None = None) -> bool:
+        """Mount; tell whether it came so far. False: the process died or refused before."""
+        self.machine.will_be_mounted(self.mountpoint)
+        reader, writer = os.pipe()
+        words = ("mount", self.image, self.mountpoint, "--state", self.state)
+        self.driver = self.machine.start(
+            *words, "--ready-fd", str(writer), cruelty=cruelty, fds=(writer,)
+        )
+        os.close(writer)
+        with os.fdopen(reader) as ready:
+            mounted = bool(ready.readline())
+        if not mounted:
+            self.driver.wait(PATIENCE_S)
+        return mounted
+
+    def must_mount(self) -> None:
+        assert self.mount(), self.machine.log("mount")
+
+    def kill(self) -> None:
+        """End the driver at once, and wait until its coordinator is gone with it."""
+        assert self.driver is not None
+        kill(self.driver)
+        eventually(lambda: not _is_locked(self.state / "ship.lock"), "the coordinator is gone")
+
+    def exit_code(self) -> int | None:
+        """Return how the driver ended, None while it runs."""
+        return self.driver.poll() if self.driver else None
+
+    def unmount(self) -> None:
+        """End the mount cleanly."""
+        assert self.driver is not None
+        wait.unmount(self.state, PATIENCE_S)
+        assert self.driver.wait(PATIENCE_S) == 0, self.machine.log("mount")
+
+    def try_to_unmount(self) -> None:
+        """Ask for a clean end of a driver that may die of it."""
+        try:
+            self.unmount()
+        except (AimfuseError, AssertionError) as exc:
+            print(f"not unmounted: {exc}")
+
+    def flush(self, stage: str = "applied") -> None:
+        wait.flush(self.state, wait.Stage(stage), PATIENCE_S)
+
+    def status(self) -> dict[str, Any]:
+        """Return the source's own account."""
+        return control_client.call(self.state, {"cmd": "status"}, PATIENCE_S)
+
+    def destination(self, name: str) -> dict[str, Any]:
+        """Return the status of one destination as its coordinator last wrote it."""
+        path = self.state / "destinations" / name / "status.json"
+        try:
+            answer: dict[str, Any] = json.loads(path.read_bytes())
+        except (FileNotFoundError, ValueError):
+            return {"state": "unknown"}
+        return answer
+
+    def coordinator_pid(self) -> int:
+        """Return the process id of the running coordinator, 0 for none."""
+        lock = self.state / "ship.lock"
+        if not lock.exists() or not _is_locked(lock):
+            return 0
+        return int(lock.read_text() or 0)
+
+
+class Far:
+    """A directory of stores and its replayer."""
+
+    def __init__(self, machine: Machine, place: Path) -> None:
+        self.machine = machine
+        self.stores = place / "stores"
+        self.stores.mkdir(parents=True, exist_ok=True)
+        self.store = self.stores / "v"
+        self.replayer: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"dir://{self.store}"
+
+    @property
+    def mirror(self) -> Path:
+        return self.store / "mirror" / "v.img"
+
+    def start(self, cruelty: Cruelty | None = None) -> None:
+        self.replayer = self.machine.start("replay", self.stores, cruelty=cruelty)
+
+    def kill(self) -> None:
+        assert self.replayer is not None
+        kill(self.replayer)
+
+    @contextlib.contextmanager
+    def kept_running(self) -> Iterator[None]:
+        """Start the replayer again whenever it has died."""
+        over = threading.Event()
+
+        def keep() -> None:
+            while not over.wait(0.05):
+                if self.replayer is None or self.replayer.poll() is not None:
+                    self.start()
+
+        keeper = threading.Thread(target=keep, daemon=True)
+        keeper.start()
+        try:
+            yield
+        finally:
+            over.set()
+            keeper.join()
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Freeze the replayer: nothing is applied and nothing confirmed meanwhile."""
+        assert self.replayer is not None
+        self.replayer.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.replayer.send_signal(signal.SIGCONT)
+
+    def ack(self) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads((self.store / "ack.json").read_bytes())
+        return answer
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL one process and reap it."""
+    if process.poll() is None:
+        process.kill()
+    process.wait(PATIENCE_S)
+
+
+def eventually(true: Callable[[], object], what: str) -> None:
+    """Wait until something holds that has to come to hold."""
+    end_s = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < end_s, f"it never came to be that {what}"
+        time.sleep(0.02)
+
+
+def _is_locked(path: Path) -> bool:
+    if not path.exists():
+        return False
+
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
