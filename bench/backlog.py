@@ -19,7 +19,7 @@ from bench.running import AIMFUSE, Failed, Runner
 SIZE = 256 * MIB
 BACKLOG_BYTES = 1 * GIB
 _SHIP_S_MAX = 300.0
-_POLL_S = 0.005
+_POLL_S = 0.02
 
 
 class Backlog:
