@@ -76,6 +76,11 @@ class Far:
         head = (state or {}).get("head") or {}
         return int(head.get("number", 0))
 
+    def has_mirror(self) -> bool:
+        """Tell whether the first copy is complete: before that, the store shows no mirror."""
+        mirror = self.store / "mirror"
+        return mirror.is_dir() and any(mirror.iterdir())
+
     def is_at_rest(self) -> bool:
         """Tell whether everything that arrived is applied."""
         queue = (read_json(self.store / "ack.json") or {}).get("queue") or {}

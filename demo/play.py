@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +31,7 @@ IMAGE_SIZE = "192MiB"
 FREE_BYTES_MIN = 2 * GIB
 QUIET_S = 7.0
 OUTAGE_S = 12.0
-KILL_TRIES = 400
+CATCH_S_MAX = 60.0
 LOG_LINES = 5
 SIGNAL_EXIT = 128
 
@@ -100,7 +101,7 @@ class Demo:
         self._exits.callback(self._work.stop)
         say("The application starts: a SQLite ledger, each row committed durably, and files.")
         self._work.start()
-        self._patience.until(lambda: self._far.applied() > 0, "the first copy had arrived")
+        self._patience.until(self._far.has_mirror, "the first copy was complete")
         self._screen.show(self._source.image, self._far.store)
         self._watch_work(QUIET_S)
         say(f"{self._work.rows} rows so far, the slowest commit took {self._slowest()}.")
@@ -134,23 +135,12 @@ class Demo:
 
     def _kill_the_replayer(self) -> None:
         """Freeze it again and again until it is in the middle of a file; then SIGKILL."""
-        for _ in range(KILL_TRIES):
-            pid = self._far.replayer_pid()
-            if pid is None:
-                self._patience.pause(0.1)
-                continue
-            in_the_middle = False
-            try:
-                self._far.freeze(pid)
-                in_the_middle = self._far.is_in_mid_apply()
-            finally:
-                os.kill(pid, signal.SIGKILL if in_the_middle else signal.SIGCONT)
-            if in_the_middle:
-                break
+        end_s = time.monotonic() + CATCH_S_MAX
+        while not self._kill_in_mid_apply():
+            if time.monotonic() >= end_s:
+                raise Failed("the replayer was never caught in the middle of a file")
             self._check_work()
             self._patience.pause(0.01)
-        else:
-            raise Failed("the replayer was never caught in the middle of a file")
         number = self._far.applied() + 1
         self._screen.say(
             f"SIGKILL to the replayer in the middle of file {number}: the mirror is neither the "
@@ -162,6 +152,18 @@ class Demo:
             "own durable copy, from the beginning, and went on.", "green",
         )  # fmt: skip
         self.findings.append(f"killed in the middle of file {number}, the replayer redid it")
+
+    def _kill_in_mid_apply(self) -> bool:
+        pid = self._far.replayer_pid()
+        if pid is None:
+            return False
+        in_the_middle = False
+        try:
+            self._far.freeze(pid)
+            in_the_middle = self._far.is_in_mid_apply()
+        finally:
+            os.kill(pid, signal.SIGKILL if in_the_middle else signal.SIGCONT)
+        return in_the_middle
 
     def _settle(self) -> None:
         say = self._screen.say
