@@ -16,6 +16,7 @@ from aimfuse.driver.group import (
     GroupPaths,
     init_group,
     open_group,
+    size_limit,
 )
 from aimfuse.driver.mount import Companion, Mount, MountOptions, check_mountpoint
 from aimfuse.driver.pins import Pins
@@ -69,7 +70,11 @@ def run_mount(request: MountRequest, mounted: Callable[[], None]) -> None:
         engine = open_group(
             disk,
             paths,
-            GroupLimits(journal.file_bytes, journal.memory_bytes_max, journal.size_bytes_max),
+            GroupLimits(
+                journal.file_bytes,
+                journal.memory_bytes_max,
+                size_limit(disk, paths, journal.size_bytes_max),
+            ),
             resync=request.resync,
         )
         destinations = {config.destination_dir(one.name): one.url for one in config.destinations}

@@ -16,7 +16,7 @@ from aimfuse.disk import Disk, try_lock
 from aimfuse.driver import fingerprint
 from aimfuse.driver.checkpoint import Checkpoint, CheckpointFile, KnownVolume
 from aimfuse.driver.engine import Engine, Limits
-from aimfuse.driver.images import HIDDEN_PREFIX, Images
+from aimfuse.driver.images import HIDDEN_PREFIX, Images, largest_file
 from aimfuse.driver.recovery import Namespace, redo
 from aimfuse.driver.volumes import Volumes
 from aimfuse.errors import BusyError, ImageMismatch, JournalError, StateLost, UsageError
@@ -158,6 +158,19 @@ def close_group(disk: Disk, engine: Engine) -> None:
         engine.write_checkpoint(final, engine.images.take_dirty())
     engine.journal.close()
     engine.images.close()
+
+
+def size_limit(disk: Disk, paths: GroupPaths, wanted: int | None) -> int | None:
+    """Return how large volumes may grow: *wanted* bytes, or what the file system below allows.
+
+    A write beyond that would be accepted, and then never fit into the image. None keeps an
+    image at its size.
+    """
+    is_directory = _is_directory(paths.image)
+    if _is_device(paths.image) or (wanted is None and not is_directory):
+        return wanted
+    where = paths.image if is_directory else paths.image.parent
+    return largest_file(disk, where, DIRECTORY_SIZE_MAX if wanted is None else wanted)
 
 
 def drain(engine: Engine) -> None:

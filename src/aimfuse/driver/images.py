@@ -255,3 +255,29 @@ class Images:
             except OSError as exc:
                 if exc.errno != errno.ENOENT:
                     raise
+
+
+def largest_file(disk: Disk, directory: Path, wanted: int) -> int:
+    """Return how many bytes a file in *directory* may have, at most *wanted*.
+
+    Found by trying, with a nameless file; *wanted* where there is no such thing.
+    """
+    try:
+        fd = disk.open("image:probe", directory, os.O_RDWR | os.O_TMPFILE)
+    except OSError:
+        return wanted
+    try:
+        fits, beyond = 0, wanted + 1
+        size = wanted
+        while fits + 1 < beyond:
+            try:
+                disk.truncate("image:probe", fd, size)
+                fits = size
+            except OSError as exc:
+                if exc.errno not in {errno.EFBIG, errno.EINVAL}:
+                    raise
+                beyond = size
+            size = (fits + beyond) // 2
+        return fits
+    finally:
+        disk.close(fd)

@@ -37,6 +37,7 @@ Task = Callable[[], Awaitable[None]]
 TICK_S = 0.1
 COMMIT_BYTES = 8 * MIB
 """Un-durable payload that starts a commit before its interval is over."""
+APPLY_DELAY_S = 0.02
 HOUSEKEEPING_S = 1.0
 SPACE_RETRY_S = 1.0
 CHECKPOINT_FILES = 16
@@ -88,7 +89,7 @@ class Pump:
         self._apply_wanted = trio.Event()
         self._ready_wanted = trio.Event()
         self._seal_wanted = trio.Event()
-        self._waiting_seq = Seq(0)
+        self._committing = False
         self._commits = Lane("commit")
         self._applies = Lane("apply")
         self._housekeeping = Lane("housekeeping")
@@ -124,14 +125,18 @@ class Pump:
     async def durable(self, seq: Seq) -> None:
         """Wait until record *seq* and all before it are durable in the journal.
 
+        Whoever comes first does the commit, for all that have come by then; who comes in
+        the meantime waits for the next one.
+
         Raises:
             HaltedError: they may never be.
         """
-        self._waiting_seq = Seq(max(self._waiting_seq, seq))
         while self.engine.journal.durable_seq < seq:
             self._check()
-            self._commit_now()
-            await self._next_progress()
+            if self._committing:
+                await self._progress.wait()
+            else:
+                await self._commit_once()
 
     async def rolled(self, *, applied: bool = False) -> FileNumber:
         """Have everything accepted so far sealed; return the number of the newest file of it.
@@ -214,8 +219,7 @@ class Pump:
             self.engine.halt(f"a bug in {name}: {exc!r}")
 
     async def _commit(self) -> None:
-        """Commit at once for whoever waits, and at intervals what nobody waits for."""
-        engine = self.engine
+        """Commit at intervals what nobody waits for."""
         last_s = 0.0
         while True:
             self._idle = True
@@ -223,20 +227,40 @@ class Pump:
             self._idle = False
             self._commit_wanted = trio.Event()
             wait_s = last_s + self._limits.commit_interval_s - time.monotonic()
-            if wait_s > 0 and not self._urgent():
+            if wait_s > 0 and not self._is_urgent():
                 with trio.move_on_after(wait_s):
                     await self._commit_urgent.wait()
             self._commit_urgent = trio.Event()
-            commit = engine.begin_commit()
-            if commit is None:
-                continue
+            while self._committing:
+                await self._progress.wait()
             last_s = time.monotonic()
-            await self._with_space(self._commits, engine.journal.sync, commit)
-            engine.finish_commit(commit)
-            self._apply_wanted.set()
-            if engine.uncommitted_bytes or self._urgent():
+            await self._commit_once()
+            if self.engine.uncommitted_bytes:
                 self._commit_wanted.set()
+
+    async def _commit_once(self) -> None:
+        """Make durable what was accepted so far; one call at a time.
+
+        Raises:
+            HaltedError: the disk failed; the volume is halted.
+        """
+        engine = self.engine
+        commit = engine.begin_commit()
+        if commit is None:
+            await trio.lowlevel.checkpoint()
+            return
+        self._committing = True
+        try:
+            await self._with_space(self._commits, engine.journal.sync, commit)
+        except OSError as exc:
+            engine.halt(f"the journal could not be made durable: {exc.strerror}")
+            self._check()
+        finally:
+            self._committing = False
             self._progressed()
+        engine.finish_commit(commit)
+        self._apply_wanted.set()
+        self._progressed()
 
     async def _with_space(
         self, lane: Lane, step: Callable[[Unpack[Args]], Result], *args: *Args
@@ -252,13 +276,8 @@ class Pump:
                 log.warning("%s: trying again", self.full)
             await trio.sleep(SPACE_RETRY_S)
 
-    def _urgent(self) -> bool:
-        engine = self.engine
-        return (
-            self._waiting_seq > engine.journal.durable_seq
-            or engine.uncommitted_bytes > COMMIT_BYTES
-            or engine.halted is not None
-        )
+    def _is_urgent(self) -> bool:
+        return self.engine.uncommitted_bytes > COMMIT_BYTES or self.engine.halted is not None
 
     async def _apply(self) -> None:
         engine = self.engine
@@ -266,6 +285,9 @@ class Pump:
             batch = engine.begin_apply()
             if not batch:
                 await self._apply_wanted.wait()
+                # Not at once: after many small commits one batch costs less than many.
+                if engine.unapplied_bytes < COMMIT_BYTES:
+                    await trio.sleep(APPLY_DELAY_S)
                 self._apply_wanted = trio.Event()
                 continue
             await self._with_space(self._applies, engine.images.apply, batch)
