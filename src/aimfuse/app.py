@@ -1,5 +1,6 @@
 """The composition root: builds the parts of a mount and fixes the order of their end."""
 
+import contextlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,12 +19,16 @@ from aimfuse.driver.group import (
     open_group,
     size_limit,
 )
-from aimfuse.driver.mount import Companion, Mount, MountOptions, check_mountpoint
+from aimfuse.driver.mount import Mount, MountOptions, check_mountpoint
 from aimfuse.driver.pins import Pins
 from aimfuse.driver.process import become_part_of_the_io_path
 from aimfuse.driver.pump import Pump, PumpLimits
 from aimfuse.driver.status import SourceStatus
+from aimfuse.errors import ConfigError
 from aimfuse.supervisor import Supervisor
+
+
+DESTINATIONS_POLL_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +67,9 @@ def run_mount(request: MountRequest, mounted: Callable[[], None]) -> None:
     disk = process_disk()
     config = configuration.load(request.state_dir)
     paths = paths_of(config)
-    check_mountpoint(request.mountpoint, paths.image, [paths.state_dir, paths.spool])
-    lock = GroupLock(paths)
+    lock = GroupLock(paths)  # First: who serves the image already says more than where.
     try:
+        check_mountpoint(request.mountpoint, paths.image, [paths.state_dir, paths.spool])
         become_part_of_the_io_path()
         journal = config.journal
         engine = open_group(
@@ -77,8 +82,8 @@ def run_mount(request: MountRequest, mounted: Callable[[], None]) -> None:
             ),
             resync=request.resync,
         )
-        destinations = {config.destination_dir(one.name): one.url for one in config.destinations}
-        pins = Pins(disk, config.state_dir, lambda: destinations)
+        destinations = Destinations(config)
+        pins = Pins(disk, config.state_dir, destinations.now)
         pump = Pump(disk, engine, paths.spool, _pump_limits(config), pins)
         supervisor = _coordinator(config)
         status = SourceStatus(
@@ -87,15 +92,43 @@ def run_mount(request: MountRequest, mounted: Callable[[], None]) -> None:
             paths.image,
             paths.state_dir,
             request.mountpoint,
-            destinations,
+            destinations.now,
             lambda: {"pid": supervisor.pid, "restarts": supervisor.restarts},
         )
         options = MountOptions(request.mountpoint, request.allow_other, request.writeback)
         mount = Mount(disk, engine, pump, status, options)
-        companions: list[Companion] = [supervisor.run] if destinations else []
-        trio.run(mount.run, config.state_dir, companions, mounted)
+
+        async def coordinate() -> None:
+            await destinations.some()
+            await supervisor.run()
+
+        trio.run(mount.run, config.state_dir, [coordinate], mounted)
     finally:
         lock.release()
+
+
+class Destinations:
+    """The destinations that the settings name at this moment: they may change while mounted.
+
+    While the settings cannot be read, those of the last time count: forgetting one would give
+    its files away.
+    """
+
+    def __init__(self, config: GroupConfig) -> None:
+        """Begin with *config*."""
+        self._config = config
+
+    def now(self) -> dict[Path, str]:
+        """Return each destination's directory and URL; reads the settings anew."""
+        with contextlib.suppress(ConfigError):
+            self._config = configuration.load(self._config.state_dir)
+        config = self._config
+        return {config.destination_dir(one.name): one.url for one in config.destinations}
+
+    async def some(self) -> None:
+        """Wait until there is a destination."""
+        while not self.now():
+            await trio.sleep(DESTINATIONS_POLL_S)
 
 
 def _coordinator(config: GroupConfig) -> Supervisor:

@@ -22,10 +22,10 @@ class SourceStatus:
         image: Path,
         state_dir: Path,
         mountpoint: Path,
-        destinations: Mapping[Path, str],
+        destinations: Callable[[], Mapping[Path, str]],
         coordinator: Callable[[], dict[str, Any]],
     ) -> None:
-        """Describe *engine*; *destinations* give the URL by the directory of its account.
+        """Describe *engine*; *destinations* gives the URL by the directory of its account.
 
         *coordinator* tells how that process fares.
         """
@@ -72,7 +72,7 @@ class SourceStatus:
             "volumes": [{"name": v.name, "size": v.size_bytes} for v in engine.volumes],
             "memory_bytes": engine.unapplied_bytes,
             "coordinator": self._coordinator(),
-            "destinations": [_told(path, url) for path, url in self._destinations.items()],
+            "destinations": [_told(path, url) for path, url in self._destinations().items()],
             "time_ns": time.time_ns(),
         }
 
