@@ -19,14 +19,13 @@ from aimfuse.driver.group import (
     open_group,
     size_limit,
 )
-from aimfuse.driver.mount import Mount, MountOptions, check_mountpoint
+from aimfuse.driver.mount import Companion, Mount, MountOptions, check_mountpoint
 from aimfuse.driver.pins import Pins
 from aimfuse.driver.process import become_part_of_the_io_path
 from aimfuse.driver.pump import Pump, PumpLimits
 from aimfuse.driver.status import SourceStatus
 from aimfuse.errors import ConfigError
 from aimfuse.supervisor import Supervisor
-
 
 DESTINATIONS_POLL_S = 2.0
 
@@ -102,7 +101,8 @@ def run_mount(request: MountRequest, mounted: Callable[[], None]) -> None:
             await destinations.some()
             await supervisor.run()
 
-        trio.run(mount.run, config.state_dir, [coordinate], mounted)
+        companions: list[Companion] = [coordinate]
+        trio.run(mount.run, config.state_dir, companions, mounted)
     finally:
         lock.release()
 
@@ -127,7 +127,7 @@ class Destinations:
 
     async def some(self) -> None:
         """Wait until there is a destination."""
-        while not self.now():
+        while not self.now():  # noqa: ASYNC110 - it waits for a file that somebody edits
             await trio.sleep(DESTINATIONS_POLL_S)
 
 
