@@ -16,7 +16,9 @@ from aimfuse.config import (
     save,
     state_dir_for,
 )
+from aimfuse.config.keys import SCHEMES
 from aimfuse.errors import ConfigError, UsageError
+from aimfuse.transport import TransportSettings, open_transport
 from aimfuse.units import GIB, KIB, MIB
 
 
@@ -169,13 +171,19 @@ def test_image_and_state_directory_can_be_moved_together(tmp_path: Path) -> None
             'image="v"\n[[destination]]\nname="x"', "destination[0].url", "sftp://", id="no url"
         ),
         pytest.param(
-            'image="v"\n[[destination]]\nurl="a"\nname="../x"',
+            'image="v"\n[[destination]]\nurl="ftp://a/b"',
+            "destination[0].url",
+            "sftp://user@host/path, dir:///path or an absolute path",
+            id="scheme",
+        ),
+        pytest.param(
+            'image="v"\n[[destination]]\nurl="/a"\nname="../x"',
             "destination[0].name",
             "letters",
             id="name",
         ),
         pytest.param(
-            'image="v"\n[[destination]]\nurl="a"\nmax_in_flight=0',
+            'image="v"\n[[destination]]\nurl="/a"\nmax_in_flight=0',
             "destination[0].max_in_flight",
             "1 to 64",
             id="no file in flight",
@@ -278,3 +286,28 @@ def test_an_unknown_destination_is_refused_with_the_known_ones(state_dir: Path) 
     with pytest.raises(UsageError) as caught:
         config.destination("usp")
     assert "usb" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "url", ["host:/srv/v", "sfpt://host/srv", "file:///srv", "mirror", "~/mirror", "sftp://[::1/s"]
+)
+def test_a_destination_of_no_known_scheme_is_refused_at_once(state_dir: Path, url: str) -> None:
+    config = GroupConfig(state_dir, Path("/v.img"))
+    with pytest.raises(UsageError, match="no destination") as caught:
+        add_destination(config, url)
+    assert "sftp://user@host/path, dir:///path" in caught.value.hint
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_known_scheme_has_a_transport(scheme: str) -> None:
+    host = "host" if scheme == "sftp" else ""
+    assert open_transport(f"{scheme}://{host}/path", TransportSettings()) is not None
+
+
+def test_a_path_that_begins_with_a_dot_starts_at_the_working_directory(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(state_dir)
+    config = add_destination(GroupConfig(state_dir, Path("/v.img")), "../usb", name="usb")
+    assert config.destination("usb").url == str(state_dir.parent / "usb")
+    assert add_destination(config, "../usb") is config

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,21 +19,27 @@ from urllib.parse import urlsplit
 
 import tomli_w
 
+from aimfuse.config.keys import (
+    DESTINATION,
+    JOURNAL,
+    MOUNT,
+    Keys,
+    check_name,
+    check_url,
+    path_key,
+    render_path,
+)
 from aimfuse.disk import Disk, publish, read_file
 from aimfuse.errors import ConfigError, UsageError
-from aimfuse.units import GIB, KIB, MIB, TIB, parse_duration_s, parse_size
+from aimfuse.units import GIB, MIB
 
 CONFIG_NAME = "group.toml"
 STATE_SUFFIX = ".aim"
-VOLUME_BYTES_MAX = 1 << 62
 DESTINATIONS_MAX = 256
-IN_FLIGHT_MAX = 64
 
 _CONFIG_BYTES_MAX = 4 * MIB
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 _SCP_LIKE = re.compile(r"(?:[^/@:]+@)?([^/:]+):(.*)")
-_WHEN_FULL = ("block", "fail")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,14 +165,14 @@ def save(config: GroupConfig, disk: Disk | None = None) -> None:
     Comments that an operator put into the file are lost.
     """
     path = config.state_dir / CONFIG_NAME
-    data: dict[str, Any] = {"image": _render_path(config.state_dir, config.image)}
+    data: dict[str, Any] = {"image": render_path(config.state_dir, config.image)}
     for section, keys, part in (
-        ("mount", _MOUNT, config.mount),
-        ("journal", _JOURNAL, config.journal),
+        ("mount", MOUNT, config.mount),
+        ("journal", JOURNAL, config.journal),
     ):
         data[section] = _render(config.state_dir, keys, part)
     data["destination"] = [
-        _render(config.state_dir, _DESTINATION, one) for one in config.destinations
+        _render(config.state_dir, DESTINATION, one) for one in config.destinations
     ]
     _group(path, data)  # What is written can be read: the same check on both ways.
     publish(disk or Disk(), "config", path, tomli_w.dumps(data).encode())
@@ -182,10 +188,12 @@ def add_destination(
     """Return *config* with one more destination; *settings* are fields of `DestinationConfig`.
 
     A URL that is there already changes nothing, unless it is asked for under another name.
+    A path that begins with a dot starts at the working directory.
 
     Raises:
-        UsageError: the name is taken or no name, or the URL is empty.
+        UsageError: the name is taken or no name, or the URL is of no known scheme.
     """
+    url = check_url(str(_normal(Path(url))) if url.startswith(".") else url)
     for one in config.destinations:
         if one.url == url and name in {None, one.name}:
             return config
@@ -194,7 +202,7 @@ def add_destination(
         name = _free_name(destination_name(url), taken)
     elif name in taken:
         raise UsageError(f"a destination {name!r} exists", hint="Choose another name.")
-    new = DestinationConfig(_destination_name(name), _url(url), **settings)
+    new = DestinationConfig(check_name(name), url, **settings)
     return replace(config, destinations=(*config.destinations, new))
 
 
@@ -214,19 +222,6 @@ def destination_name(url: str) -> str:
     return word or "destination"
 
 
-@dataclass(frozen=True, slots=True)
-class _Key:
-    """How one key is read and written; `parse` raises `ValueError` or `UsageError`."""
-
-    attribute: str
-    parse: Callable[[object], Any]
-    remedy: str
-    render: Callable[[Path, Any], Any] = lambda _base, value: value
-
-
-_Keys = Mapping[str, _Key]
-
-
 def _group(path: Path, data: dict[str, Any]) -> GroupConfig:
     base = path.parent
     known = ("image", "mount", "journal", "destination")
@@ -234,9 +229,9 @@ def _group(path: Path, data: dict[str, Any]) -> GroupConfig:
     if "image" not in data:
         hint = 'Add the path of the image, such as image = "../v.img".'
         raise ConfigError(path, "image", "is missing", hint=hint)
-    top = _values(path, "", {"image": _path_key("image")}, {"image": data["image"]})
-    mount = _values(path, "mount.", _MOUNT, _table(path, "mount", data))
-    journal = _values(path, "journal.", _JOURNAL, _table(path, "journal", data))
+    top = _values(path, "", {"image": path_key("image")}, {"image": data["image"]})
+    mount = _values(path, "mount.", MOUNT, _table(path, "mount", data))
+    journal = _values(path, "journal.", JOURNAL, _table(path, "journal", data))
     config = GroupConfig(
         base, top["image"], MountConfig(**mount), _journal(path, journal), _listed(path, data)
     )
@@ -271,7 +266,7 @@ def _listed(path: Path, data: dict[str, Any]) -> tuple[DestinationConfig, ...]:
         where = f"destination[{index}]."
         if not isinstance(table, dict):
             raise ConfigError(path, where[:-1], "is no table", hint="Write [[destination]].")
-        values = _values(path, where, _DESTINATION, table)
+        values = _values(path, where, DESTINATION, table)
         if "url" not in values:
             hint = 'Add one, such as url = "sftp://host/srv/mirror".'
             raise ConfigError(path, f"{where}url", "is missing", hint=hint)
@@ -284,7 +279,7 @@ def _listed(path: Path, data: dict[str, Any]) -> tuple[DestinationConfig, ...]:
     return tuple(found)
 
 
-def _values(path: Path, where: str, keys: _Keys, table: dict[str, Any]) -> dict[str, Any]:
+def _values(path: Path, where: str, keys: Keys, table: dict[str, Any]) -> dict[str, Any]:
     """Return the attributes that the keys of one table set."""
     _refuse_unknown(path, where, table, tuple(keys))
     values = {}
@@ -341,156 +336,10 @@ def _is_device(path: Path) -> bool:
     return stat.S_ISBLK(mode) or stat.S_ISCHR(mode)
 
 
-# Reading and writing of values.
-
-
-def _render(base: Path, keys: _Keys, part: object) -> dict[str, Any]:
+def _render(base: Path, keys: Keys, part: object) -> dict[str, Any]:
     values = {name: getattr(part, key.attribute) for name, key in keys.items()}
     return {
         name: keys[name].render(base, value)
         for name, value in values.items()
         if value is not None and value != ()
     }
-
-
-def _size_key(attribute: str, low: int, high: int) -> _Key:
-    def parse(given: object) -> int:
-        if isinstance(given, bool) or not isinstance(given, int | str):
-            raise ValueError("is no size")  # noqa: TRY004 - one error for all values
-        size = parse_size(given) if isinstance(given, str) else given
-        if not low <= size <= high:
-            raise ValueError("is out of range")
-        return size
-
-    remedy = f"Give a size from {_render_size(low)} to {_render_size(high)}."
-    return _Key(attribute, parse, remedy, lambda _base, size: _render_size(size))
-
-
-def _duration_key(attribute: str, low_s: float, high_s: float) -> _Key:
-    def parse(given: object) -> float:
-        if isinstance(given, bool) or not isinstance(given, int | float | str):
-            raise ValueError("is no duration")  # noqa: TRY004 - one error for all values
-        seconds = parse_duration_s(given) if isinstance(given, str) else float(given)
-        if not low_s <= seconds <= high_s:
-            raise ValueError("is out of range")
-        return seconds
-
-    remedy = f"Give a time from {_render_duration(low_s)} to {_render_duration(high_s)}."
-    return _Key(attribute, parse, remedy, lambda _base, seconds: _render_duration(seconds))
-
-
-def _count_key(attribute: str, low: int, high: int) -> _Key:
-    def parse(given: object) -> int:
-        if isinstance(given, bool) or not isinstance(given, int) or not low <= given <= high:
-            raise ValueError("is no number in range")
-        return given
-
-    return _Key(attribute, parse, f"Give a whole number from {low} to {high}.")
-
-
-def _flag_key(attribute: str) -> _Key:
-    def parse(given: object) -> bool:
-        if not isinstance(given, bool):
-            raise ValueError("is neither true nor false")  # noqa: TRY004 - one error for all values
-        return given
-
-    return _Key(attribute, parse, "Write true or false, without quotes.")
-
-
-def _path_key(attribute: str) -> _Key:
-    return _Key(attribute, _path, "Give a path in quotes.", _render_path)
-
-
-def _path(given: object) -> Path:
-    if not isinstance(given, str) or not given or "\0" in given:
-        raise ValueError("is no path")
-    return Path(given)
-
-
-def _paths(given: object) -> tuple[Path, ...]:
-    if not isinstance(given, list):
-        raise ValueError("is no list of paths")  # noqa: TRY004 - one error for all values
-    return tuple(map(_path, given))
-
-
-def _url(given: object) -> str:
-    if not isinstance(given, str) or not given.strip() or not given.isprintable():
-        raise UsageError(
-            f"{given!r} is no destination",
-            hint="Give a URL such as sftp://host/srv/mirror, or a directory.",
-        )
-    return given
-
-
-def _destination_name(given: object) -> str:
-    if not isinstance(given, str) or not _NAME.fullmatch(given):
-        raise UsageError(f"{given!r} cannot name a destination", hint=_NAME_REMEDY)
-    return given
-
-
-def _when_full(given: object) -> str:
-    if given == "fold":
-        raise ValueError("folding unsent files into a dirty map is not in this release")
-    if given not in _WHEN_FULL:
-        raise ValueError("is no policy")
-    return str(given)
-
-
-def _render_size(size: int) -> str | int:
-    for unit, factor in (("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
-        if size and size % factor == 0:
-            return f"{size // factor}{unit}"
-    return size
-
-
-def _render_duration(seconds: float) -> str | float:
-    thousandths = round(seconds * 1000)
-    if thousandths != seconds * 1000:
-        return seconds
-    return f"{thousandths // 1000}s" if thousandths % 1000 == 0 else f"{thousandths}ms"
-
-
-def _render_path(base: Path, path: Path) -> str:
-    """Write what lies in or right beside the state directory so that both can be moved."""
-    if path.is_relative_to(base):
-        return str(path.relative_to(base))
-    return f"../{path.name}" if path.parent == base.parent else str(path)
-
-
-def _render_paths(base: Path, paths: tuple[Path, ...]) -> list[str]:
-    return [_render_path(base, path) for path in paths]
-
-
-_NAME_REMEDY = "Use letters, digits, '.', '_' and '-', at most 63, starting with a letter or digit."
-
-_MOUNT: _Keys = {
-    "mountpoint": _path_key("mountpoint"),
-    "writeback": _flag_key("writeback"),
-    "allow_other": _flag_key("allow_other"),
-}
-_JOURNAL: _Keys = {
-    "file_bytes": _size_key("file_bytes", 64 * KIB, 128 * MIB),
-    "file_age": _duration_key("file_age_s", 0.01, 3600.0),
-    "commit_interval": _duration_key("commit_interval_s", 0.001, 60.0),
-    "spool": _path_key("spool"),
-    "spool_bytes_max": _size_key("spool_bytes_max", MIB, 1024 * TIB),
-    "spool_reserve": _size_key("spool_reserve_bytes", 0, TIB),
-    "when_full": _Key("when_full", _when_full, "Write block or fail."),
-    "size_max": _size_key("size_bytes_max", 0, VOLUME_BYTES_MAX),
-    "memory_bytes_max": _size_key("memory_bytes_max", MIB, TIB),
-    "checkpoint_interval": _duration_key("checkpoint_interval_s", 0.05, 86400.0),
-}
-_DESTINATION: _Keys = {
-    "name": _Key("name", _destination_name, _NAME_REMEDY),
-    "url": _Key("url", _url, "Give a URL such as sftp://host/srv/mirror, or a directory."),
-    "paused": _flag_key("paused"),
-    "max_in_flight": _count_key("max_in_flight", 1, IN_FLIGHT_MAX),
-    "inbox_bytes_max": _size_key("inbox_bytes_max", MIB, 1024 * TIB),
-    "stall_time": _duration_key("stall_s_max", 1.0, 3600.0),
-    "known_hosts": _path_key("known_hosts"),
-    "identity_files": _Key(
-        "identity_files", _paths, 'Give a list, such as ["~/.ssh/mirror"].', _render_paths
-    ),
-    "ssh_config": _path_key("ssh_config"),
-    "use_agent": _flag_key("use_agent"),
-}

@@ -1,0 +1,194 @@
+"""The keys of ``group.toml``: what each may be, how it is read, and how it is written.
+
+A value is refused with the remedy of its key; which file and key it was, the reader adds.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from aimfuse.errors import UsageError
+from aimfuse.units import GIB, KIB, MIB, TIB, parse_duration_s, parse_size
+
+VOLUME_BYTES_MAX = 1 << 62
+IN_FLIGHT_MAX = 64
+SCHEMES = ("sftp", "dir")
+"""How a destination can be reached; each has a transport."""
+
+URL_REMEDY = "Use sftp://user@host/path, dir:///path or an absolute path."
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_WHEN_FULL = ("block", "fail")
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """How one key is read and written; `parse` raises `ValueError` or `UsageError`."""
+
+    attribute: str
+    parse: Callable[[object], Any]
+    remedy: str
+    render: Callable[[Path, Any], Any] = lambda _base, value: value
+
+
+Keys = Mapping[str, Key]
+
+
+def _size_key(attribute: str, low: int, high: int) -> Key:
+    def parse(given: object) -> int:
+        if isinstance(given, bool) or not isinstance(given, int | str):
+            raise ValueError("is no size")  # noqa: TRY004 - one error for all values
+        size = parse_size(given) if isinstance(given, str) else given
+        if not low <= size <= high:
+            raise ValueError("is out of range")
+        return size
+
+    remedy = f"Give a size from {_render_size(low)} to {_render_size(high)}."
+    return Key(attribute, parse, remedy, lambda _base, size: _render_size(size))
+
+
+def _duration_key(attribute: str, low_s: float, high_s: float) -> Key:
+    def parse(given: object) -> float:
+        if isinstance(given, bool) or not isinstance(given, int | float | str):
+            raise ValueError("is no duration")  # noqa: TRY004 - one error for all values
+        seconds = parse_duration_s(given) if isinstance(given, str) else float(given)
+        if not low_s <= seconds <= high_s:
+            raise ValueError("is out of range")
+        return seconds
+
+    remedy = f"Give a time from {_render_duration(low_s)} to {_render_duration(high_s)}."
+    return Key(attribute, parse, remedy, lambda _base, seconds: _render_duration(seconds))
+
+
+def _count_key(attribute: str, low: int, high: int) -> Key:
+    def parse(given: object) -> int:
+        if isinstance(given, bool) or not isinstance(given, int) or not low <= given <= high:
+            raise ValueError("is no number in range")
+        return given
+
+    return Key(attribute, parse, f"Give a whole number from {low} to {high}.")
+
+
+def _flag_key(attribute: str) -> Key:
+    def parse(given: object) -> bool:
+        if not isinstance(given, bool):
+            raise ValueError("is neither true nor false")  # noqa: TRY004 - one error for all values
+        return given
+
+    return Key(attribute, parse, "Write true or false, without quotes.")
+
+
+def path_key(attribute: str) -> Key:
+    """Return the key of a path; a relative one starts at the state directory."""
+    return Key(attribute, _path, "Give a path in quotes.", render_path)
+
+
+def _path(given: object) -> Path:
+    if not isinstance(given, str) or not given or "\0" in given:
+        raise ValueError("is no path")
+    return Path(given)
+
+
+def _paths(given: object) -> tuple[Path, ...]:
+    if not isinstance(given, list):
+        raise ValueError("is no list of paths")  # noqa: TRY004 - one error for all values
+    return tuple(map(_path, given))
+
+
+def check_url(given: object) -> str:
+    """Return a destination's URL whose scheme is known.
+
+    Raises:
+        UsageError: it is empty, of another scheme, or a relative path.
+    """
+    if not isinstance(given, str) or not given.strip() or not given.isprintable():
+        raise UsageError(f"{given!r} is no destination", hint=URL_REMEDY)
+    try:
+        known = given.startswith("/") or urlsplit(given).scheme in SCHEMES
+    except ValueError:  # A bracket without its pair.
+        known = False
+    if not known:
+        raise UsageError(f"{given!r} is no destination", hint=URL_REMEDY)
+    return given
+
+
+def check_name(given: object) -> str:
+    """Return a destination's name.
+
+    Raises:
+        UsageError: it is none that a directory could bear.
+    """
+    if not isinstance(given, str) or not _NAME.fullmatch(given):
+        raise UsageError(f"{given!r} cannot name a destination", hint=_NAME_REMEDY)
+    return given
+
+
+def _when_full(given: object) -> str:
+    if given == "fold":
+        raise ValueError("folding unsent files into a dirty map is not in this release")
+    if given not in _WHEN_FULL:
+        raise ValueError("is no policy")
+    return str(given)
+
+
+def _render_size(size: int) -> str | int:
+    for unit, factor in (("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
+        if size and size % factor == 0:
+            return f"{size // factor}{unit}"
+    return size
+
+
+def _render_duration(seconds: float) -> str | float:
+    thousandths = round(seconds * 1000)
+    if thousandths != seconds * 1000:
+        return seconds
+    return f"{thousandths // 1000}s" if thousandths % 1000 == 0 else f"{thousandths}ms"
+
+
+def render_path(base: Path, path: Path) -> str:
+    """Write what lies in or right beside the state directory so that both can be moved."""
+    if path.is_relative_to(base):
+        return str(path.relative_to(base))
+    return f"../{path.name}" if path.parent == base.parent else str(path)
+
+
+def _render_paths(base: Path, paths: tuple[Path, ...]) -> list[str]:
+    return [render_path(base, path) for path in paths]
+
+
+_NAME_REMEDY = "Use letters, digits, '.', '_' and '-', at most 63, starting with a letter or digit."
+
+MOUNT: Keys = {
+    "mountpoint": path_key("mountpoint"),
+    "writeback": _flag_key("writeback"),
+    "allow_other": _flag_key("allow_other"),
+}
+JOURNAL: Keys = {
+    "file_bytes": _size_key("file_bytes", 64 * KIB, 128 * MIB),
+    "file_age": _duration_key("file_age_s", 0.01, 3600.0),
+    "commit_interval": _duration_key("commit_interval_s", 0.001, 60.0),
+    "spool": path_key("spool"),
+    "spool_bytes_max": _size_key("spool_bytes_max", MIB, 1024 * TIB),
+    "spool_reserve": _size_key("spool_reserve_bytes", 0, TIB),
+    "when_full": Key("when_full", _when_full, "Write block or fail."),
+    "size_max": _size_key("size_bytes_max", 0, VOLUME_BYTES_MAX),
+    "memory_bytes_max": _size_key("memory_bytes_max", MIB, TIB),
+    "checkpoint_interval": _duration_key("checkpoint_interval_s", 0.05, 86400.0),
+}
+DESTINATION: Keys = {
+    "name": Key("name", check_name, _NAME_REMEDY),
+    "url": Key("url", check_url, URL_REMEDY),
+    "paused": _flag_key("paused"),
+    "max_in_flight": _count_key("max_in_flight", 1, IN_FLIGHT_MAX),
+    "inbox_bytes_max": _size_key("inbox_bytes_max", MIB, 1024 * TIB),
+    "stall_time": _duration_key("stall_s_max", 1.0, 3600.0),
+    "known_hosts": path_key("known_hosts"),
+    "identity_files": Key(
+        "identity_files", _paths, 'Give a list, such as ["~/.ssh/mirror"].', _render_paths
+    ),
+    "ssh_config": path_key("ssh_config"),
+    "use_agent": _flag_key("use_agent"),
+}
