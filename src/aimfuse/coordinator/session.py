@@ -117,6 +117,8 @@ class Session:
         backlog = self._parts.backlog
         name = backlog.name(number)
         if name is None:
+            if self._is_confirmed(number):
+                return
             raise Halt(f"file {number} is missing from the spool", hint=_NEW_COPY)
         path = backlog.path(name)
         try:
@@ -125,9 +127,15 @@ class Session:
                 await trio.to_thread.run_sync(read_sealed, self._parts.disk, path)
             await self.put(flight, partial(self.transport.put, path, name.sealed))
         except FileNotFoundError as exc:
+            if self._is_confirmed(number):
+                return
             raise Halt(f"{name.sealed} is missing from the spool", hint=_NEW_COPY) from exc
         except JournalError as exc:
             raise Halt(f"the spool is damaged: {exc}", hint=_NEW_COPY) from exc
+
+    def _is_confirmed(self, number: int) -> bool:
+        """Tell whether an ack has overtaken the sending: then the file may be released."""
+        return number <= self.place.delivery.confirmed
 
     async def put(self, flight: Flight, send: Callable[..., Awaitable[None]]) -> None:
         """Run one `put`, given up when nothing moves for the destination's stall time.

@@ -53,8 +53,12 @@ def check_label(label: str) -> str:
 
 
 def _lag_line(destination: Status) -> str:
-    lag = destination.get("lag") or {}
+    """Return one destination's line; what another process wrote may lack or spoil anything."""
+    lag = destination.get("lag")
+    known = lag if isinstance(lag, dict) else {}
+    seconds = known.get("seconds")
+    told = f"{seconds:.3f}" if isinstance(seconds, int | float) else "?"
     return (
-        f"{destination['name']} {lag.get('seconds', 0):.3f} s "
-        f"{lag.get('bytes', 0)} bytes {lag.get('files', 0)} files\n"
+        f"{destination.get('name', '?')} {told} s "
+        f"{known.get('bytes', '?')} bytes {known.get('files', '?')} files\n"
     )

@@ -11,6 +11,7 @@ import os
 import stat
 import time
 from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
 
 import pyfuse3
@@ -39,12 +40,16 @@ _VOLUME_FIRST = 16
 
 
 class _Boundary:
-    """Turn any failure of a handler into an errno, and a bug into a halted volume."""
+    """Turn any failure of a handler into an errno, and a bug into a halted volume.
 
-    __slots__ = ("_engine",)
+    Without *halts* a bug costs its request only: for what touches no volume.
+    """
 
-    def __init__(self, engine: Engine) -> None:
+    __slots__ = ("_engine", "_halts")
+
+    def __init__(self, engine: Engine, *, halts: bool = True) -> None:
         self._engine = engine
+        self._halts = halts
 
     def __enter__(self) -> None:
         return None
@@ -60,7 +65,8 @@ class _Boundary:
         if isinstance(exc, OSError):
             raise FUSEError(exc.errno or errno.EIO) from exc
         log.critical("a bug in a handler", exc_info=exc)
-        self._engine.halt(f"a bug in a handler: {exc!r}")
+        if self._halts:
+            self._engine.halt(f"a bug in a handler: {exc!r}")
         raise FUSEError(errno.EIO) from exc
 
 
@@ -80,6 +86,7 @@ class Operations(pyfuse3.Operations):
         self._pump = pump
         self._control = control
         self._boundary = _Boundary(engine)
+        self._beside = _Boundary(engine, halts=False)
         self._uid, self._gid = os.getuid(), os.getgid()
         self._handles: dict[int, bytes | None] = {}
         self._next_handle = 1 << 32
@@ -97,11 +104,18 @@ class Operations(pyfuse3.Operations):
         """Accept a write; room first, then in one stretch number, append and show it."""
         with self._boundary:
             if fh in self._handles:
-                return await self._control.write(buf)
+                with self._beside:
+                    return await self._control.write(buf)
             volume = self._volume(fh)
-            if not self._pump.fits(len(buf)):
-                await self._pump.room(len(buf))
-            self._engine.write(volume, off, buf)
+            try:
+                is_accepted = self._pump.fits(len(buf))
+                if is_accepted:
+                    self._engine.write(volume, off, buf)
+            except OSError as exc:
+                self._pump.note_full(exc)
+                is_accepted = False
+            if not is_accepted:
+                await self._pump.accept(len(buf), partial(self._engine.write, volume, off, buf))
             volume.mtime_ns = time.time_ns()
             self._pump.commit_soon()
             return len(buf)
@@ -306,13 +320,10 @@ class Operations(pyfuse3.Operations):
     # Between.
 
     async def _sync(self, volume: Volume) -> None:
-        await self._pump.room(0)
-        seq = self._engine.flush(volume)
-        await self._pump.durable(seq)
+        await self._pump.flushed(partial(self._engine.flush, volume))
 
     async def _truncate(self, volume: Volume, size: int) -> None:
-        await self._pump.room(0)
-        self._engine.truncate(volume, size)
+        await self._pump.accept(0, partial(self._engine.truncate, volume, size))
         volume.mtime_ns = time.time_ns()
         self._pump.commit_soon()
 
@@ -354,7 +365,8 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.EISDIR)
         handle = self._next_handle
         self._next_handle += 1
-        self._handles[handle] = self._control.read(CONTROL_NAMES[inode - _CONTROL_FIRST])
+        with self._beside:
+            self._handles[handle] = self._control.read(CONTROL_NAMES[inode - _CONTROL_FIRST])
         return pyfuse3.FileInfo(fh=handle, direct_io=True)
 
     def _listing(self, inode: int) -> list[tuple[int, str, int]]:

@@ -5,6 +5,7 @@ worker thread and hands the result back; waiting requests are woken in between. 
 error on the journal halts the volume, since what an fsync lost is lost.
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -121,6 +122,52 @@ class Pump:
             self._ready_wanted.set()
             self._seal_wanted.set()
             await self._next_progress()
+
+    async def accept(self, payload_bytes: int, append: Callable[[], Result]) -> Result:
+        """Wait for room and do *append*; where the disk turns out to be full, wait again.
+
+        Raises:
+            HaltedError, VolumeError: as for `room`.
+            OSError: *append* failed; what it appended before stands.
+        """
+        while True:
+            await self.room(payload_bytes)
+            try:
+                return append()
+            except OSError as exc:
+                self.note_full(exc)
+
+    def note_full(self, exc: OSError) -> None:
+        """Take it that the spool's disk is full, if that is what *exc* says and writers may wait.
+
+        Raises:
+            OSError: *exc*, if it says anything else, or the settings say to fail.
+        """
+        if exc.errno not in _OUT_OF_SPACE:
+            raise exc
+        self.full = exc.strerror or "no space left"
+        if self._limits.when_full == "fail":
+            raise exc
+
+    async def flushed(self, append: Callable[[], Seq]) -> None:
+        """Wait until all that was accepted is durable, with the flush that *append* records.
+
+        A full spool refuses new data, never the promise for what it has taken: then the flush
+        goes without a record of its own.
+
+        Raises:
+            HaltedError: it may never be durable.
+        """
+        seq = self.engine.journal.last_seq
+        while not self.fits(0) and self.full is None:
+            self._check()
+            self._commit_wanted.set()
+            await self._next_progress()
+        self._check()
+        if self.full is None:
+            with contextlib.suppress(OSError):
+                seq = append()
+        await self.durable(seq)
 
     async def durable(self, seq: Seq) -> None:
         """Wait until record *seq* and all before it are durable in the journal.
@@ -324,7 +371,12 @@ class Pump:
         while True:
             await trio.sleep(TICK_S)
             if journal.active_age_s() >= self._limits.file_age_s and journal.ready is not None:
-                self.engine.roll()
+                try:
+                    self.engine.roll()
+                except OSError as exc:
+                    if exc.errno not in _OUT_OF_SPACE:
+                        raise
+                    self.full = exc.strerror  # The next tick tries again.
             if journal.ready is None or journal.closing:
                 self._ready_wanted.set()
             self._seal_wanted.set()
@@ -365,6 +417,7 @@ class Pump:
                 through = FileNumber(min(through, pinned))
             if through > self._released:
                 release(self._disk, self._spool, through)
+                self.engine.journal.look_for_free_files()
                 self._released = through
 
     def _measure(self) -> None:

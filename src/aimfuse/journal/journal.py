@@ -82,6 +82,7 @@ class Journal:
         self._next_number = FileNumber(head.number + 1)
         self._commits = 0
         self._fill_bytes = 0
+        self._free: list[Path] | None = None
 
     # Making files ready.
 
@@ -90,9 +91,18 @@ class Journal:
         identity = Identity(
             self._group, self.epoch, self._next_number, time.time_ns(), self._parent
         )
-        free = free_files(self._disk, self._spool)
-        recycled = free[0] if free else None
+        if self._free is None:
+            self._free = free_files(self._disk, self._spool)
+        recycled = self._free.pop() if self._free else None
         return AimWriter.create(self._disk, self._spool, identity, recycled, self._fill_bytes)
+
+    def look_for_free_files(self) -> None:
+        """Note that files were released, so that the next ones made ready may recycle them.
+
+        For the thread of `make_ready`. Listing a long spool for every file would cost more than
+        recycling saves.
+        """
+        self._free = None
 
     def adopt(self, writer: AimWriter) -> None:
         """Take what `make_ready` made as the next file."""
