@@ -169,7 +169,7 @@ async def test_a_missing_known_hosts_file_is_refused(server: Server) -> None:
     settings = replace(server.settings, known_hosts=server.root / "missing")
     with pytest.raises(Refused, match="missing") as caught:
         await server.transport(server.root / "store", settings=settings).open()
-    assert "ssh-keyscan" in caught.value.hint
+    assert f"ssh-keyscan -t ed25519 -p {server.port} 127.0.0.1" in caught.value.hint
 
 
 async def test_a_key_that_the_account_does_not_have_is_refused(

@@ -41,20 +41,20 @@ class Connector:
         configuration says, and that can say "do not".
         """
         path = (self._settings.known_hosts or Path("~/.ssh/known_hosts")).expanduser()
-        trusted = _read_known_hosts(path, host)
         try:
-            options = self._options(host, port, user, trusted)
+            options = self._options(host, port, user)
             given = asyncssh.SSHClientConnectionOptions(**options)
         except (OSError, ValueError) as exc:
             hint = "Look at the identity files and at ~/.ssh/config."
             raise Refused(f"{host}: {exc}", hint=hint) from exc
+        real = f"{given.host_key_alias or given.host}", given.port
+        options["known_hosts"] = trusted = _read_known_hosts(path, *real)
         if via is None and isinstance(given.tunnel, str) and given.tunnel != "none":
             for jump in given.tunnel.split(","):
                 via = await self._jump(jump, via)
         try:
             connection = await asyncssh.connect(**options, tunnel=via or ())
         except asyncssh.Error as exc:
-            real = f"{given.host_key_alias or given.host}", given.port
             raise _refusal(exc, real, trusted, path) from exc
         self._connections.append(connection)
         return connection
@@ -83,13 +83,12 @@ class Connector:
         place = urlsplit("ssh://" + jump.strip().removeprefix("ssh://"))
         return await self.connect(place.hostname or "", place.port, place.username, via)
 
-    def _options(
-        self, host: str, port: int | None, user: str | None, trusted: asyncssh.SSHKnownHosts
-    ) -> dict[str, Any]:
+    def _options(self, host: str, port: int | None, user: str | None) -> dict[str, Any]:
+        """Return all options but whom to trust: so far nobody."""
         settings = self._settings
         options: dict[str, Any] = {
             "host": host,
-            "known_hosts": trusted,
+            "known_hosts": asyncssh.import_known_hosts(""),
             "password_auth": False,
             "kbdint_auth": False,
             "gss_auth": False,
@@ -115,11 +114,12 @@ class Connector:
         return options
 
 
-def _read_known_hosts(path: Path, host: str) -> asyncssh.SSHKnownHosts:
+def _read_known_hosts(path: Path, host: str, port: int) -> asyncssh.SSHKnownHosts:
     try:
         return asyncssh.read_known_hosts(str(path))
     except (OSError, ValueError) as exc:
-        hint = f"{path} has to hold the host key of {host}: {_how_to_add(host, path)}"
+        wanted = f"{path} has to hold the host key of {_shown(host, port)}"
+        hint = f"{wanted}: {_how_to_add(host, path, port)}"
         raise Refused(f"{path}: {exc}", hint=hint) from exc
 
 
@@ -128,7 +128,7 @@ def _refusal(
 ) -> TransportError:
     """Return the error for a connection that was not made: refused, or try again later."""
     host, port = place
-    shown = host if port == _DEFAULT_PORT else f"[{host}]:{port}"
+    shown = _shown(host, port)
     match exc:
         case asyncssh.KeyExchangeFailed() if "host key" not in exc.reason:
             return Refused(f"{shown}: {exc.reason}", hint="Is that server very old, or very new?")
@@ -154,7 +154,12 @@ def _refusal(
             return Unavailable(f"{shown}: {exc.reason}")
 
 
-def _how_to_add(host: str, path: Path, port: int = _DEFAULT_PORT) -> str:
+def _shown(host: str, port: int) -> str:
+    """Return the host as known_hosts has it."""
+    return host if port == _DEFAULT_PORT else f"[{host}]:{port}"
+
+
+def _how_to_add(host: str, path: Path, port: int) -> str:
     return (
         f"run `ssh-keyscan -t ed25519 -p {port} {host}`, compare its fingerprint "
         "(`ssh-keygen -lf -`) with the one that the far host's operator reads out, "
