@@ -97,10 +97,11 @@ class Machine:
             env["AIMFUSE_CRUELTY"] = json.dumps(plan)
         return env
 
-    def labels(self) -> list[str]:
-        """Return the labels that traced processes came by, in the order of the first time."""
-        text = self.trace.read_text() if self.trace.exists() else ""
-        return list(dict.fromkeys(text.split()))
+    def steps(self) -> list[tuple[str, int]]:
+        """Return the labels that traced processes came by, each with 1 and, if so, 2 and 4."""
+        lines = self.trace.read_text().splitlines() if self.trace.exists() else []
+        found = (line.rsplit(" ", 1) for line in dict.fromkeys(lines))
+        return [(label, int(count)) for label, count in found]
 
     def log(self, command: str) -> str:
         """Return what all processes of a command have said."""

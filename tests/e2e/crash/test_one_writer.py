@@ -43,5 +43,5 @@ def test_a_quiet_volume_whose_last_record_is_a_flush_counts_as_applied(machine: 
     with source.volume.open("r+b", buffering=0) as volume:
         volume.write(b"x" * BLOCK)
         os.fsync(volume)
-        eventually(lambda: source.status()["applied_seq"] == 2, "the flush counts")  # noqa: PLR2004
+        eventually(lambda: source.status()["applied_seq"] == 2, "the flush counts")
     source.unmount()

@@ -13,6 +13,7 @@ import struct
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 BLOCK = 4096
 _STAMP = struct.Struct("<QQ")
@@ -130,7 +131,7 @@ class Load:
             threading.Thread(target=self._sync, daemon=True),
         ]
 
-    def __enter__(self) -> "Load":
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self

@@ -1,0 +1,82 @@
+"""Calls that fail in a real driver: EIO, no space, short writes, at the n-th of a label."""
+
+import errno
+import os
+import random
+
+import pytest
+
+from tests.e2e.crash.machine import Cruelty, Far, Machine, Source
+from tests.e2e.crash.writes import BLOCK, History, Load
+
+pytestmark = [pytest.mark.fuse, pytest.mark.timeout(1800)]
+
+BLOCKS = 64
+LONG = os.environ.get("AIMFUSE_SWEEP") == "long"
+HALTING = [
+    ("journal:sync", "eio"), ("journal:sync", "enospc"), ("journal:seal_sync", "eio"),
+    ("image:sync", "eio"), ("image:write", "eio"), ("journal:publish", "eio"),
+    ("journal:identity_sync", "eio"), ("checkpoint:sync", "eio"),
+]  # fmt: skip
+WAITING = [
+    ("journal:append", "short"), ("journal:iocbs", "short"), ("image:write", "enospc"),
+    ("journal:create", "enospc"), ("journal:identity", "short"), ("journal:cut", "enospc"),
+]  # fmt: skip
+
+
+def begin(machine: Machine, seed: int) -> tuple[Source, Far, History]:
+    source, far = Source(machine, machine.root), Far(machine, machine.root)
+    source.initialise(BLOCKS * BLOCK, far.url)
+    far.start()
+    return source, far, History(BLOCKS, seed)
+
+
+def end_well(source: Source, far: Far, history: History) -> None:
+    source.must_mount()
+    history.recovered(source.volume.read_bytes())
+    source.flush()
+    source.unmount()
+    assert far.mirror.read_bytes() == source.image.read_bytes()
+
+
+def test_an_io_error_halts_the_volume_and_the_next_mount_has_all_that_was_promised(
+    machine: Machine, seed: int
+) -> None:
+    dice = random.Random(seed)
+    source, far, history = begin(machine, seed)
+    for label, what in HALTING if LONG else [HALTING[0], *dice.sample(HALTING[1:], 3)]:
+        nth = dice.choice((1, 2, 3, 5))
+        print(label, what, nth)
+        if not source.mount(Cruelty("mount", label, nth, do=what)):
+            assert "aimfuse:" in machine.log("mount")
+            continue
+        history.recovered(source.volume.read_bytes())
+        with Load(source.volume, history) as load:
+            load.wait_for_trouble(10)
+            status = source.status()
+        errors = {exc.errno for exc in (load.error, load.sync_error) if exc}
+        assert status["state"] == "halted", (status["state"], status["reason"])
+        assert status["reason"], "no reason given"
+        assert errors == {errno.EIO}
+        assert source.volume.read_bytes()  # What was accepted can still be read.
+        source.try_to_unmount()
+        assert source.exit_code() == 13, machine.log("mount")
+    end_well(source, far, history)
+
+
+def test_a_disk_that_is_full_for_a_moment_costs_time_only(machine: Machine, seed: int) -> None:
+    dice = random.Random(seed)
+    source, far, history = begin(machine, seed)
+    for label, what in WAITING if LONG else dice.sample(WAITING, 3):
+        nth = dice.choice((1, 2, 3, 5))
+        print(label, what, nth)
+        mounted = source.mount(Cruelty("mount", label, nth, do=what, times=2, once=False))
+        if not mounted:
+            continue
+        history.recovered(source.volume.read_bytes())
+        with Load(source.volume, history) as load:
+            assert not load.wait_for_trouble(3.0), (load.error, load.sync_error)
+        assert source.status()["state"] == "active"
+        source.unmount()
+        assert history.recovered(source.image.read_bytes()) == history.completed
+    end_well(source, far, history)
