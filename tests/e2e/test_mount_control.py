@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -89,6 +90,32 @@ def test_lag_is_one_line_for_each_destination_and_ends_at_nothing(
     source.wait_mirrored(far)
     lag = source.mountpoint / ".aimfuse" / "lag"
     until(lambda: lag.read_text() == "v 0.000 s 0 bytes 0 files\n", lag.read_text)
+
+
+def test_whatever_a_destination_s_account_holds_the_volume_goes_on(tmp_path: Path) -> None:
+    with Source(tmp_path / "near", MIB) as source:
+        source.init(to=[f"dir://{tmp_path}/nobody"])
+        source.mount()
+        account = source.state_dir / "destinations" / "nobody" / "status.json"
+        until(account.exists)
+        coordinator = source.status()["coordinator"]["pid"]
+        os.kill(coordinator, signal.SIGSTOP)  # Or it would write its account anew.
+        try:
+            for told in (
+                b"",
+                b"nonsense",
+                b"[]",
+                b"{}",
+                b'{"lag": {"seconds": null}}',
+                b'{"lag":3}',
+            ):
+                account.write_bytes(told)
+                for name in ("status", "lag"):
+                    assert (source.mountpoint / ".aimfuse" / name).read_bytes()
+                overwrite(source.volume, b"goes on")
+        finally:
+            os.kill(coordinator, signal.SIGCONT)
+        assert source.status()["state"] == "active"
 
 
 def test_a_bookmark_is_written_like_a_file(source: Source) -> None:
