@@ -246,6 +246,7 @@ class Rig:
         self.model.released = max(self.model.released, through)
         with self._halting():
             release(self.disk, SPOOL, through)
+            self.engine.journal.look_for_free_files()
 
     def do_cycle(self) -> None:
         """Do all that leads from accepted to released."""

@@ -203,6 +203,7 @@ def test_released_files_are_recycled_up_to_a_limit_and_the_others_go() -> None:
     assert release(disk, SPOOL, FileNumber(FREE_FILES_MAX + 2)) == 0
     cut = disk.power_cut(keep_none)
     assert cut.listdir(SPOOL) == disk.listdir(SPOOL)
+    journal.look_for_free_files()
     journal.adopt(journal.make_ready())
     assert len(free_files(disk, SPOOL)) == FREE_FILES_MAX - 1
 

@@ -93,7 +93,7 @@ class Journal:
         )
         if self._free is None:
             self._free = free_files(self._disk, self._spool)
-        recycled = self._free.pop() if self._free else None
+        recycled = self._free.pop(0) if self._free else None
         return AimWriter.create(self._disk, self._spool, identity, recycled, self._fill_bytes)
 
     def look_for_free_files(self) -> None:

@@ -69,6 +69,8 @@ class AckFile:
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
         fd = disk.open("ack:create", part, flags, _MODE)
         try:
+            _mode, uid, gid = disk.owner(fd)
+            disk.set_owner(fd, _MODE, uid, gid)  # Whatever the umask took away.
             disk.pwrite("ack:write", fd, [json.dumps(ack).encode() + b"\n"], 0)
         finally:
             disk.close(fd)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 import trio
 
@@ -60,6 +60,7 @@ class Replayer:
         self._limiter = trio.CapacityLimiter(self._pace.threads)
         self._started: set[Path] = set()
         self._busy_said: set[Path] = set()
+        self._away_said = False
 
     async def run(self) -> None:
         """Replay until cancelled, also stores that come into being later.
@@ -71,7 +72,7 @@ class Replayer:
         await self._check_not_all_busy()
         async with trio.open_nursery() as nursery:
             while True:
-                for path in await self._in_thread(self._find):
+                for path in await self._find_again():
                     if path not in self._started:
                         self._started.add(path)
                         nursery.start_soon(self._keep_open, path)
@@ -113,7 +114,7 @@ class Replayer:
             raise failure
 
     async def _keep_open(self, path: Path) -> None:
-        """Work on one store for ever, waiting while somebody else has it."""
+        """Work on one store while it is there, waiting while somebody else has it."""
         session = await self._obtain(path)
         self.sessions[path] = session
         try:
@@ -121,6 +122,7 @@ class Replayer:
         finally:
             del self.sessions[path]
             await self._shielded(session)
+        self._started.discard(path)  # What lies there next is found like any other store.
 
     async def _obtain(self, path: Path) -> Session:
         while True:
@@ -134,10 +136,10 @@ class Replayer:
                 self._busy_said.add(path)
                 await trio.sleep(self._pace.busy_retry_s)
 
-    async def _work(self, session: Session) -> NoReturn:
+    async def _work(self, session: Session) -> None:
         pace = self._pace
         active_until_s = -math.inf
-        while True:
+        while not session.is_gone:
             if await self._in_thread(session.round):
                 active_until_s = trio.current_time() + pace.idle_after_s
                 continue
@@ -156,6 +158,18 @@ class Replayer:
         session = Session(self._disk, path, read_ahead=True)
         session.store.lock()
         return session
+
+    async def _find_again(self) -> list[Path]:
+        """Find stores in a directory that was there once and may be moved away meanwhile."""
+        try:
+            found = await self._in_thread(self._find)
+        except UsageError as exc:
+            if not self._away_said:
+                log.warning("%s; it will be looked for", exc)
+            self._away_said = True
+            return []
+        self._away_said = False
+        return found
 
     def _find(self) -> list[Path]:
         """Return the stores: the directory itself, or those right beneath it."""

@@ -5,6 +5,7 @@ from them first. A disk error changes no position; the round fails and is repeat
 broken history halts the store durably; a fault of ours halts it until the next start.
 """
 
+import contextlib
 import logging
 import time
 from collections import deque
@@ -61,6 +62,7 @@ class Session:
         self.failures = 0
         self.error = ""
         self.halted = ""
+        self.is_gone = False
         self.stale_count = 0
         self._clock = clock
         self._ahead: ReadAhead[AnyName, AimFile | Later] | None = (
@@ -82,12 +84,14 @@ class Session:
         """Do a bounded piece of work; return whether anything got further.
 
         Never raises for what the disk or a sender did: `error` and `failures` say it, and
-        the next round tries again.
+        the next round tries again. Once `is_gone` is set there is nothing to do but to close:
+        the path leads elsewhere, and what lies there now is not this session's.
         """
         progress = False
         self._round_ends_s = time.monotonic() + ROUND_S
         try:
-            if not self.halted:
+            self._look_whether_gone()
+            if not self.halted and not self.is_gone:
                 progress = self._round()
         except (OSError, MemoryError) as exc:
             self._fail(exc)
@@ -97,8 +101,9 @@ class Session:
             log.exception("%s: stopped by a fault of aimfuse", self.store.path)
             self._stop(f"stopped by a fault of aimfuse: {exc!r}")
         else:
-            self.error, self.failures = "", 0
-        if self._ready:
+            if not self.is_gone:
+                self.error, self.failures = "", 0
+        if self._ready and not self.is_gone:
             self._ack.offer(self._ack_key(), self._report)
         return progress
 
@@ -106,9 +111,17 @@ class Session:
         """Write what the last ack left out, and let the store go."""
         if self._ahead:
             self._ahead.drop()
-        if self._ready:
-            self._ack.offer(self._ack_key(), self._report, force=True)
+        with contextlib.suppress(OSError):  # Then the ack cannot be written either.
+            self._look_whether_gone()
+            if self._ready and not self.is_gone:
+                self._ack.offer(self._ack_key(), self._report, force=True)
         self.store.close()
+
+    def _look_whether_gone(self) -> None:
+        if not self.is_gone and not self.store.is_here():
+            self.is_gone = True
+            self.error = "moved away or replaced while it was replayed"
+            log.warning("%s: %s; let go", self.store.path, self.error)
 
     # The round.
 

@@ -68,6 +68,19 @@ class Store:
         self.disk.truncate("store:lock_cut", fd, 0)
         self.disk.pwrite("store:lock_pid", fd, [f"{os.getpid()}\n".encode()], 0)
 
+    def is_here(self) -> bool:
+        """Tell whether the path still leads to the store that was locked.
+
+        Asked of the lock file: as long as it is open, no other file gets its inode number.
+        """
+        if self._lock_fd < 0:
+            return True
+        try:
+            entry = self.look.entry(self.path / "lock")
+        except NotADirectoryError:
+            return False
+        return entry is not None and entry.inode == self.disk.inode(self._lock_fd)
+
     def open(self) -> None:
         """Make what is missing, read the state, finish what a crash left; repeatable.
 
