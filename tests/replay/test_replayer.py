@@ -149,3 +149,56 @@ async def test_a_fault_of_ours_halts_one_store_until_the_next_start(tmp_path: Pa
         nursery.cancel_scope.cancel()
     await Replayer(directory).run_once()
     assert mirror_of(directory / "bad") == bad.snapshot()
+
+
+@pytest.mark.expects_warnings
+@pytest.mark.parametrize("below", [True, False], ids=["beneath DIR", "DIR itself"])
+async def test_a_store_that_was_moved_away_leaves_nothing_to_the_next_one_at_its_place(
+    tmp_path: Path, below: bool
+) -> None:
+    source, other = made_source(tmp_path, "one"), made_source(tmp_path, "two", b"2" * 16)
+    store, away = tmp_path / "stores" / "vm", tmp_path / "away"
+    begin(store, source)
+    source.branch()
+    source.branch()
+    source.seq = 17
+    deliver(store, next_file(source, b"out of order"))
+    replayer = Replayer(store.parent if below else store, pace=FAST)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(replayer.run)
+        await until(lambda: "halted" in (store / "ack.json").read_text())
+        store.rename(away)
+        last_word = (away / "ack.json").read_bytes()
+        await until(lambda: not replayer.sessions)
+        deliver(store, *other.sync())
+        await until(shows(store, other))
+        nursery.cancel_scope.cancel()
+    assert '"consistent"' in (store / "ack.json").read_text()
+    assert (away / "ack.json").read_bytes() == last_word
+
+
+@pytest.mark.expects_warnings
+async def test_a_store_that_is_replaced_at_once_is_noticed_too(tmp_path: Path) -> None:
+    source, other = made_source(tmp_path, "one"), made_source(tmp_path, "two", b"2" * 16)
+    store, fresh = tmp_path / "stores" / "vm", tmp_path / "fresh"
+    deliver(store, *source.sync())
+    deliver(fresh, *other.sync())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Replayer(store.parent, pace=FAST).run)
+        await until(shows(store, source))
+        store.rename(tmp_path / "away")
+        fresh.rename(store)
+        await until(shows(store, other))
+        nursery.cancel_scope.cancel()
+    assert mirror_of(tmp_path / "away") == source.snapshot()
+
+
+async def test_sources_may_read_the_ack_whatever_the_umask(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    deliver(store, *made_source(tmp_path, "one").sync())
+    before = os.umask(0o077)
+    try:
+        await Replayer(store).run_once()
+    finally:
+        os.umask(before)
+    assert (store / "ack.json").stat().st_mode & 0o777 == 0o644
