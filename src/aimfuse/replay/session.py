@@ -103,18 +103,14 @@ class Session:
         else:
             if not self.is_gone:
                 self.error, self.failures = "", 0
-        if self._ready and not self.is_gone:
-            self._ack.offer(self._ack_key(), self._report)
+        self._offer_ack()
         return progress
 
     def close(self) -> None:
         """Write what the last ack left out, and let the store go."""
         if self._ahead:
             self._ahead.drop()
-        with contextlib.suppress(OSError):  # Then the ack cannot be written either.
-            self._look_whether_gone()
-            if self._ready and not self.is_gone:
-                self._ack.offer(self._ack_key(), self._report, force=True)
+        self._offer_ack(force=True)
         self.store.close()
 
     def _look_whether_gone(self) -> None:
@@ -122,6 +118,12 @@ class Session:
             self.is_gone = True
             self.error = "moved away or replaced while it was replayed"
             log.warning("%s: %s; let go", self.store.path, self.error)
+
+    def _offer_ack(self, *, force: bool = False) -> None:
+        with contextlib.suppress(OSError):  # Then the ack cannot be written either.
+            self._look_whether_gone()
+            if self._ready and not self.is_gone:
+                self._ack.offer(self._ack_key(), self._report, force=force)
 
     # The round.
 

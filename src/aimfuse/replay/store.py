@@ -9,6 +9,7 @@ STORE/quarantine   what was refused, each with a reason
 STORE/state.0, .1  the state slots; STORE/lock the one replayer; STORE/ack.json the report
 """
 
+import errno
 import os
 from pathlib import Path
 
@@ -101,7 +102,13 @@ class Store:
             self._lock_fd = -1
 
     def save(self, state: StoreState) -> None:
-        """Make *state* durable, then current. After an `OSError` the old one still counts."""
+        """Make *state* durable, then current. After an `OSError` the old one still counts.
+
+        One that was moved away in the middle of its work must not give its state to the store
+        that took its place.
+        """
+        if not self.is_here():
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(self.path))
         self._slots.write(state.to_json())
         self.state = state
 
