@@ -15,7 +15,6 @@ from aimfuse.driver.images import Images
 from aimfuse.journal.journal import Journal
 
 FAULTS = {
-    "write": (Engine, "write", ZeroDivisionError("made up")),
     "read": (Engine, "read", KeyError("made up")),
     "memory": (Engine, "write", MemoryError()),
     "write-eio": (Engine, "write", OSError(errno.EIO, "made up")),

@@ -82,7 +82,7 @@ def test_a_killed_writer_leaves_a_sound_database_on_both_sides(tmp_path: Path) -
         source.init(to=[far.url()])
         source.mount()
         last = 0
-        for _ in range(3):
+        for _ in range(2):
             with start(source.mountpoint / "base.db") as writer:
                 last = committed(writer, 8)
                 writer.kill()
@@ -120,7 +120,7 @@ def test_every_state_that_the_mirror_takes_is_a_sound_database(tmp_path: Path) -
             committed(writer, 3)
             source.wait_mirrored(far)
             counts = []
-            for _ in range(4):
+            for _ in range(3):
                 last = committed(writer, 5)
                 far.kill()  # Between two files, or in the middle of one: the next start redoes it.
                 far.start()

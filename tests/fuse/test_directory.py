@@ -232,7 +232,7 @@ def test_killed_in_the_middle_of_renames_names_and_bytes_are_right_on_both_sides
         source.init(to=[far.url()])
         place = source.mountpoint
         synced = -1
-        for _ in range(3):
+        for _ in range(2):
             source.mount()
             fence = threading.Event()
             done = churn(place, synced + 1, fence)
