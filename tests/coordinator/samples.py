@@ -100,14 +100,16 @@ class SampleSource:
         writer.close()
         return writer.path
 
-    def checkpoint(self, *, clean: bool = True, head: Head | None = None) -> None:
+    def checkpoint(
+        self, *, clean: bool = True, head: Head | None = None, gap: str | None = None
+    ) -> None:
         """Say that the image holds everything up to the newest sealed file."""
         head = head or self.head
         self._slots.write({
             "group": GROUP.hex(), "epoch": head.epoch, "number": head.number, "seq": head.seq,
             "digest": head.digest.hex(), "running_epoch": self.epoch,
             "parent": {"epoch": 0, "seq": 0, "digest": NO_DIGEST.hex()}, "clean": clean,
-            "next_volume": 2, "fingerprint": None,
+            "next_volume": 2, "fingerprint": None, "gap": gap,
             "volumes": [{
                 "id": VOLUME, "name": "v.img", "size": self.size,
                 "inode": self.image.stat().st_ino,

@@ -175,3 +175,21 @@ async def test_a_copy_does_not_begin_while_files_are_being_released(
             fcntl.flock(held, fcntl.LOCK_UN)
             await until(lambda: source.cursor("a").get("pin") == 1, 300)
     assert autojump_clock.current_time() > 0
+
+
+async def test_a_copy_does_not_begin_right_before_a_break_in_history(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    source, link = SampleSource(tmp_path, A), Link()
+    source.checkpoint(clean=False, gap="the image was taken as it is")
+    async with shipping(source, tools_for(source, make_dice(4), a=link)):
+        await until(
+            lambda: "waits for the next checkpoint" in str(status(source).get("error")), 300
+        )
+        assert source.cursor("a").get("sync") is None
+        assert not link.store.deliveries
+        source.write(1, 1)
+        source.checkpoint()
+        await until(lambda: link.store.phase == "consistent", 300)
+    assert bytes(link.store.mirror) == source.contents()
+    assert autojump_clock.current_time() > 0

@@ -103,7 +103,9 @@ def check_store(ack: Ack, history: History) -> None:
         )
     if ack.phase == "halted":
         reason = ack.error or "no reason given"
-        raise Halt(f"the store has halted: {reason}", hint="See `aimfuse replay` on its host.")
+        raise Halt(
+            f"the store has halted: {reason}", hint="Run `aimfuse status STORE` on its host."
+        )
 
 
 def check_history(ack: Ack, history: History) -> None:

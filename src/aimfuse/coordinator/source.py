@@ -35,6 +35,8 @@ class SourceCheckpoint:
     volumes: tuple[SyncVolume, ...]
     next_volume: int
     clean: bool
+    gap: str | None = None
+    """Why history is broken right behind this position; None where it goes on."""
 
 
 class NotServed(Exception):
@@ -149,4 +151,5 @@ def _checkpoint(state: dict[str, Any]) -> SourceCheckpoint:
         ),
         int(state["next_volume"]),
         bool(state["clean"]),
+        state.get("gap"),
     )  # fmt: skip

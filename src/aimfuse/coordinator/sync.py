@@ -31,7 +31,8 @@ async def begin_sync(place: Place) -> None:
     Under the retention lock, so that no file after that checkpoint is released in between.
 
     Raises:
-        Unavailable: no checkpoint yet, or the lock stayed taken.
+        Unavailable: no checkpoint yet, or history is broken right behind it; or the lock
+            stayed taken.
         StateLost: the checkpoint is unreadable.
     """
     async with retention_lock(place.parts.disk, place.parts.config.state_dir):
@@ -46,6 +47,11 @@ async def begin_sync(place: Place) -> None:
 
 def _first_cursor(place: Place) -> Cursor:
     checkpoint = place.parts.checkpoint()
+    if checkpoint.gap is not None:  # The store would halt on the GAP record behind it.
+        raise Unavailable(
+            f"the first copy waits for the next checkpoint: {checkpoint.gap}",
+            hint="It begins by itself, once the image is mounted and has been written to.",
+        )
     head = checkpoint.head
     sync_id = place.parts.tools.dice.getrandbits(64) or 1
     sync = SyncState(sync_id, head, checkpoint.volumes, checkpoint.next_volume)
