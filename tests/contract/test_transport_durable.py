@@ -162,3 +162,25 @@ async def test_a_server_whose_disk_hangs_is_given_up(
     finally:
         disk.go_on.set()
     assert delivered(embedded) == ["a.aim.part"]
+
+
+async def test_an_ack_that_may_not_be_read_says_whose_permissions_to_look_at(
+    watched: tuple[Transport, WatchedDisk], embedded: EmbeddedSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport, disk = watched
+    real_open = disk.open
+
+    def refusing(label: str, path: Path, flags: int, mode: int = 0o600) -> int:
+        if path.name == "ack.json":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real_open(label, path, flags, mode)
+
+    monkeypatch.setattr(disk, "open", refusing)
+    try:
+        await transport.open()
+        (embedded.root / "store" / "ack.json").write_text("{}")
+        with pytest.raises(Unavailable, match=r"ack\.json may not be read") as caught:
+            await transport.get("ack.json", 100)
+    finally:
+        await transport.aclose()
+    assert "umask" in caught.value.hint

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from aimfuse.errors import UsageError
+from aimfuse.errors import Unavailable, UsageError
 
 INBOX = "inbox"
 PART_SUFFIX = ".part"
@@ -93,6 +93,7 @@ class Transport(Protocol):
         """Return the content of ``STORE/NAME``, or None if there is none.
 
         Larger than *limit_bytes* is `Unavailable`: what should be small is damaged or hostile.
+        So is one that may not be read: its hint says whose permissions to look at.
         """
 
     async def free_bytes(self) -> int | None:
@@ -100,6 +101,15 @@ class Transport(Protocol):
 
     async def aclose(self) -> None:
         """Let the connection go, whatever state it is in. May be called twice."""
+
+
+def unreadable(where: str, name: str) -> Unavailable:
+    """Return the error for a file of the store that we may not read."""
+    return Unavailable(
+        f"{where}: {name} may not be read",
+        hint=f"The account that ships must be able to read {name}: look at the modes of the file "
+        "and of the store's directory, and at the umask of `aimfuse replay`.",
+    )
 
 
 def check_name(name: str) -> str:

@@ -25,6 +25,7 @@ from aimfuse.transport.base import (
     Progress,
     check_name,
     ignore_progress,
+    unreadable,
 )
 from aimfuse.units import MIB
 
@@ -102,6 +103,8 @@ class DirectoryTransport:
             except FileNotFoundError:
                 self._disk.listdir(self._inbox)  # The file is missing, or is the whole store?
                 return None
+            except PermissionError as exc:
+                raise unreadable(str(self._store), name) from exc
 
         data = await self._in_thread(read)
         if data is not None and len(data) > limit_bytes:

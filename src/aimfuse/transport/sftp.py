@@ -33,6 +33,7 @@ from aimfuse.transport.base import (
     TransportSettings,
     check_name,
     ignore_progress,
+    unreadable,
 )
 from aimfuse.transport.bridge import AsyncioCancelledItselfError, AsyncioThread, TrioSide
 from aimfuse.transport.ssh import CLOSE_S_MAX, Connector
@@ -282,6 +283,8 @@ class _Session:
             file = await self._open_file(path, asyncssh.FXF_READ)
         except asyncssh.SFTPNoSuchFile:
             return None
+        except asyncssh.SFTPPermissionDenied as exc:
+            raise unreadable(str(self._place), name) from exc
         data = bytearray()
         try:
             while len(data) <= limit_bytes:
