@@ -1,6 +1,7 @@
 """The growing journal, its spool and its recovery, without an engine around them."""
 
 import errno
+import logging
 from dataclasses import replace
 from itertools import pairwise
 
@@ -248,6 +249,37 @@ def test_a_later_file_does_not_count_when_the_one_before_is_torn() -> None:
     recovered = recover(cut, SPOOL, GROUP, START)
     assert recovered.head.seq == 0
     assert cut.listdir(SPOOL) == []
+
+
+def test_what_recovery_drops_is_told_with_file_and_size(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    disk = spool_disk()
+    journal = new_journal(disk)
+    append(journal, 2)
+    commit(journal)
+    roll(journal)
+    append(journal, 1, length=5000)
+    roll(journal)
+    append(journal, 2, length=50)
+    third = journal.active
+    assert third is not None
+    third.sync()  # The kernel wrote the youngest file back, and not the one before.
+    recover(disk.power_cut(keep_none), SPOOL, GROUP, START)
+    dropped, ended = caplog.messages
+    assert dropped.startswith(f"{third.path}: ")
+    assert "bytes behind record" in dropped
+    assert ended == "the journal ends at record 1:2 in file 1; a new epoch begins behind it"
+
+
+def test_a_journal_that_was_left_cleanly_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    disk = spool_disk()
+    journal = new_journal(disk)
+    append(journal, 2)
+    roll(journal)
+    seal(journal)
+    recover(disk.power_cut(keep_none), SPOOL, GROUP, START)
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize("choose", [keep_none, keep_all])

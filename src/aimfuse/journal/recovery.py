@@ -7,6 +7,7 @@ says that what is missing had been durable, this is damage and recovery refuses;
 a torn tail and is dropped: what is good gets sealed, and a new epoch begins behind it.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from aimfuse.journal.reader import FILE_BYTES_MAX, AimFile, Scan, read_sealed, s
 from aimfuse.journal.spool import open_names, sealed_names
 from aimfuse.journal.writer import AimWriter
 from aimfuse.units import FileNumber, Seq
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,11 @@ def recover(disk: Disk, spool: Path, group: bytes, checkpoint: Head) -> Recovere
         files.append(JournalName(scan.identity.epoch, scan.identity.number))
     for path in tail.dropped:
         disk.unlink("recovery:drop", path)
+    if tail.good or tail.torn:
+        log.info(
+            "the journal ends at record %d:%d in file %d; a new epoch begins behind it",
+            head.epoch, head.seq, head.number,
+        )  # fmt: skip
     # Always: an earlier recovery may have been killed between its renames and this.
     disk.sync_dir("recovery:sync_dir", spool)
     return Recovered(tuple(files), head)
@@ -93,6 +101,7 @@ def read_files(disk: Disk, spool: Path, names: tuple[JournalName, ...]) -> Itera
 class _Tail:
     good: tuple[Scan, ...]
     dropped: tuple[Path, ...]
+    torn: bool
 
 
 def _behind(names: list[JournalName], checkpoint: Head) -> list[JournalName]:
@@ -104,12 +113,13 @@ def _read_tail(disk: Disk, spool: Path, group: bytes, head: Head) -> _Tail:
     names = open_names(disk, spool)
     good: list[Scan] = []
     dropped: list[Path] = []
-    committed = 0
+    committed, torn = 0, False
     last_seq = head.seq if names and names[0].epoch == head.epoch else Seq(0)
     for name in names:
         scan = _scan(disk, spool, group, head, name, last_seq)
         if scan is not None:
             committed = max(committed, scan.committed_seq)
+            torn = _is_torn(scan) or torn
         if scan is None or not scan.has_records or name.number != head.number + len(good) + 1:
             dropped.append(spool / name.open)
             continue
@@ -120,7 +130,21 @@ def _read_tail(disk: Disk, spool: Path, group: bytes, head: Head) -> _Tail:
         at = good[-1].end_at if good else HEADER_BYTES
         reason = f"record {last_seq + 1} is damaged, though all to {committed} had been durable"
         raise CorruptRecord(path, at, reason)
-    return _Tail(tuple(good), tuple(dropped))
+    return _Tail(tuple(good), tuple(dropped), torn)
+
+
+def _is_torn(scan: Scan) -> bool:
+    """Tell, also to the log, whether something lies behind the last sound record.
+
+    Zeros are room made in advance. What else lies there may also be left from a recycled file.
+    """
+    size = len(bytes(scan.data[scan.end_at :]).rstrip(b"\0"))
+    if size:
+        log.info(
+            "%s: %d bytes behind record %d, from byte %d on, are no whole record: dropped",
+            scan.path, size, scan.last_seq, scan.end_at,
+        )  # fmt: skip
+    return size > 0
 
 
 def _scan(
