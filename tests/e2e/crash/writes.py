@@ -78,39 +78,33 @@ class History:
     def prefix(self, image: bytes) -> int:
         """Return the largest k for which *image* is what the first k writes leave."""
         assert len(image) == self.blocks * BLOCK
-        newest = max(stamp[0] for stamp in _stamps(image))
+        holds = [image[at : at + BLOCK] for at in range(0, len(image), BLOCK)]
+        differing = {number for number, block in enumerate(holds) if block != _ZEROS}
+        best, fewest = (-1 if differing else 0), (len(differing), 0)
+        for k, write in enumerate(self.writes, 1):
+            for number in range(write.first, write.first + write.count):
+                if holds[number] == write.block(number):
+                    differing.discard(number)
+                else:
+                    differing.add(number)
+            if not differing:
+                best = k
+            fewest = min(fewest, (len(differing), k))
+        assert best >= 0, self._difference(holds, *fewest)
+        return best
+
+    def _difference(self, holds: list[bytes], count: int, k: int) -> str:
+        """Tell how *holds* differs from the most similar state that there ever was."""
         state = [_ZEROS] * self.blocks
-        at = 0
-        for at, write in enumerate(self.writes):  # noqa: B007
-            if write.seq > newest:
-                break
+        for write in self.writes[:k]:
             for number in range(write.first, write.first + write.count):
                 state[number] = write.block(number)
-        else:
-            at = len(self.writes)
-        self._check(state, image, newest, at)
-        while at < len(self.writes) and self.writes[at].zero:
-            write = self.writes[at]
-            if any(image[n * BLOCK : (n + 1) * BLOCK] != _ZEROS for n in _range(write)):
-                break
-            at += 1
-        return at
-
-    def _check(self, state: list[bytes], image: bytes, newest: int, at: int) -> None:
-        """Compare, allowing for zeros that later writes may have made."""
-        zeroed: set[int] = set()
-        for write in self.writes[at:]:
-            if not write.zero:
-                break
-            zeroed.update(_range(write))
-        for number, want in enumerate(state):
-            got = image[number * BLOCK : (number + 1) * BLOCK]
-            if got != want and not (number in zeroed and got == _ZEROS):
-                found = _STAMP.unpack_from(got), _STAMP.unpack_from(got, BLOCK - _STAMP.size)
-                raise AssertionError(
-                    f"no prefix: the newest write there is {newest}, but block {number} holds "
-                    f"{found} instead of {_STAMP.unpack_from(want)}"
-                )
+        found = {
+            number: (_stamps(got), "instead of", _stamps(want))
+            for number, (got, want) in enumerate(zip(holds, state, strict=True))
+            if got != want
+        }
+        return f"no prefix: nearest to the first {k} writes, but {count} blocks differ: {found}"
 
 
 class Load:
@@ -187,9 +181,6 @@ class Load:
             self._over.set()
 
 
-def _range(write: Write) -> range:
-    return range(write.first, write.first + write.count)
-
-
-def _stamps(image: bytes) -> list[tuple[int, ...]]:
-    return [_STAMP.unpack_from(image, at) for at in range(0, len(image), BLOCK)]
+def _stamps(block: bytes) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the first and the last (seq, block number) in a block."""
+    return _STAMP.unpack_from(block), _STAMP.unpack_from(block, BLOCK - _STAMP.size)
