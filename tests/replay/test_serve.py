@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from aimfuse.errors import UsageError
-from aimfuse.replay.report import store_status
+from aimfuse.manager.files import lock_holder
 from aimfuse.replay.serve import join_address, split_address
 from tests.replay.source import Source, deliver, mirror_of
 from tests.replay.stores import until
@@ -88,7 +88,7 @@ async def test_serve_says_where_it_listens_and_survives_its_replayer(
         deliver(directory / "vm", source.roll())
         await until(lambda: is_shown(directory / "vm", source))
         socket.create_connection((host, port)).close()
-    assert not store_status(directory / "vm")["running"]
+    assert lock_holder(directory / "vm" / "lock") is None
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def store_status(store: Path) -> State:
     return {
         "store": str(store),
         "group": known.get("group") or ack.get("group"),
-        "phase": known.get("phase") or ack.get("phase") or "empty",
+        "phase": _phase(known, ack),
         "reason": known.get("reason") or None,
         "error": problem or ack.get("error"),
         "replayer": _holder(lock_holder(store / "lock")),
@@ -67,6 +67,12 @@ def is_store(path: Path) -> bool:
     """Tell whether the directory is a store: it was used as one, or a source opened one."""
     marks = ("state.0", "state.1", "ack.json", f"{INBOX}/source.json")
     return any((path / mark).exists() for mark in marks)
+
+
+def _phase(known: State, ack: State) -> str:
+    """Return the state's phase; of a halt that ends with the replayer only the ack tells."""
+    said = Fields(ack).text("phase")
+    return "halted" if said == "halted" else Fields(known).text("phase") or said or "empty"
 
 
 def _holder(pid: int | None) -> State | None:
