@@ -22,7 +22,7 @@ from aimfuse.driver.engine import Engine
 from aimfuse.driver.lanes import Lane
 from aimfuse.driver.pins import Pins
 from aimfuse.errors import AimfuseError, HaltedError, VolumeError
-from aimfuse.journal.journal import Head
+from aimfuse.journal.journal import Commit, Head
 from aimfuse.journal.names import JournalName
 from aimfuse.journal.spool import release, sealed_names
 from aimfuse.units import MIB, FileNumber, Seq
@@ -39,6 +39,8 @@ TICK_S = 0.1
 COMMIT_BYTES = 8 * MIB
 """Un-durable payload that starts a commit before its interval is over."""
 APPLY_DELAY_S = 0.02
+SYNC_HERE_S_MAX = 0.002
+SYNC_HERE_PAUSE_S = 0.25
 HOUSEKEEPING_S = 1.0
 SPACE_RETRY_S = 1.0
 CHECKPOINT_FILES = 16
@@ -91,6 +93,8 @@ class Pump:
         self._ready_wanted = trio.Event()
         self._seal_wanted = trio.Event()
         self._committing = False
+        self._waiting = 0
+        self._sync_here_after_s = 0.0
         self._commits = Lane("commit")
         self._applies = Lane("apply")
         self._housekeeping = Lane("housekeeping")
@@ -178,12 +182,16 @@ class Pump:
         Raises:
             HaltedError: they may never be.
         """
-        while self.engine.journal.durable_seq < seq:
-            self._check()
-            if self._committing:
-                await self._progress.wait()
-            else:
-                await self._commit_once()
+        self._waiting += 1
+        try:
+            while self.engine.journal.durable_seq < seq:
+                self._check()
+                if self._committing:
+                    await self._progress.wait()
+                else:
+                    await self._commit_once()
+        finally:
+            self._waiting -= 1
 
     async def rolled(self, *, applied: bool = False) -> FileNumber:
         """Have everything accepted so far sealed; return the number of the newest file of it.
@@ -298,16 +306,37 @@ class Pump:
             return
         self._committing = True
         try:
-            await self._with_space(self._commits, engine.journal.sync, commit)
+            if not self._sync_here(commit):
+                await self._with_space(self._commits, engine.journal.sync, commit)
         except OSError as exc:
             engine.halt(f"the journal could not be made durable: {exc.strerror}")
             self._check()
         finally:
             self._committing = False
-            self._progressed()
         engine.finish_commit(commit)
         self._apply_wanted.set()
         self._progressed()
+
+    def _sync_here(self, commit: Commit) -> bool:
+        """Sync on this thread if one caller waits and the disk is quick; tell whether it did.
+
+        Two changes of threads cost more than such a sync. A slow one ends this for a while.
+
+        Raises:
+            OSError: as `Journal.sync`.
+        """
+        begun_s = time.monotonic()
+        if self._waiting != 1 or commit.is_large or begun_s < self._sync_here_after_s:
+            return False
+        try:
+            self.engine.journal.sync(commit)
+        except OSError as exc:
+            if exc.errno in _OUT_OF_SPACE:
+                return False  # The other way waits for space.
+            raise
+        if time.monotonic() - begun_s > SYNC_HERE_S_MAX:
+            self._sync_here_after_s = time.monotonic() + SYNC_HERE_PAUSE_S
+        return True
 
     async def _with_space(
         self, lane: Lane, step: Callable[[Unpack[Args]], Result], *args: *Args
@@ -327,16 +356,17 @@ class Pump:
         return self.engine.uncommitted_bytes > COMMIT_BYTES or self.engine.halted is not None
 
     async def _apply(self) -> None:
+        """Bring durable records into the images, many small ones at a time."""
         engine = self.engine
         while True:
             batch = engine.begin_apply()
             if not batch:
-                await self._apply_wanted.wait()
-                # Not at once: after many small commits one batch costs less than many.
-                if engine.unapplied_bytes < COMMIT_BYTES:
-                    await trio.sleep(APPLY_DELAY_S)
                 self._apply_wanted = trio.Event()
+                await self._apply_wanted.wait()
                 continue
+            if engine.unapplied_bytes < COMMIT_BYTES:
+                await trio.sleep(APPLY_DELAY_S)
+                batch = engine.begin_apply()
             await self._with_space(self._applies, engine.images.apply, batch)
             engine.finish_apply(batch)
             self._progressed()

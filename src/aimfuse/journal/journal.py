@@ -26,6 +26,8 @@ FILLED_COMMITS_MIN = 64
 """From so many commits a file on, the next one is filled with zeros first: syncing what was
 written before is faster by more than the filling costs."""
 
+SMALL_COMMIT_BYTES = 64 * 1024
+
 SEAL_RESERVE_BYTES = 64 * IOCB_BYTES
 """Room left in every file for COMMIT marks."""
 
@@ -50,6 +52,12 @@ class Commit:
 
     seq: Seq
     writers: tuple[AimWriter, ...]
+
+    @property
+    def is_large(self) -> bool:
+        """Tell whether making it durable moves much data, or may touch several files."""
+        (*rolled, active) = self.writers
+        return bool(rolled) or active.unsynced_bytes > SMALL_COMMIT_BYTES
 
 
 class Journal:

@@ -266,6 +266,11 @@ class AimWriter:
         self.payload_bytes += payload_bytes
 
     @property
+    def unsynced_bytes(self) -> int:
+        """Return how much was appended since the last sync."""
+        return self.end_at - self.synced_at
+
+    @property
     def iocb_count(self) -> int:
         """Return how many records and marks the file holds."""
         return len(self._iocbs)
