@@ -33,6 +33,8 @@ _SIZE_FACTORS = {
     "kib": KIB, "mib": MIB, "gib": GIB, "tib": TIB,
 }  # fmt: skip
 _DURATION_FACTORS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE_HINT = "Write for example 10GiB, 512MiB or 64KiB; the units are binary: KiB, MiB, GiB, TiB."
+_DURATION_HINT = "Write for example 30s, 250ms or 5m; the units are ms, s, m, h and d."
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 
 
@@ -42,7 +44,7 @@ def parse_size(text: str) -> int:
     Raises:
         UsageError: *text* is not a number with one of the binary units.
     """
-    return int(_quantity(text, _SIZE_FACTORS, "a size such as 16MiB"))
+    return int(_quantity(text, _SIZE_FACTORS, "a size", _SIZE_HINT))
 
 
 def parse_duration_s(text: str) -> float:
@@ -51,14 +53,17 @@ def parse_duration_s(text: str) -> float:
     Raises:
         UsageError: *text* is not a number with one of the units.
     """
-    return float(_quantity(text, {"": 1.0, **_DURATION_FACTORS_S}, "a duration such as 30s"))
+    factors = {"": 1.0, **_DURATION_FACTORS_S}
+    return float(_quantity(text, factors, "a duration", _DURATION_HINT))
 
 
-def _quantity(text: str, factors: dict[str, float] | dict[str, int], wanted: str) -> float:
+def _quantity(
+    text: str, factors: dict[str, float] | dict[str, int], wanted: str, hint: str
+) -> float:
     match = _QUANTITY.fullmatch(text)
     factor = factors.get(match[2].lower()) if match else None
     if match is None or factor is None:
-        raise UsageError(f"{text!r} is not {wanted}")
+        raise UsageError(f"{text!r} is not {wanted}", hint=hint)
     return float(match[1]) * factor
 
 

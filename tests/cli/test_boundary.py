@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import trio
@@ -80,3 +81,36 @@ def fail(failure: Exception) -> None:
 async def fail_later(failure: Exception) -> None:
     await trio.lowlevel.checkpoint()
     raise failure
+
+
+def test_a_size_that_is_none_is_answered_with_an_example(tmp_path: Path) -> None:
+    done = aimfuse("init", str(tmp_path / "v.img"), "--size", "10Gb")
+    assert done.returncode == 2
+    assert "10GiB" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_init_says_how_to_mount_also_with_a_size(tmp_path: Path) -> None:
+    image = tmp_path / "v.img"
+    assert aimfuse("init", str(image), "--size", "1MiB").returncode == 0
+    for options in ([], ["--size", "1MiB"]):
+        done = aimfuse("init", str(image), *options)
+        assert done.returncode == 2
+        assert "initialised already" in done.stderr
+        assert f"Mount it: aimfuse mount {image} MOUNTPOINT" in done.stderr
+
+
+def test_an_image_that_is_there_is_not_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "v.img").write_bytes(b"x")
+    done = aimfuse("init", str(tmp_path / "v.img"), "--size", "1MiB")
+    assert done.returncode == 2
+    assert "Leave --size out" in done.stderr
+    assert (tmp_path / "v.img").read_bytes() == b"x"
+
+
+def test_help_names_what_to_give() -> None:
+    shown = aimfuse("init", "--help").stdout
+    assert all(word in shown for word in ("IMAGE", "URL", "SIZE", "default: the", "image's size"))
+    assert "list[" not in shown
+    said = aimfuse("serve", "--help").stdout
+    assert all(word in said for word in ("listening", "fingerprint", "known_hosts"))

@@ -166,6 +166,13 @@ def test_commands_for_a_mount_say_that_there_is_none(tmp_path: Path, command: li
     assert "aimfuse mount" in result.stderr
 
 
+def test_umount_where_nothing_is_mounted_says_just_that(tmp_path: Path) -> None:
+    result = run("umount", tmp_path)
+    assert result.exit_code == 3
+    assert f"nothing of aimfuse is mounted at {tmp_path}" in result.stderr
+    assert "init" not in result.stderr
+
+
 def test_umount_stops_the_driver_and_says_what_is_gone(driver: Driver) -> None:
     result = run("umount", driver.state_dir)
     assert result.exit_code == 0

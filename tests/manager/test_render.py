@@ -103,7 +103,7 @@ def test_a_store_shows_what_is_missing_damaged_and_set_aside(made: Any) -> None:
     )
     shown = words(snapshot([], [trouble], made.now_ns))
     for part in (
-        "file 412 file 1,413", "00000001-000000000414.aim", "2 files in quarantine",
+        "file 412 file 1,413", "00000001-000000000414.aim", "set aside 2 files",
         "junk: not an AIM file", "through file 411", "through file 410", "100.0 GiB free",
     ):  # fmt: skip
         assert part in shown
@@ -143,7 +143,7 @@ def test_trouble_is_red(made: Any) -> None:
         ({"updated_ns": 1_790_000_000_000_000_000 - 60 * 10**9}, "no news from the shipper"),
         ({"ack": {"error": "disk full"}}, "the store says: disk full"),
         ({"ack": {"missing": [7, 8, 9, 10, 11]}}, "missing files: 7, 8, 9 and 2 more"),
-        ({"ack": {"quarantined": 3}}, "the store set 3 files aside"),
+        ({"ack": {"quarantined": 3}}, "files that the store set aside: 3"),
         ({"state": "retrying", "error": "x", "retry_in_s": 12.4}, "Next try in 12 s"),
     ],
 )
@@ -154,6 +154,24 @@ def test_what_is_wrong_at_a_destination_is_said(made: Any, changes: Any, says: s
 def test_a_mounted_source_that_ships_nothing_says_so(made: Any) -> None:
     status = made.source(coordinator={"pid": None, "restarts": 0})
     assert "coordinator is not running" in words(snapshot([status], [], made.now_ns))
+
+
+@pytest.mark.parametrize("state", ["new", "stopped"])
+def test_a_destination_that_nobody_ships_to_says_what_to_run(made: Any, state: str) -> None:
+    old = made.destination(state=state, updated_ns=made.now_ns - 51 * made.second)
+    status = made.source(old, mounted=False, state="unmounted", coordinator=None)
+    shown = words(snapshot([status], [], made.now_ns))
+    assert "not shipping (unmounted): run `aimfuse ship /srv/vm/v.img`" in shown
+    assert "no news" not in shown
+    shipped = made.source(old, mounted=False, state="unmounted")
+    assert "not shipping" not in words(snapshot([shipped], [], made.now_ns))
+
+
+def test_no_hint_names_a_command_that_is_not_there(made: Any) -> None:
+    states = [made.destination(state=one, error="x") for one in ("paused", "halted", "stopped")]
+    shown = words(snapshot([made.source(*states, state="damaged")], [made.store()], made.now_ns))
+    assert "paused = false in group.toml" in shown
+    assert not any(f"aimfuse {gone}" in shown for gone in ("doctor", "resume", "resync"))
 
 
 @pytest.mark.parametrize("height", [5, 10, 16, 24, 40, 80])

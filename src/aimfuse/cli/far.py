@@ -51,11 +51,17 @@ def serve(
     authorized_keys: Annotated[
         Path | None,
         typer.Option(
-            "--authorized-keys", help="Who may log in; default DIR/.aimfuse/authorized_keys."
+            "--authorized-keys",
+            metavar="FILE",
+            help="Who may log in; default: DIR/.aimfuse/authorized_keys.",
         ),
     ] = None,
 ) -> None:
-    """Receive AIM files over an embedded SFTP server, and apply them."""
+    """Receive AIM files over an embedded SFTP server, and apply them.
+
+    Once it listens it prints three lines: `listening HOST:PORT`, `fingerprint SHA256:...` of
+    its host key, and `known_hosts LINE` for the source's known_hosts file.
+    """
     _log_to_stderr()
 
     def say(line: str) -> None:

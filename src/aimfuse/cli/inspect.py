@@ -24,11 +24,13 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="An AIM file: sealed, open, or damaged.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="An AIM file: sealed, open, or damaged.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     records: Annotated[bool, typer.Option("--records", help="List records and marks.")] = False,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=0, help="List no more than so many.")
+        int | None, typer.Option("--limit", metavar="N", min=0, help="List no more than so many.")
     ] = None,
 ) -> None:
     """Show what an AIM file holds and whether it is sound. Exit code 10 if it is damaged."""

@@ -17,16 +17,25 @@ from aimfuse.disk import Disk
 from aimfuse.errors import AimfuseError, UsageError
 from aimfuse.units import format_bytes, parse_size
 
-ImageArgument = Annotated[Path, typer.Argument(help="Image file, block device or directory.")]
+ImageArgument = Annotated[
+    Path, typer.Argument(metavar="IMAGE", help="Image file, block device or directory.")
+]
 StateOption = Annotated[
-    Path | None, typer.Option("--state", help="State directory instead of IMAGE.aim.")
+    Path | None,
+    typer.Option("--state", metavar="DIR", help="State directory instead of IMAGE.aim."),
 ]
 ToOption = Annotated[
     list[str] | None,
-    typer.Option("--to", help="Destination, such as sftp://host/srv/mirror or dir:///backup/v."),
+    typer.Option(
+        "--to",
+        metavar="URL",
+        help="Destination, such as sftp://host/srv/mirror or dir:///backup/v; may be repeated.",
+    ),
 ]
 
 LOG_NAME = "mount.log"
+CHECKPOINT_SLOT = "checkpoint.0"
+"""Whoever has it is initialised."""
 
 
 def register(app: typer.Typer) -> None:
@@ -38,12 +47,18 @@ def register(app: typer.Typer) -> None:
 def init(
     image: ImageArgument,
     size: Annotated[
-        str | None, typer.Option("--size", help="Make the image, this large, such as 10GiB.")
+        str | None,
+        typer.Option("--size", metavar="SIZE", help="Make the image, this large, such as 10GiB."),
     ] = None,
     to: ToOption = None,
     state: StateOption = None,
     size_max: Annotated[
-        str | None, typer.Option("--size-max", help="How large a volume may grow.")
+        str | None,
+        typer.Option(
+            "--size-max",
+            metavar="SIZE",
+            help="How large a volume may grow; default: the image's size.",
+        ),
     ] = None,
 ) -> None:
     """Prepare an image, a block device or a directory of images for mirroring."""
@@ -55,7 +70,9 @@ def init(
 
 def mount(
     image: ImageArgument,
-    mountpoint: Annotated[Path, typer.Argument(help="Existing, empty directory.")],
+    mountpoint: Annotated[
+        Path, typer.Argument(metavar="MOUNTPOINT", help="Existing, empty directory.")
+    ],
     to: ToOption = None,
     state: StateOption = None,
     background: Annotated[
@@ -114,7 +131,7 @@ def _initialise(
     image: Path, state: Path | None, to: list[str], size: str | None, size_max: str | None
 ) -> GroupConfig:
     if size is not None:
-        _make_image(image, parse_size(size))
+        _make_image(image, state_dir_for(image, state), parse_size(size))
     if not image.exists():
         raise UsageError(
             f"{image} does not exist", hint=f"Run `aimfuse init {image} --size 10GiB`."
@@ -132,9 +149,12 @@ def _initialise(
     return config
 
 
-def _make_image(image: Path, size: int) -> None:
+def _make_image(image: Path, state_dir: Path, size: int) -> None:
+    if (state_dir / CHECKPOINT_SLOT).exists():
+        hint = f"Mount it: aimfuse mount {image} MOUNTPOINT"
+        raise UsageError(f"{image} is initialised already (state in {state_dir})", hint=hint)
     if image.exists():
-        raise UsageError(f"{image} exists already", hint="Leave --size out to use it as it is.")
+        raise UsageError(f"{image} is there", hint="Leave --size out to use it as it is.")
     disk = Disk()
     fd = disk.open("init:image", image, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     try:

@@ -16,13 +16,17 @@ def register(app: typer.Typer) -> None:
 
 
 def ship(
-    image: Annotated[Path, typer.Argument(help="The image, directory or device of the group.")],
+    image: Annotated[
+        Path,
+        typer.Argument(metavar="IMAGE", help="The image, directory or device of the group."),
+    ],
     until_empty: Annotated[
         bool,
         typer.Option("--until-empty", help="End once every destination has confirmed everything."),
     ] = False,
     state: Annotated[
-        Path | None, typer.Option("--state", help="State directory, if not IMAGE.aim.")
+        Path | None,
+        typer.Option("--state", metavar="DIR", help="State directory, if not IMAGE.aim."),
     ] = None,
 ) -> None:
     """Ship sealed journal files, mounted or not; a mount does this by itself."""

@@ -12,7 +12,7 @@ from aimfuse.cli.boundary import exit_on_error
 from aimfuse.manager import control_client, dashboard, render
 from aimfuse.manager.layout import safe
 from aimfuse.manager.model import Level, snapshot
-from aimfuse.manager.target import Kind, find_source, find_targets
+from aimfuse.manager.target import Kind, find_mounted, find_source, find_targets
 from aimfuse.manager.wait import Stage, flush, unmount
 from aimfuse.units import parse_duration_s
 
@@ -21,11 +21,18 @@ EXIT_TROUBLE = 1
 
 Targets = Annotated[
     list[Path] | None,
-    typer.Argument(help="Images, mountpoints, state directories, stores, directories of them."),
+    typer.Argument(
+        metavar="TARGET",
+        help="Images, mountpoints, state directories, stores, directories of them.",
+    ),
 ]
-Image = Annotated[Path, typer.Argument(help="The image, its mountpoint or its state directory.")]
+Image = Annotated[
+    Path,
+    typer.Argument(metavar="IMAGE", help="The image, its mountpoint or its state directory."),
+]
 StateDir = Annotated[
-    Path | None, typer.Option("--state", help="The state directory, if not IMAGE.aim.")
+    Path | None,
+    typer.Option("--state", metavar="DIR", help="The state directory, if not IMAGE.aim."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -64,7 +71,9 @@ def show_status(
 
 def show_dashboard(
     targets: Targets = None,
-    interval: Annotated[str, typer.Option("--interval", help="Time between two looks.")] = "1s",
+    interval: Annotated[
+        str, typer.Option("--interval", metavar="TIME", help="Time between two looks.")
+    ] = "1s",
     once: Annotated[bool, typer.Option("--once", help="Look once, print, and end.")] = False,
 ) -> None:
     """Watch sources and stores live, both ends in one view. Ctrl-C ends it."""
@@ -79,10 +88,14 @@ def flush_group(
     wait: Annotated[
         Stage, typer.Option("--wait", help="How far everything written so far must have come.")
     ] = Stage.DURABLE,
-    timeout: Annotated[str, typer.Option("--timeout", help="How long to wait.")] = "5m",
+    timeout: Annotated[
+        str, typer.Option("--timeout", metavar="TIME", help="How long to wait.")
+    ] = "5m",
     destination: Annotated[
         list[str] | None,
-        typer.Option("--destination", help="Wait for this one only; may be repeated."),
+        typer.Option(
+            "--destination", metavar="NAME", help="Wait for this one only; may be repeated."
+        ),
     ] = None,
     state: StateDir = None,
     as_json: AsJson = False,
@@ -100,11 +113,11 @@ def flush_group(
 
 def set_bookmark(
     image: Image,
-    label: Annotated[str, typer.Argument(help="The name of this moment.")],
+    label: Annotated[str, typer.Argument(metavar="LABEL", help="The name of this moment.")],
     state: StateDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Give the current position a name that restore and view understand."""
+    """Put a named mark into the journal at the current position."""
     with exit_on_error():
         state_dir = find_source(image, state)
         answer = control_client.call(state_dir, {"cmd": "bookmark", "label": label})
@@ -118,14 +131,17 @@ def set_bookmark(
 def unmount_group(
     target: Image,
     timeout: Annotated[
-        str, typer.Option("--timeout", help="How long programs and loop devices get to let go.")
+        str,
+        typer.Option(
+            "--timeout", metavar="TIME", help="How long programs and loop devices get to let go."
+        ),
     ] = "10s",
     state: StateDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Unmount cleanly: write everything back, then stop the driver. Never forced, never lazy."""
     with exit_on_error():
-        state_dir = find_source(target, state)
+        state_dir = find_mounted(target, state)
         gone = unmount(state_dir, parse_duration_s(timeout))
     if as_json:
         _print_json({"ok": True, "mountpoint": None if gone is None else str(gone)})

@@ -66,7 +66,10 @@ def init_group(disk: Disk, paths: GroupPaths) -> Checkpoint:
     """
     checkpoints = CheckpointFile(disk, paths.state_dir)
     if _is_initialised(checkpoints):
-        raise UsageError(f"{paths.image} is initialised already (state in {paths.state_dir})")
+        raise UsageError(
+            f"{paths.image} is initialised already (state in {paths.state_dir})",
+            hint=f"Mount it: aimfuse mount {paths.image} MOUNTPOINT",
+        )
     images = Images(disk, paths.image, directory=_is_directory(paths.image))
     disk.mkdir("init:state", paths.state_dir)
     disk.mkdir("init:spool", paths.spool)

@@ -191,7 +191,8 @@ def _source(status: Fields, now_ns: int) -> Source:
     state = status.text("state") or "unknown"
     level = _LEVELS.get(state, Level.WARN)
     spool, shipper = status.part("spool"), status.part("coordinator")
-    destinations = tuple(_destination(one, now_ns) for one in status.parts("destinations"))
+    idle = "" if status.flag("mounted") or shipper.count("pid") else status.text("image") or "IMAGE"
+    destinations = tuple(_destination(one, now_ns, idle) for one in status.parts("destinations"))
     return Source(
         image=status.text("image") or "?",
         mountpoint=status.text("mountpoint"),
@@ -244,23 +245,24 @@ _SOURCE_HINTS = {
     "journal.",
     "spool-full": "Make room on the spool's disk, or bring a destination back.",
     "silent": "See what the driver's process waits for; its log says more.",
-    "damaged": "Run aimfuse doctor.",
+    "damaged": "Correct the file that is named, or put it back from a copy.",
     "unclean": "Mount it: nothing else may use the image before that.",
 }
 
 _DESTINATION_HINTS = {
     "refused": "Nothing is tried again before somebody acts; the message says what is wrong.",
     "halted": "This mirror cannot follow any more and needs a new first sync.",
-    "stopped": "Mount the image, or run aimfuse ship.",
-    "paused": "Go on with aimfuse resume.",
+    "stopped": "Mount the image, or run `aimfuse ship`.",
+    "paused": "Set paused = false in group.toml; that is noticed within a second.",
 }
 
 
-def _destination(status: Fields, now_ns: int) -> Destination:
+def _destination(status: Fields, now_ns: int, idle: str) -> Destination:
+    """Return one destination; *idle* is the image's name if nobody ships for it, else empty."""
     state = status.text("state") or "new"
     sync, lag, applied = status.part("sync"), status.part("lag"), status.part("applied")
     ack = status.part("ack")
-    problems = list(_destination_problems(status, state, ack, now_ns))
+    problems = list(_destination_problems(status, state, ack, now_ns, idle))
     level = max([_LEVELS.get(state, Level.WARN), *(one.level for one in problems)])
     return Destination(
         name=status.text("name") or "?",
@@ -284,7 +286,9 @@ def _destination(status: Fields, now_ns: int) -> Destination:
     )
 
 
-def _destination_problems(status: Fields, state: str, ack: Fields, now_ns: int) -> list[Problem]:
+def _destination_problems(
+    status: Fields, state: str, ack: Fields, now_ns: int, idle: str
+) -> list[Problem]:
     level = _LEVELS.get(state, Level.WARN)
     found = []
     error = status.text("error")
@@ -298,7 +302,10 @@ def _destination_problems(status: Fields, state: str, ack: Fields, now_ns: int) 
         found.append(Problem("work is pending and nothing moves", "", Level.BAD))
     updated_ns = status.maybe("updated_ns")
     age_s = (now_ns - updated_ns) / SECOND_NS if updated_ns else 0.0
-    if age_s > STALE_S and state != "stopped":
+    if idle and (age_s > STALE_S or state == "stopped"):
+        text = f"not shipping (unmounted): run `aimfuse ship {idle}`"
+        found.append(Problem(text, "", Level.WARN))
+    elif age_s > STALE_S and state != "stopped":
         found.append(Problem(f"no news from the shipper for {age_s:.0f} s", "", Level.WARN))
     if text := ack.text("error"):
         found.append(Problem(f"the store says: {text}", "", Level.BAD))
@@ -306,7 +313,7 @@ def _destination_problems(status: Fields, state: str, ack: Fields, now_ns: int) 
         if names := ack.items(key):
             found.append(Problem(f"the store {what}: {_listed(names)}", "", Level.WARN))
     if quarantined := ack.count("quarantined"):
-        found.append(Problem(f"the store set {quarantined} files aside", "", Level.WARN))
+        found.append(Problem(f"files that the store set aside: {quarantined}", "", Level.WARN))
     return found
 
 
@@ -352,7 +359,7 @@ def _store_problems(status: Fields, level: Level, pid: int | None, now_ns: int) 
     if error or level >= Level.BAD:
         found.append(Problem(error or "halted", "", max(level, Level.WARN)))
     if pid is None:
-        hint = "Run aimfuse replay on the directory it lies in."
+        hint = "Run `aimfuse replay` on the directory it lies in."
         found.append(Problem("no replayer is running", hint, Level.WARN))
     heard_ns = status.part("source").maybe("time_ns")
     silent_s = (now_ns - heard_ns) / SECOND_NS if heard_ns else 0.0

@@ -94,7 +94,7 @@ def _checks(store: Store, scene: Scene) -> Lines:
         return row("checks", [Text("nothing missing, damaged or set aside")], look)
     lines = row("missing", _listed([f"file {n:,}" for n in store.missing]), look)
     lines += row("damaged", _listed(store.damaged), look)
-    aside = f"{files(store.quarantined)} in quarantine" if store.quarantined else ""
+    aside = files(store.quarantined) if store.quarantined else ""
     lines += row("set aside", _listed([aside] if aside else []), look)
     if scene.detail is Detail.FULL:
         for name, reason in store.quarantine[:REASONS_SHOWN_MAX]:

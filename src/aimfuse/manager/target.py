@@ -79,6 +79,20 @@ def find_source(path: Path, state: Path | None = None) -> Path:
     )
 
 
+def find_mounted(path: Path, state: Path | None = None) -> Path:
+    """Return the state directory of the group that is to be unmounted at *path*.
+
+    Raises:
+        BusyError: nothing of ours is mounted there, or a mount does not answer.
+    """
+    try:
+        return find_source(path, state)
+    except UsageError as exc:
+        here = ", ".join(map(str, mounts()))
+        hint = f"Mounted: {here}." if here else "Nothing of it is mounted anywhere here."
+        raise BusyError(f"nothing of aimfuse is mounted at {path}", hint=hint) from exc
+
+
 def mounts() -> list[Path]:
     """Return the mountpoints of aimfuse in this process's view of the file system."""
     return list(_mounted())
