@@ -19,6 +19,7 @@ from aimfuse.driver.group import (
     open_group,
     size_limit,
 )
+from aimfuse.driver.keeper import SpoolKeeper, SpoolLimits
 from aimfuse.driver.mount import Companion, Mount, MountOptions, check_mountpoint
 from aimfuse.driver.pins import Pins
 from aimfuse.driver.process import become_part_of_the_io_path
@@ -83,7 +84,8 @@ def run_mount(request: MountRequest, mounted: Callable[[], None]) -> None:
         )
         destinations = Destinations(config)
         pins = Pins(disk, config.state_dir, destinations.now)
-        pump = Pump(disk, engine, paths.spool, _pump_limits(config), pins)
+        keeper = SpoolKeeper(disk, engine, paths.spool, _spool_limits(config), pins)
+        pump = Pump(engine, keeper, _pump_limits(config))
         supervisor = _coordinator(config)
         status = SourceStatus(
             engine,
@@ -142,8 +144,10 @@ def _pump_limits(config: GroupConfig) -> PumpLimits:
         commit_interval_s=journal.commit_interval_s,
         file_age_s=journal.file_age_s,
         checkpoint_interval_s=journal.checkpoint_interval_s,
-        spool_bytes_max=journal.spool_bytes_max,
-        spool_reserve_bytes=journal.spool_reserve_bytes,
         when_full=journal.when_full,
-        file_bytes=journal.file_bytes,
     )
+
+
+def _spool_limits(config: GroupConfig) -> SpoolLimits:
+    journal = config.journal
+    return SpoolLimits(journal.spool_bytes_max, journal.spool_reserve_bytes, journal.file_bytes)

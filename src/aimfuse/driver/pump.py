@@ -12,19 +12,15 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar, TypeVarTuple, Unpack
 
 import trio
 
-from aimfuse.disk import Disk
 from aimfuse.driver.engine import Engine
+from aimfuse.driver.keeper import SpoolKeeper
 from aimfuse.driver.lanes import Lane
-from aimfuse.driver.pins import Pins
 from aimfuse.errors import AimfuseError, HaltedError, VolumeError
-from aimfuse.journal.journal import Commit, Head
-from aimfuse.journal.names import JournalName
-from aimfuse.journal.spool import release, sealed_names
+from aimfuse.journal.journal import Commit
 from aimfuse.units import MIB, FileNumber, Seq
 
 log = logging.getLogger(__name__)
@@ -56,10 +52,7 @@ class PumpLimits:
     commit_interval_s: float
     file_age_s: float
     checkpoint_interval_s: float
-    spool_bytes_max: int
-    spool_reserve_bytes: int
     when_full: str
-    file_bytes: int
 
 
 class Pump:
@@ -67,25 +60,15 @@ class Pump:
 
     def __init__(
         self,
-        disk: Disk,
         engine: Engine,
-        spool: Path,
+        keeper: SpoolKeeper,
         limits: PumpLimits,
-        pins: Pins,
     ) -> None:
-        """Drive *engine*; *pins* tell what the destinations still need."""
+        """Drive *engine*, whose spool *keeper* keeps."""
         self.engine = engine
         self.full: str | None = None
-        self.spool_free_bytes = disk.free_bytes(spool)
-        self._disk = disk
-        self._spool = spool
+        self.keeper = keeper
         self._limits = limits
-        self._pins = pins
-        self._released = FileNumber(0)
-        self._sizes = {
-            int(name.number): (spool / name.sealed).stat().st_size
-            for name in sealed_names(disk, spool)
-        }
         self._commit_wanted = trio.Event()
         self._commit_urgent = trio.Event()
         self._idle = True
@@ -223,13 +206,9 @@ class Pump:
     async def all_confirmed(self, wait_s_max: float) -> bool:
         """Wait until every destination has confirmed the newest sealed file, or give up."""
         with trio.move_on_after(wait_s_max):
-            while not self._all_confirmed():  # noqa: ASYNC110 - another process's file
+            while not self.keeper.all_confirmed():  # noqa: ASYNC110 - another process's file
                 await trio.sleep(TICK_S)
-        return self._all_confirmed()
-
-    def _all_confirmed(self) -> bool:
-        with self._pins.held() as pinned:
-            return pinned is None or pinned >= self.engine.journal.head.number
+        return self.keeper.all_confirmed()
 
     def commit_soon(self) -> None:
         """Note that something was accepted; called by every request that adds records.
@@ -391,7 +370,9 @@ class Pump:
                 await self._seal_wanted.wait()
                 self._seal_wanted = trio.Event()
                 continue
-            engine.finish_seal(await self._with_space(self._seals, self._seal_next))
+            head = await self._with_space(self._seals, engine.journal.seal_next)
+            engine.finish_seal(head)
+            self.keeper.note_sealed(head.number, self.keeper.sealed_size(head))
             self._apply_wanted.set()
             self._progressed()
 
@@ -429,73 +410,14 @@ class Pump:
     async def _keep_house(self) -> None:
         """Release what nobody needs any more, and watch the space that is left."""
         while True:
-            await self._with_space(self._housekeeping, self._release)
-            await self._housekeeping.run(self._measure)
-            full = self._why_full()
+            keeper = self.keeper
+            keeper.note_released(await self._with_space(self._housekeeping, keeper.release))
+            full = keeper.why_full(was_full=self.full is not None)
             if full != self.full:
                 self.full = full
                 log.log(logging.WARNING if full else logging.INFO, "spool: %s", full or "fine")
                 self._progressed()
             await trio.sleep(HOUSEKEEPING_S)
-
-    def _release(self) -> None:
-        through = self.engine.released_through
-        if through <= self._released:
-            return
-        with self._pins.held() as pinned:
-            if pinned is not None:
-                through = FileNumber(min(through, pinned))
-            if through > self._released:
-                release(self._disk, self._spool, through)
-                self.engine.journal.look_for_free_files()
-                self._released = through
-
-    def _measure(self) -> None:
-        self.spool_free_bytes = self._disk.free_bytes(self._spool)
-        for number in [number for number in self._sizes if number <= self._released]:
-            del self._sizes[number]
-
-    @property
-    def spool_bytes_max(self) -> int:
-        """Return how many bytes of sealed files the settings allow."""
-        return self._limits.spool_bytes_max
-
-    @property
-    def spool_files(self) -> int:
-        """Return how many sealed files the spool holds."""
-        return len(self._sizes)
-
-    @property
-    def spool_bytes(self) -> int:
-        """Return how many bytes the sealed files in the spool hold."""
-        return sum(self._sizes.values())
-
-    def _seal_next(self) -> Head:
-        head = self.engine.journal.seal_next()
-        name = JournalName(head.epoch, head.number)
-        self._sizes[head.number] = (self._spool / name.sealed).stat().st_size
-        return head
-
-    def _why_full(self) -> str | None:
-        limits = self._limits
-        # A full volume must have drained by a file before it goes on: no flapping.
-        slack = limits.file_bytes if self.full else 0
-        reserve = limits.spool_reserve_bytes + 4 * limits.file_bytes + slack
-        if self.spool_bytes + slack >= limits.spool_bytes_max:
-            return f"the spool holds {self.spool_bytes} bytes, its limit"
-        if self.spool_free_bytes < reserve:
-            return f"{self._spool} has {self.spool_free_bytes} bytes left, {reserve} are reserved"
-        root = self.engine.images.root
-        where = root if self.engine.images.is_directory else root.parent
-        if self._disk.free_bytes(where) < self.engine.unapplied_bytes + limits.file_bytes:
-            return self._why_image_full(where)
-        return None
-
-    def _why_image_full(self, where: Path) -> str | None:
-        images = self.engine.images
-        if images.are_allocated():
-            return None
-        return f"{where} has no space left for the image"
 
     # Waking.
 

@@ -1,0 +1,107 @@
+"""Keep the spool within its bounds: release what nobody needs, and say when there is no room."""
+
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+from aimfuse.disk import Disk
+from aimfuse.driver.engine import Engine
+from aimfuse.driver.pins import Pins
+from aimfuse.journal.journal import Head
+from aimfuse.journal.names import JournalName
+from aimfuse.journal.spool import release, sealed_names
+from aimfuse.units import FileNumber
+
+RESERVED_FILES = 4
+"""Journal files that must still fit beside the reserve, so that what is open can be sealed."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolLimits:
+    """How much the spool may hold, what it must leave free, and one file; all in bytes."""
+
+    bytes_max: int
+    reserve_bytes: int
+    file_bytes: int
+
+
+class SpoolKeeper:
+    """The books of a spool. `release` and `sealed_size` block; the rest is trio's thread's."""
+
+    def __init__(
+        self, disk: Disk, engine: Engine, spool: Path, limits: SpoolLimits, pins: Pins
+    ) -> None:
+        """Begin with what lies in *spool*; *pins* tell what the destinations still need."""
+        self.limits = limits
+        self.bytes = 0
+        self.free_bytes = disk.free_bytes(spool)
+        self._disk = disk
+        self._engine = engine
+        self._spool = spool
+        self._pins = pins
+        self._released = FileNumber(0)
+        self._sizes: deque[tuple[FileNumber, int]] = deque()
+        for name in sealed_names(disk, spool):
+            self.note_sealed(name.number, (spool / name.sealed).stat().st_size)
+
+    @property
+    def files(self) -> int:
+        """Return how many sealed files the spool holds."""
+        return len(self._sizes)
+
+    def sealed_size(self, head: Head) -> int:
+        """Return the bytes of a file that was just sealed."""
+        name = JournalName(head.epoch, head.number)
+        return (self._spool / name.sealed).stat().st_size
+
+    def note_sealed(self, number: FileNumber, size: int) -> None:
+        """Count a sealed file in."""
+        self._sizes.append((number, size))
+        self.bytes += size
+
+    def release(self) -> FileNumber:
+        """Let go of what image and destinations have; return through which file; blocks.
+
+        Raises:
+            OSError: some files are gone; calling again goes on.
+        """
+        through = self._engine.released_through
+        if through > self._released:
+            with self._pins.held() as pinned:
+                if pinned is not None:
+                    through = FileNumber(min(through, pinned))
+                if through > self._released:
+                    release(self._disk, self._spool, through)
+                    self._engine.journal.look_for_free_files()
+                    self._released = through
+        return self._released
+
+    def note_released(self, through: FileNumber) -> None:
+        """Count out what `release` let go, and look at the space that is left."""
+        while self._sizes and self._sizes[0][0] <= through:
+            self.bytes -= self._sizes.popleft()[1]
+        self.free_bytes = self._disk.free_bytes(self._spool)
+
+    def all_confirmed(self) -> bool:
+        """Tell whether every destination has the newest sealed file; looks at the disk."""
+        with self._pins.held() as pinned:
+            return pinned is None or pinned >= self._engine.journal.head.number
+
+    def why_full(self, *, was_full: bool) -> str | None:
+        """Return why nothing more may be accepted, or None.
+
+        What *was_full* must have drained by a file before it goes on: no flapping.
+        """
+        limits = self.limits
+        slack = limits.file_bytes if was_full else 0
+        reserve = limits.reserve_bytes + RESERVED_FILES * limits.file_bytes + slack
+        if self.bytes + slack >= limits.bytes_max:
+            return f"the spool holds {self.bytes} bytes, its limit"
+        if self.free_bytes < reserve:
+            return f"{self._spool} has {self.free_bytes} bytes left, {reserve} are reserved"
+        images = self._engine.images
+        where = images.root if images.is_directory else images.root.parent
+        need = self._engine.unapplied_bytes + limits.file_bytes
+        if self._disk.free_bytes(where) < need and not images.are_allocated():
+            return f"{where} has no space left for the image"
+        return None
