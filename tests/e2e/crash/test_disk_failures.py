@@ -9,7 +9,7 @@ import pytest
 from tests.e2e.crash.machine import Cruelty, Far, Machine, Source
 from tests.e2e.crash.writes import BLOCK, History, Load
 
-pytestmark = [pytest.mark.fuse, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.fuse, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 BLOCKS = 64
 LONG = os.environ.get("AIMFUSE_SWEEP") == "long"
@@ -67,7 +67,7 @@ def test_an_io_error_halts_the_volume_and_the_next_mount_has_all_that_was_promis
 def test_a_disk_that_is_full_for_a_moment_costs_time_only(machine: Machine, seed: int) -> None:
     dice = random.Random(seed)
     source, far, history = begin(machine, seed)
-    for label, what in WAITING if LONG else dice.sample(WAITING, 3):
+    for label, what in WAITING if LONG else dice.sample(WAITING, 2):
         nth = dice.choice((1, 2, 3, 5))
         print(label, what, nth)
         mounted = source.mount(Cruelty("mount", label, nth, do=what, times=2, once=False))

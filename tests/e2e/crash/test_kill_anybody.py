@@ -9,7 +9,7 @@ import pytest
 from tests.e2e.crash.machine import Cruelty, Far, Machine, Source, kill
 from tests.e2e.crash.writes import BLOCK, History, Load
 
-pytestmark = [pytest.mark.fuse, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.fuse, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 BLOCKS = 64
 LONG = os.environ.get("AIMFUSE_SWEEP") == "long"
@@ -48,7 +48,7 @@ def test_a_process_killed_at_any_step_costs_nothing_but_time(
     live(machine, "rehearsal", seed, Cruelty(role, NEVER))
     steps = machine.steps()
     assert len(steps) > 20, steps
-    for label, nth in steps if LONG else dice.sample(steps, 3):
+    for label, nth in steps if LONG else dice.sample(steps, 1):
         live(machine, f"{label}-{nth}", dice.randrange(1000), Cruelty(role, label, nth))
 
 
@@ -60,7 +60,7 @@ def test_everybody_killed_at_any_moment_loses_nothing_that_was_synced(
     history = History(BLOCKS, seed)
     source.initialise(BLOCKS * BLOCK, far.url)
     far.start()
-    for _ in range(40 if LONG else 5):
+    for _ in range(40 if LONG else 4):
         source.must_mount()
         history.recovered(source.volume.read_bytes())
         with Load(source.volume, history) as load:

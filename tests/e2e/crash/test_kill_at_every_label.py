@@ -11,7 +11,7 @@ from tests.e2e.crash.fold import Fold
 from tests.e2e.crash.machine import Cruelty, Far, Machine, Source, eventually
 from tests.e2e.crash.writes import BLOCK, History, Load
 
-pytestmark = [pytest.mark.fuse, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.fuse, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 BLOCKS = 64
 AT_THE_END = ("journal:unused",)
@@ -101,7 +101,7 @@ def test_what_was_synced_outlives_a_driver_killed_at_any_step(machine: Machine, 
         labels = {label for label, _ in steps}
         assert {"journal:sync", "image:write", "journal:publish", "checkpoint:sync"} <= labels
         unmet = []
-        chosen = steps if LONG else dice.sample(steps, 8)
+        chosen = steps if LONG else dice.sample(steps, 4)
         for label, nth in chosen:
             if not live_until_killed(life, Cruelty("mount", label, nth), 0.7):
                 unmet.append(f"{label}:{nth}")

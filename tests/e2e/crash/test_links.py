@@ -19,7 +19,7 @@ from tests.e2e.crash.fold import sealed_files
 from tests.e2e.crash.machine import Far, Machine, Source, eventually
 from tests.e2e.crash.writes import BLOCK, History, Load
 
-pytestmark = [pytest.mark.fuse, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.fuse, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 BLOCKS = 256
 LONG = os.environ.get("AIMFUSE_SWEEP") == "long"
@@ -76,7 +76,7 @@ def link(machine: Machine, seed: int) -> Iterator[Link]:
 
 def test_a_link_cut_in_mid_file_again_and_again_delays_only(link: Link, seed: int) -> None:
     dice = random.Random(seed)
-    for _ in range(30 if LONG else 4):
+    for _ in range(30 if LONG else 3):
         link.proxy.cut_after(dice.randrange(1000, 200_000))
         link.write(dice.uniform(0.1, 0.6))
     link.proxy.cut()

@@ -16,7 +16,7 @@ from tests.e2e.crash.machine import Far, Machine, Source, kill
 from tests.e2e.crash.power import Disk
 from tests.e2e.crash.writes import BLOCK, History, Load
 
-pytestmark = [pytest.mark.fuse, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.fuse, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 BLOCKS = 256
 LONG = os.environ.get("AIMFUSE_SWEEP") == "long"
@@ -30,6 +30,8 @@ def test_a_power_cut_loses_nothing_that_was_synced_and_leaves_the_mirror_behind(
     del require_root_loop
     dice = random.Random(seed)
     cuts = list(EACH_AND_ALL) * (6 if LONG else 1)
+    if kind != "ext4" and not LONG:
+        cuts = [dice.choice(cuts)]
     dice.shuffle(cuts)
     with contextlib.ExitStack() as stack:
         disks = {
