@@ -2,6 +2,7 @@
 
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check test nightly demo bench clean
@@ -19,7 +20,7 @@ check: setup ## format, lint, types and import contracts; changes nothing
 	.venv/bin/lint-imports
 
 test: check ## all checks and all tests
-	$(PYTHON) -m pytest $(PYTEST_ARGS)
+	$(PYTHON) -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 nightly: setup ## property tests with random seeds and many more examples
 	$(PYTHON) -m pytest --hypothesis-profile=nightly -m hypothesis $(PYTEST_ARGS)
@@ -33,5 +34,5 @@ bench: setup ## measure this machine
 clean: ## remove what setup and the tests made
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .demo build dist
 	rm -rf src/aimfuse.egg-info
-	rm -f src/aimfuse/driver/_fallocate.*.so
+	rm -f src/aimfuse/driver/_fallocate.*.so src/aimfuse/_scatter.*.so
 	find src tests demo bench -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
