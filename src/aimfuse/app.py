@@ -25,7 +25,7 @@ from aimfuse.driver.pins import Pins
 from aimfuse.driver.process import become_part_of_the_io_path
 from aimfuse.driver.pump import Pump, PumpLimits
 from aimfuse.driver.status import SourceStatus
-from aimfuse.errors import ConfigError
+from aimfuse.errors import AimfuseError, ConfigError
 from aimfuse.supervisor import Supervisor
 
 DESTINATIONS_POLL_S = 2.0
@@ -72,16 +72,19 @@ def run_mount(request: MountRequest, mounted: Callable[[], None]) -> None:
         check_mountpoint(request.mountpoint, paths.image, [paths.state_dir, paths.spool])
         become_part_of_the_io_path()
         journal = config.journal
-        engine = open_group(
-            disk,
-            paths,
-            GroupLimits(
-                journal.file_bytes,
-                journal.memory_bytes_max,
-                size_limit(disk, paths, journal.size_bytes_max),
-            ),
-            resync=request.resync,
+        limits = GroupLimits(
+            journal.file_bytes,
+            journal.memory_bytes_max,
+            size_limit(disk, paths, journal.size_bytes_max),
         )
+        try:
+            engine = open_group(disk, paths, limits, resync=request.resync)
+        except OSError as exc:
+            raise AimfuseError(
+                f"{paths.image} cannot be brought to life: {exc.strerror or exc}",
+                hint=f"Look at the disks of {paths.image} and {paths.state_dir}, and at the space "
+                "left there, then mount again: nothing that was durable is lost.",
+            ) from exc
         destinations = Destinations(config)
         pins = Pins(disk, config.state_dir, destinations.now)
         keeper = SpoolKeeper(disk, engine, paths.spool, _spool_limits(config), pins)

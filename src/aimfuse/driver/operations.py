@@ -141,14 +141,17 @@ class Operations(pyfuse3.Operations):
             punch = mode == PUNCH_HOLE | KEEP_SIZE
             if not punch and mode & ~KEEP_SIZE != ZERO_RANGE:
                 return errno.EOPNOTSUPP
-            await self._pump.room(0)
-            end = offset + length
-            if mode & KEEP_SIZE:
-                end = min(end, volume.size_bytes)
-            if end > offset:
-                self._engine.zero(volume, offset, end - offset)
-                volume.mtime_ns = time.time_ns()
-                self._pump.commit_soon()
+
+            def zero() -> None:
+                end = offset + length
+                if mode & KEEP_SIZE:
+                    end = min(end, volume.size_bytes)
+                if end > offset:
+                    self._engine.zero(volume, offset, end - offset)
+
+            await self._pump.accept(0, zero)
+            volume.mtime_ns = time.time_ns()
+            self._pump.commit_soon()
             return 0
 
     # Handles.
@@ -177,10 +180,13 @@ class Operations(pyfuse3.Operations):
         """Create and open a volume of a directory group."""
         with self._boundary:
             text = self._new_name(parent_inode, name)
-            await self._pump.room(len(name))
-            if self._engine.volumes.named(text) is not None:
-                raise FUSEError(errno.EEXIST)
-            volume = self._engine.create(text)
+
+            def make() -> Volume:
+                if self._engine.volumes.named(text) is not None:
+                    raise FUSEError(errno.EEXIST)
+                return self._engine.create(text)
+
+            volume = await self._pump.accept(len(name), make)
             self._engine.set_owner(volume, stat.S_IMODE(mode), ctx.uid, ctx.gid)
             volume.opens += 1
             self._pump.commit_soon()
@@ -221,10 +227,13 @@ class Operations(pyfuse3.Operations):
         """Remove a volume of a directory group."""
         with self._boundary:
             volume = self._named(parent_inode, name)
-            await self._pump.room(0)
-            if volume.removed:
-                raise FUSEError(errno.ENOENT)
-            self._engine.remove(volume)
+
+            def remove() -> None:
+                if volume.removed:
+                    raise FUSEError(errno.ENOENT)
+                self._engine.remove(volume)
+
+            await self._pump.accept(0, remove)
             self._pump.commit_soon()
 
     async def rename(
@@ -237,14 +246,17 @@ class Operations(pyfuse3.Operations):
                 raise FUSEError(errno.EINVAL)
             volume = self._named(parent_inode_old, name_old)
             text = self._new_name(parent_inode_new, name_new)
-            await self._pump.room(len(name_new))
-            if volume.removed:
-                raise FUSEError(errno.ENOENT)
-            if flags and self._engine.volumes.named(text) is not None:
-                raise FUSEError(errno.EEXIST)
-            if volume.name != text:
-                self._engine.rename(volume, text)
-                self._pump.commit_soon()
+
+            def rename() -> None:
+                if volume.removed:
+                    raise FUSEError(errno.ENOENT)
+                if flags and self._engine.volumes.named(text) is not None:
+                    raise FUSEError(errno.EEXIST)
+                if volume.name != text:
+                    self._engine.rename(volume, text)
+
+            await self._pump.accept(len(name_new), rename)
+            self._pump.commit_soon()
 
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         """Take a directory's names as they are now."""
