@@ -113,3 +113,38 @@ def test_after_a_failed_sync_a_halted_engine_acknowledges_nothing_and_still_read
         rig.try_(op)
     assert rig.model.acked == acked
     assert rig.engine.read(volume, 0, volume.size_bytes) == rig.model.now[V]
+
+
+def test_a_volume_that_grew_by_a_part_of_a_write_has_that_size_everywhere() -> None:
+    for skip in range(3):
+        rig = Rig.create(directory=True)
+        rig.do(("create", "grows"))
+        rig.disk.inject(Fault(errno.ENOSPC, "journal:append", skip=skip))
+        assert not rig.try_(("holey", "grows"))
+        volume = rig.engine.volumes.named("grows")
+        assert volume is not None
+        assert volume.size_bytes == 4096 * skip == len(rig.model.now["grows"])
+        rig.do(("fsync",))
+        rig.do(("cycle",))
+        rig.survivor(rig.disk.power_cut())
+
+
+def test_a_volume_whose_replacement_is_not_durable_is_kept_until_it_is() -> None:
+    rig = Rig.create(directory=True)
+    rig.do(("create", "b"))
+    rig.do(("write", "b", 0, 4096))
+    rig.do(("fsync",))
+    rig.do(("roll",))
+    rig.do(("seal",))
+    replaced = rig.engine.volumes.named("b")
+    assert replaced is not None
+    replaced.opens += 1
+    rig.do(("rename", "a", "b"))
+    rig.do(("apply",))
+    rig.engine.close_handle(replaced)
+    rig.do(("checkpoint",))
+    for choose in (keep_none, keep_all):
+        rig.survivor(rig.disk.power_cut(choose))
+    rig.do(("cycle",))
+    assert not rig.engine.images.is_open(replaced.volume)
+    rig.survivor(rig.disk.power_cut(keep_none))

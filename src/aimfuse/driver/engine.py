@@ -142,7 +142,8 @@ class Engine:
         for at, length, payload in split(offset, data):
             kind = RecordType.WRITE if payload else RecordType.ZERO
             self._accept(Change(Seq(0), kind, volume.volume, at, length, payload), volume)
-        volume.size_bytes = max(volume.size_bytes, end)
+            # At once: should the next piece fail, the journal says that this one is there.
+            volume.size_bytes = max(volume.size_bytes, at + length)
 
     def zero(self, volume: Volume, offset: int, length: int) -> None:
         """Accept zeros for a range; it grows the volume like a write.
@@ -158,7 +159,7 @@ class Engine:
             part = min(end - offset, ZERO_LENGTH_MAX)
             self._accept(Change(Seq(0), RecordType.ZERO, volume.volume, offset, part), volume)
             offset += part
-        volume.size_bytes = max(volume.size_bytes, end)
+            volume.size_bytes = max(volume.size_bytes, offset)
 
     def truncate(self, volume: Volume, size: int) -> None:
         """Accept a new size; what is cut off reads as zeros should the volume grow again.
@@ -300,7 +301,7 @@ class Engine:
         """Drop a removed volume that is neither open nor in a change yet to be applied."""
         if volume is None or not volume.removed or volume.opens:
             return
-        if not any(change.volume == volume.volume for change in self._accepted):
+        if not any(_concerns(change, volume) for change in self._accepted):
             self.images.forget(volume.volume)
             self.volumes.forget(volume)
 
@@ -379,3 +380,9 @@ class Engine:
         self.uncommitted_bytes += size
         if volume is not None and change.length:
             volume.overlay.add(change)
+
+
+def _concerns(change: Change, volume: Volume) -> bool:
+    """Tell whether *change* is of *volume*, or takes its name: until then it may come back."""
+    replaces = change.kind is RecordType.RENAME and change.offset == volume.volume
+    return replaces or change.volume == volume.volume
