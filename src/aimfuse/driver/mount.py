@@ -162,8 +162,7 @@ class Mount:
         }  # fmt: skip
 
     async def _bookmark(self, label: str) -> int:
-        await self._pump.room(len(label.encode()))
-        seq = self._engine.bookmark(label)
+        seq = await self._pump.accept(len(label.encode()), lambda: self._engine.bookmark(label))
         await self._pump.durable(seq)
         return seq
 
