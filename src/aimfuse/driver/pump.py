@@ -269,7 +269,7 @@ class Pump:
                 await self._progress.wait()
             last_s = time.monotonic()
             await self._commit_once()
-            if self.engine.uncommitted_bytes:
+            if self.engine.uncommitted_bytes and self.engine.halted is None:
                 self._commit_wanted.set()
 
     async def _commit_once(self) -> None:
