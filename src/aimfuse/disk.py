@@ -28,6 +28,8 @@ IOV_MAX = 1024
 _FALLOC_KEEP_SIZE = 1
 _FALLOC_PUNCH_HOLE = 2
 _ZERO_CHUNK_BYTES = 1 << 20
+_BLOCK_BYTES = 4096
+_NO_HOLES = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EINVAL})
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
@@ -97,13 +99,18 @@ class Disk:
     def punch(self, label: str, fd: int, offset: int, length: int) -> None:
         """Make the range read as zeros without changing the size; a hole where it can be."""
         self.step(label)
-        mode = _FALLOC_PUNCH_HOLE | _FALLOC_KEEP_SIZE
-        if _libc.fallocate(fd, mode, offset, length) == 0:
-            return
-        number = ctypes.get_errno()
-        if number not in {errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV}:
+        number = _punch(fd, offset, length)
+        start, end = -(-offset // _BLOCK_BYTES) * _BLOCK_BYTES, offset + length
+        stop = end // _BLOCK_BYTES * _BLOCK_BYTES
+        if number == errno.EINVAL and start < stop:  # A block device: in whole blocks only.
+            number = _punch(fd, start, stop - start)
+            if not number:
+                _write_zeros(fd, offset, start - offset)
+                _write_zeros(fd, stop, end - stop)
+        if number in _NO_HOLES:
+            _write_zeros(fd, offset, min(length, max(0, _size(fd) - offset)))
+        elif number:
             raise OSError(number, os.strerror(number))
-        _write_zeros(fd, offset, min(length, max(0, _size(fd) - offset)))
 
     def fdatasync(self, label: str, fd: int) -> None:
         """Make the file's data and size durable.
@@ -289,6 +296,12 @@ def _pwrite_rest(fd: int, data: memoryview, wrote: int, offset: int) -> None:
         if more == 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         wrote += more
+
+
+def _punch(fd: int, offset: int, length: int) -> int:
+    """Make a hole and return 0, or the errno."""
+    mode = _FALLOC_PUNCH_HOLE | _FALLOC_KEEP_SIZE
+    return ctypes.get_errno() if _libc.fallocate(fd, mode, offset, length) else 0
 
 
 def _write_zeros(fd: int, offset: int, length: int) -> None:
