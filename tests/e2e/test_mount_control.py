@@ -161,6 +161,7 @@ def test_nonsense_on_the_socket_costs_nothing_but_its_own_answer(source: Source)
     assert answers[2]["exit_code"] == 2
     assert answers[3]["mounted"] is True
     assert talk(source, b"x" * 200_000) == []
+    assert talk(source, b"[" * 60_000 + b"\n")[0]["ok"] is False
     assert talk(source, b'{"cmd": "bookmark", "label": 7}\n')[0]["ok"] in {True, False}
     assert source.status()["state"] == "active"
 

@@ -80,17 +80,25 @@ async def _converse(stream: trio.SocketStream, handlers: dict[str, Handler]) -> 
 
 async def _reply(line: bytes, handlers: dict[str, Handler]) -> dict[str, Any]:
     try:
-        request = json.loads(line)
-        command = request.get("cmd") if isinstance(request, dict) else None
-        handler = handlers.get(str(command))
-        if handler is None:
-            raise UsageError(f"{command!r} is no request; known: {', '.join(sorted(handlers))}")
-        with trio.fail_after(REQUEST_S_MAX):
-            return await handler(request)
+        return await _do(line, handlers)
     except AimfuseError as exc:
         return {"ok": False, "error": str(exc), "hint": exc.hint, "exit_code": exc.exit_code}
     except (ValueError, trio.TooSlowError, OSError) as exc:
         return {"ok": False, "error": str(exc) or "timed out", "hint": "", "exit_code": 1}
+    except Exception as exc:
+        # Whatever it is: it would end the whole mount if it went further.
+        log.critical("a bug in a control request", exc_info=exc)
+        return {"ok": False, "error": f"a bug: {exc!r}", "hint": "", "exit_code": 1}
+
+
+async def _do(line: bytes, handlers: dict[str, Handler]) -> dict[str, Any]:
+    request = json.loads(line)
+    command = request.get("cmd") if isinstance(request, dict) else None
+    handler = handlers.get(str(command))
+    if handler is None:
+        raise UsageError(f"{command!r} is no request; known: {', '.join(sorted(handlers))}")
+    with trio.fail_after(REQUEST_S_MAX):
+        return await handler(request)
 
 
 def _is_friend(stream: trio.SocketStream) -> bool:
