@@ -12,6 +12,7 @@ from aimfuse.driver.group import GroupLimits, GroupPaths, close_group, init_grou
 from aimfuse.driver.keeper import SpoolKeeper, SpoolLimits
 from aimfuse.driver.pins import Pins
 from aimfuse.driver.pump import Pump, PumpLimits
+from aimfuse.errors import BusyError
 from aimfuse.units import MIB
 
 STEPS_MAX = 1000
@@ -62,3 +63,17 @@ async def test_a_volume_that_halts_with_uncommitted_data_comes_to_rest(
         trio.lowlevel.remove_instrument(steps)
         nursery.cancel_scope.cancel()
     assert steps.count < STEPS_MAX
+
+
+async def test_once_it_has_ended_nobody_changes_the_engine(engine: Engine, tmp_path: Path) -> None:
+    pump = pump_of(engine, tmp_path / "state")
+    seq = engine.bookmark("accepted, not yet durable")
+    pump.end()
+    with pytest.raises(BusyError, match="unmounted"):
+        await pump.accept(4, lambda: engine.bookmark("late"))
+    with pytest.raises(BusyError, match="unmounted"):
+        await pump.durable(seq)
+    with pytest.raises(BusyError, match="unmounted"):
+        await pump.rolled()
+    assert engine.journal.last_seq == seq
+    assert engine.journal.durable_seq < seq

@@ -94,6 +94,7 @@ class Mount:
                         mounted()
                         await pyfuse3.main()
                         fallocate.uninstall()
+                    self._pump.end()
                     pumping.cancel_scope.cancel()
                 await self._close()
                 await self._pump.all_confirmed(LINGER_S)

@@ -19,7 +19,7 @@ import trio
 from aimfuse.driver.engine import Engine
 from aimfuse.driver.keeper import SpoolKeeper
 from aimfuse.driver.lanes import Lane
-from aimfuse.errors import AimfuseError, HaltedError, VolumeError
+from aimfuse.errors import AimfuseError, BusyError, HaltedError, VolumeError
 from aimfuse.journal.journal import Commit
 from aimfuse.units import MIB, FileNumber, Seq
 
@@ -67,6 +67,7 @@ class Pump:
         """Drive *engine*, whose spool *keeper* keeps."""
         self.engine = engine
         self.full: str | None = None
+        self.ended = False
         self.keeper = keeper
         self._limits = limits
         self._commit_wanted = trio.Event()
@@ -90,7 +91,7 @@ class Pump:
 
     def fits(self, payload_bytes: int) -> bool:
         """Tell whether a request may be accepted right now; then it must be, before any await."""
-        if self.full is not None or self.engine.halted is not None:
+        if self.full is not None or self.engine.halted is not None or self.ended:
             return False
         return self._fits(payload_bytes)
 
@@ -220,6 +221,14 @@ class Pump:
             self._commit_wanted.set()
         elif self.engine.uncommitted_bytes > COMMIT_BYTES:
             self._commit_urgent.set()
+
+    def end(self) -> None:
+        """Let nobody change the engine any more: another thread is about to close it.
+
+        FUSE has no requests left by then; who asks by the control socket gets `BusyError`.
+        """
+        self.ended = True
+        self._progressed()
 
     def _commit_now(self) -> None:
         self._commit_wanted.set()
@@ -434,6 +443,8 @@ class Pump:
         return fits
 
     def _check(self) -> None:
+        if self.ended:
+            raise BusyError("the volume is being unmounted")
         if self.engine.halted is not None:
             raise HaltedError(self.engine.halted)
 
