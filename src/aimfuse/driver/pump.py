@@ -301,9 +301,9 @@ class Pump:
             self._check()
         finally:
             self._committing = False
+            self._progressed()  # However it ended: who waits for it has to go on by himself.
         engine.finish_commit(commit)
         self._apply_wanted.set()
-        self._progressed()
 
     def _sync_here(self, commit: Commit) -> bool:
         """Sync on this thread if one caller waits and the disk is quick; tell whether it did.
