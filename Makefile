@@ -20,7 +20,7 @@ check: setup ## format, lint, types and import contracts; changes nothing
 	.venv/bin/lint-imports
 
 test: check ## all checks and all tests
-	$(PYTHON) -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	$(PYTHON) -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 nightly: setup ## property tests with random seeds and many more examples
 	$(PYTHON) -m pytest --hypothesis-profile=nightly -m hypothesis $(PYTEST_ARGS)
