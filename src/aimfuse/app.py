@@ -1,6 +1,7 @@
 """The composition root: builds the parts of a mount and fixes the order of their end."""
 
 import contextlib
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from aimfuse.driver.pump import Pump, PumpLimits
 from aimfuse.driver.status import SourceStatus
 from aimfuse.errors import AimfuseError, ConfigError
 from aimfuse.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
 
 DESTINATIONS_POLL_S = 2.0
 
@@ -104,7 +107,12 @@ def run_mount(request: MountRequest, mounted: Callable[[], None]) -> None:
 
         async def coordinate() -> None:
             await destinations.some()
-            await supervisor.run()
+            while True:
+                try:
+                    await supervisor.run()
+                except OSError as exc:  # Such as too many open files: the volume goes on.
+                    log.warning("the coordinator cannot be supervised: %s", exc)
+                await trio.sleep(DESTINATIONS_POLL_S)
 
         companions: list[Companion] = [coordinate]
         trio.run(mount.run, config.state_dir, companions, mounted)

@@ -222,7 +222,14 @@ class Coordinator:
         return set(self._running) == {one.name for one in self._config.destinations}
 
     async def _release_when_alone(self) -> None:
-        """Release what everybody has, if no driver is there to do it."""
+        """Release what everybody has, if no driver is there to do it.
+
+        Only behind a clean end: both slots of that checkpoint say the same, so that one of
+        them may get lost and recovery still finds its files.
+        """
+        checkpoint = self._source.checkpoint()
+        if checkpoint is None or not checkpoint.clean:
+            return
         through = self._releasable()
         if through > self._released and await trio.to_thread.run_sync(self._release_locked):
             self._released = through

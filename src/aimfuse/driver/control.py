@@ -23,6 +23,7 @@ SOCKET_NAME = "control.sock"
 REQUEST_BYTES_MAX = 64 * 1024
 REQUEST_S_MAX = 3600.0
 CONNECTIONS_MAX = 64
+ACCEPT_RETRY_S = 1.0
 
 _PEER = struct.Struct("3i")
 
@@ -62,7 +63,13 @@ async def serve(listener: trio.SocketListener, handlers: dict[str, Handler]) -> 
 
     async with trio.open_nursery() as nursery:
         while True:
-            nursery.start_soon(answer, await listener.accept())
+            try:
+                stream = await listener.accept()
+            except OSError as exc:  # Such as too many open files: the mount goes on.
+                log.warning("control socket: %s", exc)
+                await trio.sleep(ACCEPT_RETRY_S)
+            else:
+                nursery.start_soon(answer, stream)
 
 
 async def _converse(stream: trio.SocketStream, handlers: dict[str, Handler]) -> None:

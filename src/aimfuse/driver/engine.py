@@ -135,7 +135,7 @@ class Engine:
             HaltedError: the volume takes no more writes.
             OSError: the journal took none or only some whole pieces, in order.
         """
-        self._check_active()
+        self.check_active()
         end = offset + len(data)
         if end > self.limits.size_max:
             raise VolumeError(errno.EFBIG, f"{volume.name} may not grow to {end} bytes")
@@ -151,7 +151,7 @@ class Engine:
         Raises:
             VolumeError, HaltedError, OSError: as for `write`.
         """
-        self._check_active()
+        self.check_active()
         end = offset + length
         if end > self.limits.size_max:
             raise VolumeError(errno.EFBIG, f"{volume.name} may not grow to {end} bytes")
@@ -167,7 +167,7 @@ class Engine:
         Raises:
             VolumeError, HaltedError, OSError: as for `write`; nothing was accepted.
         """
-        self._check_active()
+        self.check_active()
         if size > self.limits.size_max:
             raise VolumeError(errno.EFBIG, f"{volume.name} may not grow to {size} bytes")
         old = volume.size_bytes
@@ -179,14 +179,14 @@ class Engine:
 
     def create(self, name: str) -> Volume:
         """Accept a new, empty volume of a directory group."""
-        self._check_active()
+        self.check_active()
         volume = VolumeId(self.volumes.next_volume)
         self._accept(Change(Seq(0), RecordType.CREATE, volume, 0, 0, name=name), None)
         return self.volumes.create(volume, name)
 
     def rename(self, volume: Volume, name: str) -> None:
         """Accept a new name; the volume that bore it is replaced in the same step."""
-        self._check_active()
+        self.check_active()
         replaced = self.volumes.named(name)
         gone = replaced.volume if replaced is not None and replaced is not volume else 0
         self._accept(
@@ -196,13 +196,13 @@ class Engine:
 
     def remove(self, volume: Volume) -> None:
         """Accept the removal of a volume; open handles keep it alive on this side."""
-        self._check_active()
+        self.check_active()
         self._accept(Change(Seq(0), RecordType.UNLINK, volume.volume, 0, 0, name=volume.name), None)
         self.volumes.remove(volume)
 
     def flush(self, volume: Volume) -> Seq:
         """Accept an application's flush; return the seq that has to be durable for it."""
-        self._check_active()
+        self.check_active()
         journal = self.journal
         if journal.last_seq != self._flushed_seq:
             self._flushed_seq = journal.append(RecordType.FLUSH, volume.volume, 0, 0)
@@ -210,12 +210,12 @@ class Engine:
 
     def bookmark(self, label: str) -> Seq:
         """Accept a named position and return it."""
-        self._check_active()
+        self.check_active()
         return self.journal.append(RecordType.BOOKMARK, 0, 0, 0, label.encode())
 
     def gap(self, reason: str) -> Seq:
         """Accept that history is broken here: the images hold more than the journal says."""
-        self._check_active()
+        self.check_active()
         return self.journal.append(RecordType.GAP, 0, 0, 0, json.dumps({"reason": reason}).encode())
 
     def read(self, volume: Volume, offset: int, length: int) -> bytes:
@@ -358,7 +358,8 @@ class Engine:
             log.critical("halted: %s", reason)
             self.on_halt()
 
-    def _check_active(self) -> None:
+    def check_active(self) -> None:
+        """Raise `HaltedError` if the volume takes no more writes."""
         if self.halted is not None:
             raise HaltedError(self.halted)
 

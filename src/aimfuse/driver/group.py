@@ -158,6 +158,8 @@ def close_group(disk: Disk, engine: Engine) -> None:
             next_volume=engine.volumes.next_volume,
             fingerprint=fingerprint.take(disk, engine.images, engine.volumes),
         )
+        # Into both slots: `ship` may release files without a mount, and one slot may get lost.
+        engine.write_checkpoint(final, engine.images.take_dirty())
         engine.write_checkpoint(final, engine.images.take_dirty())
     engine.journal.close()
     engine.images.close()

@@ -1,5 +1,6 @@
 """Keep the spool within its bounds: release what nobody needs, and say when there is no room."""
 
+import contextlib
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from aimfuse.disk import Disk
 from aimfuse.driver.engine import Engine
 from aimfuse.driver.pins import Pins
+from aimfuse.errors import BusyError
 from aimfuse.journal.journal import Head
 from aimfuse.journal.names import JournalName
 from aimfuse.journal.spool import release, sealed_names
@@ -66,14 +68,16 @@ class SpoolKeeper:
             OSError: some files are gone; calling again goes on.
         """
         through = self._engine.released_through
-        if through > self._released:
-            with self._pins.held() as pinned:
-                if pinned is not None:
-                    through = FileNumber(min(through, pinned))
-                if through > self._released:
-                    release(self._disk, self._spool, through)
-                    self._engine.journal.look_for_free_files()
-                    self._released = through
+        if through <= self._released:
+            return self._released
+        # If another process holds the lock, the next round comes in a second.
+        with contextlib.suppress(BusyError), self._pins.held() as pinned:
+            if pinned is not None:
+                through = FileNumber(min(through, pinned))
+            if through > self._released:
+                release(self._disk, self._spool, through)
+                self._engine.journal.look_for_free_files()
+                self._released = through
         return self._released
 
     def note_released(self, through: FileNumber) -> None:
@@ -84,8 +88,9 @@ class SpoolKeeper:
 
     def all_confirmed(self) -> bool:
         """Tell whether every destination has the newest sealed file; looks at the disk."""
-        with self._pins.held() as pinned:
+        with contextlib.suppress(BusyError), self._pins.held() as pinned:
             return pinned is None or pinned >= self._engine.journal.head.number
+        return False
 
     def why_full(self, *, was_full: bool) -> str | None:
         """Return why nothing more may be accepted, or None.

@@ -71,16 +71,25 @@ class Mount:
         """Mount, call *mounted*, serve until unmounted, then close the group cleanly.
 
         Raises:
+            UsageError: the kernel or fusermount3 refuses the mount; the group is closed.
             HaltedError: the volume had been halted; the next mount recovers.
         """
-        listener = control.listen(state_dir)
         operations = Operations(
             self._engine,
             self._pump,
             ControlFiles(self._status, self._bookmark),
             writeback=self._options.writeback,
         )
-        pyfuse3.init(operations, str(self._options.mountpoint), self._fuse_options())
+        try:
+            listener = control.listen(state_dir)
+            pyfuse3.init(operations, str(self._options.mountpoint), self._fuse_options())
+        except (OSError, RuntimeError) as exc:
+            await self._close()
+            raise UsageError(
+                f"{self._options.mountpoint} cannot be mounted: {exc}",
+                hint="fusermount3 may have said more above; for --allow-other /etc/fuse.conf "
+                "needs the line user_allow_other.",
+            ) from exc
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(control.serve, listener, self._handlers())
@@ -124,7 +133,12 @@ class Mount:
             BusyError: something still uses the mount.
         """
         command = ["fusermount3", "-u", "--", str(self._options.mountpoint)]
-        done = await trio.run_process(command, check=False, capture_stderr=True, stdin=b"")
+        try:
+            done = await trio.run_process(command, check=False, capture_stderr=True, stdin=b"")
+        except OSError as exc:
+            raise BusyError(
+                f"{command[0]}: {exc.strerror}", hint="Unmount it with umount as root."
+            ) from exc
         if done.returncode:
             raise BusyError(
                 done.stderr.decode(errors="replace").strip(),

@@ -129,6 +129,7 @@ class Operations(pyfuse3.Operations):
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         """Return once all name changes accepted before are durable."""
         with self._boundary:
+            self._engine.check_active()
             await self._pump.durable(self._engine.journal.last_seq)
 
     async def flush(self, fh: int) -> None:

@@ -6,15 +6,14 @@ nothing: it will start with a sync. The retention lock keeps a coordinator from 
 position while files are being released.
 """
 
-import fcntl
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from aimfuse.disk import Disk
-from aimfuse.errors import StateLost
+from aimfuse.disk import Disk, try_lock
+from aimfuse.errors import BusyError, StateLost
 from aimfuse.journal.slots import Slots
 from aimfuse.units import FileNumber
 
@@ -39,11 +38,16 @@ class Pins:
     def held(self) -> Iterator[FileNumber | None]:
         """Hold the retention lock and give the file through which all have everything.
 
-        None if no destination has a cursor. Blocks; the other holders are quick.
+        None if no destination has a cursor.
+
+        Raises:
+            BusyError: another process holds the lock. Try again later: one that hangs with it
+                must not stop the volume.
         """
         fd = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            if not try_lock(fd):
+                raise BusyError(f"{self._lock} is held")
             yield self._lowest()
         finally:
             os.close(fd)
