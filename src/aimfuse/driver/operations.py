@@ -89,6 +89,7 @@ class Operations(pyfuse3.Operations):
         self._beside = _Boundary(engine, halts=False)
         self._uid, self._gid = os.getuid(), os.getgid()
         self._handles: dict[int, bytes | None] = {}
+        self._listings: dict[int, tuple[int, list[tuple[str, int]]]] = {}
         self._next_handle = 1 << 32
 
     # Data.
@@ -260,23 +261,30 @@ class Operations(pyfuse3.Operations):
             self._pump.commit_soon()
 
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
-        """Take a directory's names as they are now."""
+        """Open a directory for listing."""
         with self._boundary:
             if inode not in {_ROOT, _CONTROL_DIR}:
                 raise FUSEError(errno.ENOTDIR)
-            return inode
+            handle = self._new_handle()
+            self._listings[handle] = (inode, [])
+            return handle
 
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        """List the volumes by id, so that a list goes on rightly while names change."""
+        """List the names as they were at the start, so that none is seen twice or missed."""
         with self._boundary:
-            for key, name, inode in self._listing(fh):
-                if key <= start_id:
-                    continue
-                if not pyfuse3.readdir_reply(token, name.encode(), self._attributes(inode), key):
+            inode, listing = self._listings[fh]
+            if not start_id:
+                listing = self._listing(inode)
+                self._listings[fh] = (inode, listing)
+            for key, (name, entry) in enumerate(listing[start_id:], start_id + 1):
+                if entry >= _VOLUME_FIRST and not self._is_called(entry, name):
+                    continue  # Removed or renamed since: the kernel would believe the old name.
+                if not pyfuse3.readdir_reply(token, name.encode(), self._attributes(entry), key):
                     return
 
     async def releasedir(self, fh: int) -> None:
-        """Do nothing: directory handles hold nothing."""
+        """Let go of a listing."""
+        self._listings.pop(fh, None)
 
     async def forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
         """Do nothing: inodes are volume ids and cost nothing to keep."""
@@ -376,19 +384,25 @@ class Operations(pyfuse3.Operations):
     def _open_control(self, inode: int) -> pyfuse3.FileInfo:
         if inode == _CONTROL_DIR:
             raise FUSEError(errno.EISDIR)
-        handle = self._next_handle
-        self._next_handle += 1
+        handle = self._new_handle()
         with self._beside:
             self._handles[handle] = self._control.read(CONTROL_NAMES[inode - _CONTROL_FIRST])
         return pyfuse3.FileInfo(fh=handle, direct_io=True)
 
-    def _listing(self, inode: int) -> list[tuple[int, str, int]]:
+    def _listing(self, inode: int) -> list[tuple[str, int]]:
         if inode == _CONTROL_DIR:
-            return [(i + 1, name, _CONTROL_FIRST + i) for i, name in enumerate(CONTROL_NAMES)]
-        listing = [(1, CONTROL_DIR, _CONTROL_DIR)]
+            return [(name, _CONTROL_FIRST + i) for i, name in enumerate(CONTROL_NAMES)]
         volumes = sorted(self._engine.volumes, key=lambda volume: volume.volume)
-        listing += [(v.volume + 1, v.name, _VOLUME_FIRST + v.volume) for v in volumes]
-        return listing
+        listed = [(volume.name, _VOLUME_FIRST + volume.volume) for volume in volumes]
+        return [(CONTROL_DIR, _CONTROL_DIR), *listed]
+
+    def _is_called(self, inode: int, name: str) -> bool:
+        volume = self._engine.volumes.named(name)
+        return volume is not None and volume.volume == inode - _VOLUME_FIRST
+
+    def _new_handle(self) -> int:
+        self._next_handle += 1
+        return self._next_handle
 
     def _attributes(self, inode: int) -> pyfuse3.EntryAttributes:
         entry = pyfuse3.EntryAttributes()
