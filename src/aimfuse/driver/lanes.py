@@ -25,8 +25,8 @@ class Lane:
     """One thread that takes jobs from trio tasks, oldest first."""
 
     def __init__(self, name: str, niceness: int = 0) -> None:
-        """Start the thread; *niceness* is added to the process's own."""
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        """Start the thread, which ends with the process; *niceness* is added to its own."""
+        self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._niceness = niceness
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
@@ -45,11 +45,6 @@ class Lane:
         )
         return result
 
-    def close(self) -> None:
-        """End the thread after the jobs it has."""
-        self._jobs.put(None)
-        self._thread.join()
-
     def _work(self) -> None:
         if self._niceness:
             with suppress(OSError):
@@ -57,9 +52,9 @@ class Lane:
                 os.setpriority(
                     os.PRIO_PROCESS, me, os.getpriority(os.PRIO_PROCESS, me) + self._niceness
                 )
-        while (job := self._jobs.get()) is not None:
-            function, task, token = job
+        while True:
+            function, task, token = self._jobs.get()
             result = outcome.capture(function)
             with suppress(trio.RunFinishedError):
                 token.run_sync_soon(trio.lowlevel.reschedule, task, result)
-            del job, function, task, result
+            del function, task, result
