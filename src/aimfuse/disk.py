@@ -99,6 +99,8 @@ class Disk:
     def punch(self, label: str, fd: int, offset: int, length: int) -> None:
         """Make the range read as zeros without changing the size; a hole where it can be."""
         self.step(label)
+        if offset < 0 or length <= 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         number = _punch(fd, offset, length)
         start, end = -(-offset // _BLOCK_BYTES) * _BLOCK_BYTES, offset + length
         stop = end // _BLOCK_BYTES * _BLOCK_BYTES

@@ -78,6 +78,7 @@ class Pump:
         self._seal_wanted = trio.Event()
         self._committing = False
         self._waiting = 0
+        self._starving = 0
         self._sync_here_after_s = 0.0
         self._commits = Lane("commit")
         self._applies = Lane("apply")
@@ -330,15 +331,24 @@ class Pump:
         self, lane: Lane, step: Callable[[Unpack[Args]], Result], *args: *Args
     ) -> Result:
         """Do a blocking step that may be repeated, as often as it runs out of space."""
-        while True:
-            try:
-                return await lane.run(step, *args)
-            except OSError as exc:
-                if exc.errno not in _OUT_OF_SPACE:
-                    raise
-                self.full = f"{exc.strerror}: {exc.filename or self.engine.images.root.parent}"
-                log.warning("%s: trying again", self.full)
-            await trio.sleep(SPACE_RETRY_S)
+        starving = False
+        try:
+            while True:
+                try:
+                    return await lane.run(step, *args)
+                except OSError as exc:
+                    if exc.errno not in _OUT_OF_SPACE:
+                        raise
+                    why = f"{exc.strerror}: {exc.filename or self.engine.images.root.parent}"
+                    log.warning("%s: trying again", why)
+                if not starving:
+                    starving = True
+                    self._starving += 1
+                self.full = why
+                self._progressed()  # Who waits for room may have to be refused now.
+                await trio.sleep(SPACE_RETRY_S)
+        finally:
+            self._starving -= starving
 
     def _is_urgent(self) -> bool:
         return self.engine.uncommitted_bytes > COMMIT_BYTES or self.engine.halted is not None
@@ -422,6 +432,8 @@ class Pump:
             keeper = self.keeper
             keeper.note_released(await self._with_space(self._housekeeping, keeper.release))
             full = keeper.why_full(was_full=self.full is not None)
+            if self._starving:  # What was measured may suffice and what a step needs still not.
+                full = full or self.full
             if full != self.full:
                 self.full = full
                 log.log(logging.WARNING if full else logging.INFO, "spool: %s", full or "fine")
