@@ -12,7 +12,7 @@ FILE_BYTES_MAX = 1 << 20
 # Written so that they do not find themselves.
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:home|root|work|Users|builds)/\w")
 REGISTRY = re.compile(
-    r"(?:pypi|pythonhosted|npmjs|crates|rubygems)\.(?:org|com|io)|index-url[ =]|find-links[ =]"
+    r"(?:pypi|pythonhosted|npmjs|crates|rubygems)\.(?:org|com|io)|index[-]url[ =]|find[-]links[ =]"
 )
 UNPINNED_HOST_KEY = re.compile(r"known_hosts\s*=\s*None|StrictHostKeyChecking[ =](?:no|off)\b")
 
