@@ -241,6 +241,7 @@ def _run(console: Console, patience: Patience, base: Path, *, sqlite: bool) -> i
             trouble = exc
             _tell_of(exc, screen, directory)
         finally:
+            screen.show()  # What is taken away looks damaged halfway.
             screen.say("Cleaning up.")
             with patience.finishing():
                 exits.close()

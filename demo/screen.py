@@ -71,8 +71,8 @@ class Screen:
             self._story += paragraph(text, style, look, first, " " * len(first))
 
     def show(self, *paths: Path) -> None:
-        """Watch what is at these paths from now on."""
-        self._watch = dashboard.Watch(paths)
+        """Watch what is at these paths from now on; without a path, nothing any more."""
+        self._watch = dashboard.Watch(paths) if paths else None
 
     def _run(self) -> None:
         plain_s = time.monotonic() + PLAIN_EVERY_S
@@ -91,12 +91,14 @@ class Screen:
         self._console.file.flush()
 
     def _look(self) -> Snapshot | None:
-        if self._watch is None:
+        watch = self._watch
+        if watch is None:
             return None
         with contextlib.suppress(AimfuseError):
-            snap = self._watch()
-            self._history.note(snap)
-            return snap
+            snap = watch()
+            if self._watch is watch:
+                self._history.note(snap)
+                return snap
         return None
 
     def _page(self, snap: Snapshot | None) -> list[Text]:

@@ -2,12 +2,14 @@
 
 import errno
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aimfuse.disk import Disk
 from aimfuse.errors import StateLost
 from aimfuse.journal.slots import Slots
 from tests.disks.cuts import mixtures
@@ -48,6 +50,46 @@ def test_before_the_first_write_there_is_none() -> None:
     disk = SimDisk(ROOT)
     assert not slots(disk).exists()
     assert slots(disk).read() is None
+
+
+class OvertakenDisk(Disk):
+    """A reader's disk on which a writer gets a turn before each of the reader's calls."""
+
+    def __init__(self, *turns: Callable[[], object]) -> None:
+        self._turns = list(turns)
+
+    def open(self, label: str, path: Path, flags: int, mode: int = 0o600) -> int:
+        self._next_turn()
+        return super().open(label, path, flags, mode)
+
+    def exists(self, path: Path) -> bool:
+        self._next_turn()
+        return super().exists(path)
+
+    def _next_turn(self) -> None:
+        if self._turns:
+            self._turns.pop(0)()
+
+
+def test_a_state_that_is_first_written_while_somebody_looks_is_not_lost(tmp_path: Path) -> None:
+    writer = Slots(Disk(), tmp_path / "c", "w")
+    disk = OvertakenDisk(int, int, lambda: writer.write({"n": 1}))
+    assert Slots(disk, tmp_path / "c", "r").read() == {"n": 1}
+
+
+def test_slots_that_were_half_written_one_after_the_other_are_not_lost(tmp_path: Path) -> None:
+    writer = Slots(Disk(), tmp_path / "c", "w")
+    writer.write({"n": 1})
+    writer.write({"n": 2})
+    zero, one = tmp_path / "c.0", tmp_path / "c.1"
+    whole = zero.read_bytes()
+
+    def next_write() -> None:
+        zero.write_bytes(whole)
+        one.write_bytes(one.read_bytes()[:30])
+
+    disk = OvertakenDisk(lambda: zero.write_bytes(whole[:30]), next_write)
+    assert Slots(disk, tmp_path / "c", "r").read() == {"n": 2}
 
 
 def test_writes_alternate_between_the_two_files() -> None:

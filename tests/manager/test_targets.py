@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from aimfuse.journal.names import JournalName
 from aimfuse.journal.records import RecordType
 from aimfuse.journal.slots import Slots
 from aimfuse.journal.writer import AimWriter
+from aimfuse.manager import source
 from aimfuse.manager.far import store_status
 from aimfuse.manager.files import lock_holder, read_json
 from aimfuse.manager.source import source_status
@@ -161,17 +163,41 @@ def test_lost_checkpoint_and_bad_settings_are_states_and_no_crash(image: Path) -
     )
 
 
-def test_a_locked_group_with_a_dead_socket_counts_as_silent(image: Path) -> None:
-    import socket  # noqa: PLC0415
-
+def test_a_locked_group_with_a_dead_socket_is_starting_or_closing(image: Path) -> None:
     state_dir = image.with_name("v.img.aim")
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(state_dir / "control.sock"))
     with (state_dir / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         status = source_status(state_dir)
-    assert (status["mounted"], status["state"]) == (True, "silent")
-    assert source_status(state_dir)["mounted"] is False
+    assert (status["mounted"], status["state"]) == (False, "busy")
+    assert source_status(state_dir)["state"] == "unmounted"
+
+
+def test_files_read_while_a_driver_holds_the_lock_are_not_called_damaged(image: Path) -> None:
+    state_dir = image.with_name("v.img.aim")
+    for slot in state_dir.glob("checkpoint.*"):
+        slot.write_bytes(b"?")
+    with (state_dir / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert source_status(state_dir)["state"] == "busy"
+
+
+def test_a_driver_that_goes_while_its_files_are_read_has_them_read_again(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state_dir = image.with_name("v.img.aim")
+    driver = (state_dir / "lock").open("w")
+    fcntl.flock(driver, fcntl.LOCK_EX)
+    assemble = source.assemble
+
+    def assemble_while_it_ends(state_dir: Path) -> dict[str, Any]:
+        status = assemble(state_dir)
+        driver.close()
+        return status
+
+    monkeypatch.setattr(source, "assemble", assemble_while_it_ends)
+    assert source_status(state_dir)["state"] == "unmounted"
 
 
 def test_the_holder_of_a_lock_is_found_without_taking_it(tmp_path: Path) -> None:

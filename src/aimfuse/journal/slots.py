@@ -20,6 +20,9 @@ from aimfuse.errors import StateLost
 from aimfuse.units import MIB
 
 SLOT_BYTES_MAX = 16 * MIB
+READS_MAX = 5
+"""Looks at both slots before they count as lost: a writer can overtake a reader between two."""
+
 _MAGIC = b"AIM-SLOT"
 _HEAD = struct.Struct("<8sQII")
 _COVERED = struct.Struct("<QI")
@@ -50,13 +53,14 @@ class Slots:
             StateLost: the files are there, but neither is whole.
             OSError: a slot is there and cannot be opened or read. Nothing was changed.
         """
-        found = [slot for path in self._paths if (slot := self._read_slot(path))]
-        if not found:
-            if self.exists():
-                raise StateLost(self._base)
-            return None
-        self._generation, state = max(found, key=lambda slot: slot[0])
-        return state
+        for _ in range(READS_MAX):
+            found = [slot for path in self._paths if (slot := self._read_slot(path))]
+            if found:
+                self._generation, state = max(found, key=lambda slot: slot[0])
+                return state
+            if not self.exists():
+                return None
+        raise StateLost(self._base)
 
     def write(self, state: State) -> None:
         """Make *state* the newest, durable once this returns.

@@ -27,6 +27,10 @@ _WAY_OUT = "Mount it first: aimfuse mount IMAGE MOUNTPOINT."
 Answer = dict[str, Any]
 
 
+class NotMounted(BusyError):
+    """Nobody listens: there is no driver, or it is starting or closing."""
+
+
 class DriverGone(BusyError):
     """The driver took the request and went away; whether it carried it out is unknown."""
 
@@ -46,8 +50,8 @@ def call(state_dir: Path, request: Answer, timeout_s: float = CALL_S_MAX) -> Ans
     """Send *request* to the group's driver and return its answer; blocks.
 
     Raises:
-        BusyError: the group is not mounted, or its driver does not answer in time; then it
-            may still carry the request out.
+        NotMounted: nobody listens; nothing was asked.
+        BusyError: its driver does not answer in time; then it may still carry the request out.
         DriverGone: the driver ended before it answered.
         DriverError: the driver said no.
     """
@@ -83,11 +87,6 @@ async def call_async(state_dir: Path, request: Answer, timeout_s: float = CALL_S
     return _parse(state_dir, bytes(answer))
 
 
-def has_socket(state_dir: Path) -> bool:
-    """Tell whether a control socket is there; a crashed driver can leave a dead one."""
-    return (state_dir / SOCKET_NAME).is_socket()
-
-
 @contextmanager
 def _address(state_dir: Path) -> Generator[str]:
     fd = os.open(state_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -105,7 +104,7 @@ def _foreign_errors(state_dir: Path, timeout_s: float) -> Generator[None]:
         message = f"{state_dir}: the driver did not answer within {timeout_s:g} s"
         raise BusyError(message, hint="Look at its log; `aimfuse status` shows who it is.") from exc
     except (FileNotFoundError, ConnectionRefusedError) as exc:
-        raise _not_mounted(state_dir) from exc
+        raise NotMounted(f"{state_dir}: not mounted", hint=_WAY_OUT) from exc
     except (ConnectionError, trio.BrokenResourceError) as exc:
         message = f"{state_dir}: the driver went away before it answered"
         raise DriverGone(message, hint="See `aimfuse status`, then mount it again.") from exc
@@ -114,10 +113,6 @@ def _foreign_errors(state_dir: Path, timeout_s: float) -> Generator[None]:
         raise BusyError(message, hint="Run this as the user who mounted it, or as root.") from exc
     except OSError as exc:
         raise BusyError(f"{state_dir}: {exc.strerror or exc}", hint=_WAY_OUT) from exc
-
-
-def _not_mounted(state_dir: Path) -> BusyError:
-    return BusyError(f"{state_dir}: not mounted", hint=_WAY_OUT)
 
 
 def _line(request: Answer) -> bytes:

@@ -29,7 +29,7 @@ class Level(IntEnum):
 _LEVELS = {
     "active": Level.FINE, "idle": Level.FINE, "shipping": Level.FINE, "consistent": Level.FINE,
     "syncing": Level.BUSY, "catching_up": Level.BUSY, "connecting": Level.BUSY,
-    "recovering": Level.BUSY, "new": Level.IDLE, "empty": Level.IDLE, "unmounted": Level.IDLE,
+    "busy": Level.BUSY, "new": Level.IDLE, "empty": Level.IDLE, "unmounted": Level.IDLE,
     "stopped": Level.WARN, "paused": Level.WARN, "retrying": Level.WARN, "unclean": Level.WARN,
     "spool-full": Level.BAD, "refused": Level.BAD, "halted": Level.BAD, "damaged": Level.BAD,
     "silent": Level.BAD,

@@ -11,13 +11,14 @@ from typing import Any
 
 from aimfuse import config
 from aimfuse.config import STATE_SUFFIX, GroupConfig
-from aimfuse.errors import BusyError, ConfigError
+from aimfuse.errors import AimfuseError, ConfigError
 from aimfuse.manager import control_client
 from aimfuse.manager.fields import Fields
 from aimfuse.manager.files import State, free_bytes, lock_holder, read_json, read_slots
 from aimfuse.manager.spool import SpoolFiles, list_spool
 from aimfuse.units import SECOND_NS
 
+LOOKS_MAX = 3
 STALE_S = 5.0
 """A status file older than this says how things were, not how they are."""
 
@@ -25,23 +26,33 @@ STALE_S = 5.0
 def source_status(state_dir: Path) -> State:
     """Return the state of the group in *state_dir*; errors become part of it.
 
-    Blocks for at most `control_client.CALL_S_MAX` seconds and a look at the spool.
+    Blocks for at most `LOOKS_MAX` times `control_client.CALL_S_MAX` seconds and a look at the
+    spool. Files that were read while a driver came or went are no state: then it looks again.
     """
-    driver_pid = lock_holder(state_dir / "lock")
-    if control_client.has_socket(state_dir):
+    status: State = {}
+    for _ in range(LOOKS_MAX):
+        pid = lock_holder(state_dir / "lock")
         try:
             answer = control_client.call(state_dir, {"cmd": "status"})
-        except BusyError as exc:
-            # A dead socket is what a crash leaves. With the lock held somebody is there.
-            silent = f"driver {driver_pid} does not answer: {exc}" if driver_pid else ""
+        except AimfuseError as exc:
+            status = assemble(state_dir) | (_held(pid, exc) if pid else {})
         else:
             return {"mounted": True, **answer, **_shipper(state_dir, answer)}
-    else:
-        silent = ""
-    status = assemble(state_dir)
-    if silent:
-        status |= {"mounted": True, "state": "silent", "reason": silent}
+        if lock_holder(state_dir / "lock") == pid:
+            break
     return status
+
+
+def _held(pid: int, problem: AimfuseError) -> State:
+    """Return what is known of a group whose driver holds the lock and says nothing.
+
+    Its files are in the middle of a change, so they tell no state.
+    """
+    if isinstance(problem, control_client.NotMounted):
+        reason = f"driver {pid} is starting or closing"
+        return {"mounted": False, "state": "busy", "reason": reason}
+    reason = f"driver {pid} does not answer: {problem}"
+    return {"mounted": True, "state": "silent", "reason": reason}
 
 
 def assemble(state_dir: Path) -> State:
