@@ -29,7 +29,9 @@ _FALLOC_KEEP_SIZE = 1
 _FALLOC_PUNCH_HOLE = 2
 _ZERO_CHUNK_BYTES = 1 << 20
 _BLOCK_BYTES = 4096
-_NO_HOLES = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EINVAL})
+_NO_HOLES = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EINVAL, errno.EBUSY})
+"""What a punch gives where there can be no hole; EBUSY from a device with pages in use."""
+
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
@@ -133,8 +135,9 @@ class Disk:
         return _size(fd)
 
     def allocated(self, fd: int) -> int:
-        """Return the bytes that the file occupies."""
-        return os.fstat(fd).st_blocks * 512
+        """Return the bytes that the file occupies; a block device occupies all of itself."""
+        info = os.fstat(fd)
+        return _size(fd) if stat.S_ISBLK(info.st_mode) else info.st_blocks * 512
 
     def inode(self, fd: int) -> int:
         """Return the inode number, which survives a rename."""

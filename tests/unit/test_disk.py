@@ -39,3 +39,15 @@ def test_a_block_device_reads_zeros_in_any_range_that_was_punched(
         assert os.pread(fd, MIB, 0) == expected
     finally:
         os.close(fd)
+
+
+def test_a_range_whose_pages_are_in_use_reads_zeros_too(device: Path) -> None:
+    claimed = os.open(device, os.O_RDWR | os.O_EXCL)
+    fd = os.open(device, os.O_RDWR)  # Not the one that has the device for itself.
+    try:
+        os.pwrite(fd, b"x" * MIB, 0)
+        Disk().punch("test", fd, 4096, 8192)
+        assert os.pread(fd, MIB, 0) == b"x" * 4096 + bytes(8192) + b"x" * (MIB - 12288)
+    finally:
+        os.close(fd)
+        os.close(claimed)

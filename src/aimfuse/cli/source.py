@@ -119,6 +119,11 @@ def _configured(image: Path, state: Path | None, to: list[str]) -> GroupConfig:
     if not (state_dir / configuration.CONFIG_NAME).exists():
         return _initialise(image, state, to, None, None)
     config = configuration.load(state_dir)
+    if image.resolve() != config.image.resolve():
+        raise UsageError(
+            f"{state_dir} belongs to {config.image}, not to {image}",
+            hint="Name another state directory with --state, or correct `image` in its group.toml.",
+        )
     wanted = config
     for url in to:
         wanted = add_destination(wanted, url)
@@ -137,10 +142,14 @@ def _initialise(
             f"{image} does not exist", hint=f"Run `aimfuse init {image} --size 10GiB`."
         )
     largest = parse_size(size_max) if size_max else None
+    if largest is not None and image.is_block_device():
+        raise UsageError(f"{image} is a device and keeps its size", hint="Leave --size-max out.")
     if largest is None and image.is_file():
         largest = image.stat().st_size
     journal = replace(JournalConfig(), size_bytes_max=largest)
-    config = GroupConfig(state_dir_for(image, state), image.resolve(), journal=journal)
+    # A device's name may be the one that stays (/dev/disk/by-id): what it leads to does not.
+    path = image.absolute() if image.is_block_device() else image.resolve()
+    config = GroupConfig(state_dir_for(image, state), path, journal=journal)
     for url in to:
         config = add_destination(config, url)
     from aimfuse.app import initialise  # noqa: PLC0415 - as above

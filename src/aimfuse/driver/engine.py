@@ -173,6 +173,8 @@ class Engine:
         old = volume.size_bytes
         if size == old:
             return
+        if self.images.is_device:  # Once accepted it could never be applied.
+            raise VolumeError(errno.EPERM, f"{volume.name} lies on a device and keeps its size")
         cut = max(0, old - size)
         self._accept(Change(Seq(0), RecordType.TRUNCATE, volume.volume, size, cut), volume)
         volume.size_bytes = size

@@ -5,6 +5,7 @@ directory. `open_group` takes the locks, finds the journal's end, redoes it into
 starts the next epoch if the end was not a clean one.
 """
 
+import errno
 import os
 import secrets
 import stat
@@ -62,6 +63,7 @@ def init_group(disk: Disk, paths: GroupPaths) -> Checkpoint:
 
     Raises:
         UsageError: the image is missing or no image, or the group exists already.
+        BusyError: it is a device that something else uses.
         OSError: nothing or an unfinished state directory was left; calling again goes on.
     """
     checkpoints = CheckpointFile(disk, paths.state_dir)
@@ -70,7 +72,8 @@ def init_group(disk: Disk, paths: GroupPaths) -> Checkpoint:
             f"{paths.image} is initialised already (state in {paths.state_dir})",
             hint=f"Mount it: aimfuse mount {paths.image} MOUNTPOINT",
         )
-    images = Images(disk, paths.image, directory=_is_directory(paths.image))
+    _refuse_device_in_use(paths.image)
+    images = _images_of(disk, paths)
     disk.mkdir("init:state", paths.state_dir)
     disk.mkdir("init:spool", paths.spool)
     disk.mkdir("init:destinations", paths.state_dir / "destinations")
@@ -120,7 +123,7 @@ def open_group(
         checkpoints.write(before)
     elif before.clean:
         _check_untouched(disk, paths, before)
-    images = Images(disk, paths.image, directory=_is_directory(paths.image))
+    images = _images_of(disk, paths)
     try:
         recovered = recover(disk, paths.spool, before.group, before.head)
         namespace = redo(disk, paths.spool, recovered.files, before, images)
@@ -169,11 +172,11 @@ def size_limit(disk: Disk, paths: GroupPaths, wanted: int | None) -> int | None:
     """Return how large volumes may grow: *wanted* bytes, or what the file system below allows.
 
     A write beyond that would be accepted, and then never fit into the image. None keeps an
-    image at its size.
+    image at its size; a device has no other.
     """
     is_directory = _is_directory(paths.image)
     if _is_device(paths.image) or (wanted is None and not is_directory):
-        return wanted
+        return None
     where = paths.image if is_directory else paths.image.parent
     return largest_file(disk, where, DIRECTORY_SIZE_MAX if wanted is None else wanted)
 
@@ -197,10 +200,8 @@ class GroupLock:
         self._fds: list[int] = []
         try:
             self._take(paths.state_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT, paths)
-            flags = os.O_RDONLY
-            if _is_device(paths.image):
-                flags = os.O_RDWR | os.O_EXCL
-            self._take(paths.image, flags, paths)
+            _refuse_device_in_use(paths.image)  # From now on we do not open it but exclusively.
+            self._take(paths.image, os.O_RDONLY, paths)
         except BaseException:
             self.release()
             raise
@@ -230,6 +231,27 @@ class GroupLock:
         if fd == lock:
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+
+
+def _refuse_device_in_use(path: Path) -> None:
+    """Refuse a block device that a file system, another aimfuse or anything else has claimed."""
+    if not _is_device(path):
+        return
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC))
+    except OSError as exc:
+        hint = ""
+        if exc.errno == errno.EBUSY:
+            hint = (
+                f"Unmount what lies on it (findmnt {path}), and end what else uses it: another "
+                "aimfuse, LVM, RAID, swap."
+            )
+        raise BusyError(f"{path}: {exc.strerror}", hint=hint) from exc
+
+
+def _images_of(disk: Disk, paths: GroupPaths) -> Images:
+    directory, device = _is_directory(paths.image), _is_device(paths.image)
+    return Images(disk, paths.image, directory=directory, device=device)
 
 
 def _is_initialised(checkpoints: CheckpointFile) -> bool:
@@ -286,7 +308,7 @@ def _start_over(disk: Disk, paths: GroupPaths, before: Checkpoint) -> Checkpoint
             aside = paths.spool.with_name(f"{paths.spool.name}.damaged-{time.time_ns()}")
             disk.rename("resync:set_aside", paths.spool, aside)
         disk.mkdir("resync:spool", paths.spool)
-    images = Images(disk, paths.image, directory=_is_directory(paths.image))
+    images = _images_of(disk, paths)
     first = before.next_volume if images.is_directory else VolumeId(1)
     volumes = tuple(_adopt(disk, images, first))
     images.close()
@@ -302,7 +324,7 @@ def _start_over(disk: Disk, paths: GroupPaths, before: Checkpoint) -> Checkpoint
 
 def _check_untouched(disk: Disk, paths: GroupPaths, before: Checkpoint) -> None:
     """Compare the images with the fingerprint of the last clean end, changing nothing."""
-    images = Images(disk, paths.image, directory=_is_directory(paths.image))
+    images = _images_of(disk, paths)
     try:
         now = _fingerprint(disk, images, tuple(_adopt(disk, images)))
     finally:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from aimfuse.disk import Disk
 from aimfuse.driver.changes import Change
+from aimfuse.errors import ImageMismatch
 from aimfuse.journal.records import RecordType
 from aimfuse.units import Seq, VolumeId
 
@@ -37,11 +38,14 @@ class Images:
     belongs to the main thread.
     """
 
-    def __init__(self, disk: Disk, root: Path, *, directory: bool) -> None:
-        """Serve the file *root*, or the flat directory *root*."""
+    def __init__(
+        self, disk: Disk, root: Path, *, directory: bool = False, device: bool = False
+    ) -> None:
+        """Serve the file or block device *root*, or the flat directory *root*."""
         self._disk = disk
         self._root = root
         self._directory = directory
+        self._device = device
         self._fds: dict[int, int] = {}
         self._sizes: dict[int, int] = {}
         self._dirty: set[int] = set()
@@ -59,12 +63,19 @@ class Images:
         """Tell whether volumes can be created, renamed and removed."""
         return self._directory
 
+    @property
+    def is_device(self) -> bool:
+        """Tell whether the one volume lies on a block device, whose size nobody here can change."""
+        return self._device
+
     def path(self, name: str) -> Path:
         """Return where the image of the volume *name* lies."""
         return self._root / name if self._directory else self._root
 
     def open(self, volume: VolumeId, path: Path, flags: int = 0) -> int:
         """Open the image of a volume and return its size in bytes."""
+        if self._device:  # Exclusive: only so discards may drop dirty pages, and nobody mounts it.
+            flags |= os.O_EXCL
         fd = self._disk.open("image:open", path, os.O_RDWR | flags)
         self._fds[volume] = fd
         self._sizes[volume] = self._disk.size(fd)
@@ -185,6 +196,20 @@ class Images:
             if self._sizes[volume] != size:
                 self._disk.truncate("image:fit", self._fds[volume], size)
                 self._sizes[volume] = size
+
+    def check_size(self, volume: VolumeId, size: int) -> None:
+        """Refuse a device that has another size than its volume: nothing could put that right.
+
+        Raises:
+            ImageMismatch: it has. Nothing was changed.
+        """
+        if self._device and self._sizes[volume] != size:
+            raise ImageMismatch(
+                f"{self._root} has {self._sizes[volume]} bytes, its volume had {size}",
+                hint="Give the device that size again, or the right device its name. Or run "
+                "`aimfuse mount --resync` to take it as it is: what the journal holds and it does "
+                "not is lost then, and every mirror needs a full copy.",
+            )
 
     def sync(self, dirty: Dirty) -> None:
         """Make what was applied durable, names included; blocks.

@@ -121,7 +121,9 @@ def _open_images(
     """Open the image of every volume in *end*; return the name under which each was found."""
     if not images.is_directory:
         (known,) = checkpoint.volumes
-        images.open(known.entry.volume, images.root)
+        volume = known.entry.volume
+        images.open(volume, images.root)
+        images.check_size(volume, end.sizes[volume])
         return {}
     by_inode = _inodes(disk, images.root)
     found: dict[VolumeId, str] = {}

@@ -141,8 +141,9 @@ class Source:
         return self.state / "spool"
 
     def initialise(self, size: int, *urls: str, journal: JournalConfig = FAST) -> None:
-        with self.image.open("wb") as file:
-            file.truncate(size)
+        if not self.image.is_block_device():
+            with self.image.open("wb") as file:
+                file.truncate(size)
         config = configuration.GroupConfig(
             self.state, self.image, journal=replace(journal, size_bytes_max=size)
         )
