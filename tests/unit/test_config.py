@@ -17,6 +17,7 @@ from aimfuse.config import (
     state_dir_for,
 )
 from aimfuse.config.keys import SCHEMES
+from aimfuse.config.windows import parse_window
 from aimfuse.errors import ConfigError, UsageError
 from aimfuse.transport import TransportSettings, open_transport
 from aimfuse.units import GIB, KIB, MIB
@@ -71,6 +72,12 @@ def test_every_setting_survives_being_saved_and_loaded(state_dir: Path) -> None:
                 "b",
                 "sftp://b/srv",
                 paused=True,
+                bandwidth_bytes_s=20 * MIB,
+                windows=(parse_window("Mon-Fri 22:00-06:00"), parse_window("00:00-24:00")),
+                retry_s_min=2.0,
+                retry_s_max=600.0,
+                give_up_s=5.0,
+                spool_share_bytes=3 * GIB,
                 max_in_flight=8,
                 inbox_bytes_max=9 * MIB,
                 stall_s_max=12.5,
@@ -193,6 +200,23 @@ def test_image_and_state_directory_can_be_moved_together(tmp_path: Path) -> None
             "destination[1].name",
             "of its own",
             id="name twice",
+        ),
+        *(
+            pytest.param(
+                f'image="v"\n[[destination]]\nurl="/a"\n{text}',
+                f"destination[0].{key}",
+                remedy,
+                id=text,
+            )
+            for text, key, remedy in [
+                ('bandwidth="1KiB/s"', "bandwidth", "from 4KiB/s on"),
+                ('bandwidth="20MiB/h"', "bandwidth", "such as 20MiB/s"),
+                ('windows="22:00-06:00"', "windows", '["22:00-06:00"'),
+                ('windows=["22:00-25:00"]', "windows", '["22:00-06:00"'),
+                ("windows=[22]", "windows", '["22:00-06:00"'),
+                ('retry_min="2m"', "retry_min", "retry_max larger"),
+                ("spool_share=0", "spool_share", "from 1MiB"),
+            ]
         ),
         pytest.param("image = ", "file", "line", id="no TOML"),
     ],

@@ -29,6 +29,7 @@ from aimfuse.config.keys import (
     path_key,
     render_path,
 )
+from aimfuse.config.windows import Window
 from aimfuse.disk import Disk, publish, read_file
 from aimfuse.errors import ConfigError, UsageError
 from aimfuse.units import GIB, MIB
@@ -74,6 +75,10 @@ class JournalConfig:
 class DestinationConfig:
     """One place that the group is mirrored to, and how to reach it.
 
+    `bandwidth_bytes_s` caps what is sent, None does not; `windows` are the times at which
+    files are sent, none are all; pauses between tries grow from `retry_s_min` to
+    `retry_s_max`; `give_up_s` of failures end a wait for an empty spool; `spool_share_bytes`
+    is how much of the spool may be kept for it alone, None as much as there is.
     `inbox_bytes_max` bounds what is sent ahead of the store's confirmation. A path that is
     None means OpenSSH's own.
     """
@@ -81,6 +86,12 @@ class DestinationConfig:
     name: str
     url: str
     paused: bool = False
+    bandwidth_bytes_s: int | None = None
+    windows: tuple[Window, ...] = ()
+    retry_s_min: float = 0.5
+    retry_s_max: float = 60.0
+    give_up_s: float = 120.0
+    spool_share_bytes: int | None = None
     max_in_flight: int = 4
     inbox_bytes_max: int = 4 * GIB
     stall_s_max: float = 60.0
@@ -275,7 +286,11 @@ def _listed(path: Path, data: dict[str, Any]) -> tuple[DestinationConfig, ...]:
             hint = "Give every destination a name of its own."
             raise ConfigError(path, f"{where}name", f"{name!r} is there twice", hint=hint)
         taken.add(name)
-        found.append(DestinationConfig(**values))
+        destination = DestinationConfig(**values)
+        if destination.retry_s_min > destination.retry_s_max:
+            hint = "Make it smaller, or retry_max larger."
+            raise ConfigError(path, f"{where}retry_min", "is more than retry_max", hint=hint)
+        found.append(destination)
     return tuple(found)
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from aimfuse.config.windows import Window, parse_window
 from aimfuse.errors import UsageError
 from aimfuse.units import GIB, KIB, MIB, TIB, parse_duration_s, parse_size
 
 VOLUME_BYTES_MAX = 1 << 62
 IN_FLIGHT_MAX = 64
+WINDOWS_MAX = 64
 SCHEMES = ("sftp", "dir")
 """How a destination can be reached; each has a transport."""
 
@@ -63,6 +65,20 @@ def _duration_key(attribute: str, low_s: float, high_s: float) -> Key:
     return Key(attribute, parse, remedy, lambda _base, seconds: _render_duration(seconds))
 
 
+def _rate_key(attribute: str, low: int, high: int) -> Key:
+    size = _size_key(attribute, low, high)
+
+    def parse(given: object) -> Any:  # noqa: ANN401 - as `Key.parse`
+        return size.parse(given.strip().removesuffix("/s") if isinstance(given, str) else given)
+
+    def render(_base: Path, rate: int) -> str:
+        text = str(_render_size(rate))
+        return f"{text}/s" if not text.isdecimal() else f"{text}B/s"
+
+    remedy = f"Give bytes per second from {_render_size(low)}/s on, such as 20MiB/s."
+    return Key(attribute, parse, remedy, render)
+
+
 def _count_key(attribute: str, low: int, high: int) -> Key:
     def parse(given: object) -> int:
         if isinstance(given, bool) or not isinstance(given, int) or not low <= given <= high:
@@ -96,6 +112,14 @@ def _paths(given: object) -> tuple[Path, ...]:
     if not isinstance(given, list):
         raise ValueError("is no list of paths")  # noqa: TRY004 - one error for all values
     return tuple(map(_path, given))
+
+
+def _windows(given: object) -> tuple[Window, ...]:
+    if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
+        raise ValueError("is no list of windows")
+    if len(given) > WINDOWS_MAX:
+        raise ValueError(f"has more than {WINDOWS_MAX} windows")
+    return tuple(map(parse_window, given))
 
 
 def check_url(given: object) -> str:
@@ -182,6 +206,17 @@ DESTINATION: Keys = {
     "name": Key("name", check_name, _NAME_REMEDY),
     "url": Key("url", check_url, URL_REMEDY),
     "paused": _flag_key("paused"),
+    "bandwidth": _rate_key("bandwidth_bytes_s", 4 * KIB, TIB),
+    "windows": Key(
+        "windows",
+        _windows,
+        'Give local times, such as ["22:00-06:00", "Sat,Sun 00:00-24:00"].',
+        lambda _base, windows: [str(one) for one in windows],
+    ),
+    "retry_min": _duration_key("retry_s_min", 0.05, 3600.0),
+    "retry_max": _duration_key("retry_s_max", 0.05, 86400.0),
+    "give_up_time": _duration_key("give_up_s", 0.0, 7 * 86400.0),
+    "spool_share": _size_key("spool_share_bytes", MIB, 1024 * TIB),
     "max_in_flight": _count_key("max_in_flight", 1, IN_FLIGHT_MAX),
     "inbox_bytes_max": _size_key("inbox_bytes_max", MIB, 1024 * TIB),
     "stall_time": _duration_key("stall_s_max", 1.0, 3600.0),

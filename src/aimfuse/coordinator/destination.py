@@ -8,6 +8,7 @@ import trio
 
 from aimfuse.config import DestinationConfig
 from aimfuse.coordinator.backoff import Backoff
+from aimfuse.coordinator.bandwidth import BLOCK_BYTES_MAX, block_bytes_max
 from aimfuse.coordinator.decide import AwaitStore, BeginSync, ContinueSync, Halt, Ship, decide
 from aimfuse.coordinator.place import Parts, Place
 from aimfuse.coordinator.session import TICK_S, Session
@@ -19,6 +20,12 @@ CLOSE_S_MAX = 5.0
 REPORT_S = 0.5
 REFUSED_RETRY_S = 15 * 60.0
 HALTED_RETRY_S = 5 * 60.0
+
+_FIXED = (
+    "name", "url", "paused", "stall_s_max", "known_hosts", "identity_files", "ssh_config",
+    "use_agent",
+)  # fmt: skip
+"""Settings that a running destination has used already."""
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +39,7 @@ class Destination:
     def __init__(self, parts: Parts, config: DestinationConfig) -> None:
         self.place = Place(parts, config)
         self._parts = parts
-        self._backoff = Backoff(dice=parts.tools.dice)
+        self._backoff = Backoff(config.retry_s_min, config.retry_s_max, parts.tools.dice)
         self._slow_retry = trio.Event()
 
     async def run(self) -> None:
@@ -52,6 +59,21 @@ class Destination:
             with trio.move_on_after(CLOSE_S_MAX) as scope:
                 scope.shield = True
                 await self._write_books()
+
+    def configure(self, config: DestinationConfig) -> bool:
+        """Take other settings over while it runs; tell whether that was enough.
+
+        False changes nothing: the destination has to be stopped and begun anew.
+        """
+        before = self.place.config
+        if any(getattr(before, name) != getattr(config, name) for name in _FIXED):
+            return False
+        if _block_bytes(before) != _block_bytes(config):
+            return False
+        self.place.configure(config)
+        self._backoff.wait_s_min = config.retry_s_min
+        self._backoff.wait_s_max = config.retry_s_max
+        return True
 
     def retry_now(self) -> None:
         """Try again at once what waits for its operator."""
@@ -114,6 +136,10 @@ class Destination:
             case AwaitStore(reason):
                 place.enter(place.cursor.state, Unavailable(reason))
                 await place.signal.wait(TICK_S)
+            case BeginSync() if not place.gate.is_open():
+                # Not yet: from its beginning on a copy keeps the journal in the spool.
+                place.enter("waiting")
+                await place.signal.wait(TICK_S)
             case BeginSync(reason):
                 log.info("%s: the first copy begins: %s", place.config.name, reason)
                 await begin_sync(place)
@@ -158,6 +184,10 @@ class Destination:
             self.place.write_status()
         except (OSError, Unavailable) as exc:
             log.warning("%s: its state could not be written: %s", self.place.config.name, exc)
+
+
+def _block_bytes(config: DestinationConfig) -> int:
+    return block_bytes_max(config.bandwidth_bytes_s) or BLOCK_BYTES_MAX
 
 
 def _worst(group: BaseExceptionGroup[Failure]) -> Failure:

@@ -13,10 +13,12 @@ import trio
 from aimfuse.config import DestinationConfig, GroupConfig
 from aimfuse.coordinator.acks import Ack
 from aimfuse.coordinator.backlog import Backlog
+from aimfuse.coordinator.bandwidth import TokenBucket
 from aimfuse.coordinator.cursor import Cursor, CursorFile
 from aimfuse.coordinator.decide import History
 from aimfuse.coordinator.delivery import Delivery
 from aimfuse.coordinator.extents import SYNC_FILE_BYTES
+from aimfuse.coordinator.gate import Gate
 from aimfuse.coordinator.lag import Lag, seconds_behind
 from aimfuse.coordinator.rate import RateMeter
 from aimfuse.coordinator.retention import retention_lock
@@ -31,6 +33,7 @@ from aimfuse.units import Epoch, FileNumber, Seq
 
 STATUS_NAME = "status.json"
 STUCK_S = 30.0
+_SENDING = {"syncing", "shipping"}
 
 Connect = Callable[[DestinationConfig], Transport]
 
@@ -90,6 +93,8 @@ class Place:
         self.cursor = Cursor(config.url)
         self.ack: Ack | None = None
         self.meter = RateMeter()
+        self.gate = Gate(config.windows, parts.wall_ns)
+        self.bucket = TokenBucket(config.bandwidth_bytes_s)
         self.state = "new"
         self.error: AimfuseError | OSError | None = None
         self.failing_since: float | None = None
@@ -112,6 +117,18 @@ class Place:
         self.cursor = self._saved = self._file.read()
         self.delivery.rewind(self.cursor.number, self.cursor.applied)
 
+    def configure(self, config: DestinationConfig) -> None:
+        """Go on under other settings; only for those that need no new connection."""
+        self.config = config
+        self.gate.windows = config.windows
+        self.bucket.rate_bytes_s = config.bandwidth_bytes_s
+        self.signal.notify()
+
+    async def may_send(self, count_bytes: int) -> None:
+        """Return once *count_bytes* more may be sent: in a window, and below the cap."""
+        await self.gate.wait()
+        await self.bucket.take(count_bytes)
+
     # State.
 
     def enter(
@@ -122,12 +139,14 @@ class Place:
     ) -> None:
         """Note what the destination is doing now, and what is wrong with it."""
         now = trio.current_time()
+        if state in _SENDING and not self.gate.is_open():
+            state = "waiting"
         if state != self.state:
             self._since_ns = self.parts.wall_ns()
         self.state = state
         self.error = error
         self._retry_at = None if retry_in_s is None else now + retry_in_s
-        if error is None and state in {"syncing", "shipping", "idle"}:
+        if error is None and state in {*_SENDING, "idle", "waiting"}:
             self.failing_since = None
         elif error is not None and self.failing_since is None:
             self.failing_since = now
@@ -256,7 +275,7 @@ class Place:
         """Return the content of ``status.json``."""
         now, lag, ack = trio.current_time(), self.lag(), self.ack
         pending = lag.files > 0 or self.cursor.sync is not None
-        if not pending or self.state == "paused":
+        if not pending or self.state in {"paused", "waiting"}:
             self._moved_at = now
         flights = self.delivery.flights.values()
         applied = ack.applied if ack else None
@@ -268,6 +287,8 @@ class Place:
             "since_ns": self._since_ns,
             "error": str(self.error) if self.error else None,
             "hint": getattr(self.error, "hint", "") or None,
+            "opens": None if self.gate.is_open() else self.gate.opens(),
+            "bandwidth_bytes_s": self.config.bandwidth_bytes_s,
             "retry_in_s": None if self._retry_at is None else max(0.0, self._retry_at - now),
             "queued": lag.queued.to_json(),
             "in_flight": [{"name": f.name, "bytes": f.bytes, "sent": f.sent} for f in flights],

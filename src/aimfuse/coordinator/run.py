@@ -14,6 +14,7 @@ import trio
 
 from aimfuse.config import CONFIG_NAME, DestinationConfig, load
 from aimfuse.coordinator.backlog import Backlog
+from aimfuse.coordinator.bandwidth import block_bytes_max
 from aimfuse.coordinator.destination import Destination
 from aimfuse.coordinator.place import Parts, Tools
 from aimfuse.coordinator.retention import RETENTION_LOCK
@@ -29,8 +30,6 @@ GROUP_LOCK = "lock"
 SETTINGS_POLL_S = 1.0
 HOUSEKEEPING_S = 2.0
 DRAIN_POLL_S = 0.05
-GIVE_UP_S = 120.0
-"""With `until_empty`: a destination that fails for this long is given up."""
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +68,7 @@ def connect_as_configured(config: DestinationConfig) -> Transport:
             ssh_config=config.ssh_config,
             use_agent=config.use_agent,
             stall_s_max=config.stall_s_max,
+            block_bytes_max=block_bytes_max(config.bandwidth_bytes_s),
         ),
     )
 
@@ -157,10 +157,11 @@ class Coordinator:
         """Start, restart and stop destinations so that they are those of the settings."""
         wanted = {one.name: one for one in self._config.destinations}
         for name, (destination, scope) in list(self._running.items()):
-            if wanted.get(name) != destination.place.config:
-                scope.cancel()
-            else:
+            config = wanted.get(name)
+            if config is not None and destination.configure(config):
                 wanted.pop(name)
+            else:
+                scope.cancel()
         for one in wanted.values():
             nursery.start_soon(self._run_destination, one, self._running.get(one.name))
 
@@ -285,7 +286,7 @@ class Coordinator:
         if place.is_drained or place.state in {"refused", "halted"}:
             return True
         since = place.failing_since
-        return since is not None and trio.current_time() - since >= GIVE_UP_S
+        return since is not None and trio.current_time() - since >= place.config.give_up_s
 
     def _excuse(self, error: AimfuseError | OSError | None) -> AimfuseError:
         if isinstance(error, AimfuseError):

@@ -1,5 +1,6 @@
 """One connection to one store: follow its ack, keep files in flight, say that we live."""
 
+import math
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -74,7 +75,9 @@ class Session:
     def _fill(self, nursery: trio.Nursery, group: bytes) -> None:
         # No await here: picking a file and starting its task is one step.
         place, config = self.place, self.place.config
-        while picked := place.delivery.pick(config.max_in_flight, config.inbox_bytes_max):
+        while place.gate.is_open() and (
+            picked := place.delivery.pick(config.max_in_flight, config.inbox_bytes_max)
+        ):
             nursery.start_soon(self._send, group, *picked)
         place.enter("shipping" if place.delivery.applied < self._parts.backlog.newest else "idle")
 
@@ -151,7 +154,12 @@ class Session:
                 scope.deadline = trio.current_time() + stall_s
                 self.place.note_progress(count_bytes)
 
-            await send(progress=moved, fresh=flight.fresh)
+            async def pace(count_bytes: int) -> None:
+                scope.deadline = math.inf  # What waits for its turn has not stalled.
+                await self.place.may_send(count_bytes)
+                scope.deadline = trio.current_time() + stall_s
+
+            await send(progress=moved, pace=pace, fresh=flight.fresh)
         if scope.cancelled_caught:
             raise Unavailable(f"{flight.name} did not move for {stall_s:.0f} s")
         flight.sent = flight.bytes

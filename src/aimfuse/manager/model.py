@@ -30,7 +30,8 @@ _LEVELS = {
     "active": Level.FINE, "idle": Level.FINE, "shipping": Level.FINE, "consistent": Level.FINE,
     "syncing": Level.BUSY, "catching_up": Level.BUSY, "connecting": Level.BUSY,
     "busy": Level.BUSY, "new": Level.IDLE, "empty": Level.IDLE, "unmounted": Level.IDLE,
-    "stopped": Level.WARN, "paused": Level.WARN, "retrying": Level.WARN, "unclean": Level.WARN,
+    "stopped": Level.WARN, "paused": Level.IDLE, "waiting": Level.IDLE,
+    "retrying": Level.WARN, "unclean": Level.WARN,
     "spool-full": Level.BAD, "refused": Level.BAD, "halted": Level.BAD, "damaged": Level.BAD,
     "silent": Level.BAD,
 }  # fmt: skip

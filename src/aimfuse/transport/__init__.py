@@ -28,11 +28,11 @@ def open_transport(url: str, settings: TransportSettings) -> Transport:
     return factory(url, settings)
 
 
-def _directory(url: str, _settings: TransportSettings) -> Transport:
+def _directory(url: str, settings: TransportSettings) -> Transport:
     # Imported when needed: whoever ships to a directory does not wait for asyncssh to load.
     from aimfuse.transport.directory import DirectoryTransport  # noqa: PLC0415
 
-    return DirectoryTransport.from_url(url)
+    return DirectoryTransport.from_url(url, settings)
 
 
 def _sftp(url: str, settings: TransportSettings) -> Transport:

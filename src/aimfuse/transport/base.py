@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Protocol
 
 from aimfuse.errors import Unavailable, UsageError
+from aimfuse.units import KIB
 
 INBOX = "inbox"
+BLOCK_BYTES_FLOOR = 4 * KIB
+"""Below this a block is not worth its request, whatever the pace."""
+
 PART_SUFFIX = ".part"
 FILE_MODE = 0o640
 """Of delivered files: a replayer that is another user gets in by group, nobody else does."""
@@ -51,6 +55,8 @@ class TransportSettings:
     """A connection on which a request waits and nothing is answered for this long is dead."""
     parallel_blocks: int = 16
     """Blocks in flight on one connection once it has proved fast."""
+    block_bytes_max: int | None = None
+    """The largest block to send at once, as far as the transport can: for even pacing."""
 
 
 class Transport(Protocol):

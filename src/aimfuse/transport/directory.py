@@ -17,12 +17,14 @@ import trio
 from aimfuse.disk import Disk, process_disk, publish, read_file
 from aimfuse.errors import Unavailable, UsageError
 from aimfuse.transport.base import (
+    BLOCK_BYTES_FLOOR,
     DIRECTORY_MODE,
     FILE_MODE,
     INBOX,
     PART_SUFFIX,
     Pace,
     Progress,
+    TransportSettings,
     check_name,
     ignore_progress,
     unreadable,
@@ -39,24 +41,30 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 class DirectoryTransport:
     """A store at a path. Nothing is held between calls, so closing is nothing."""
 
-    def __init__(self, store: Path, disk: Disk | None = None) -> None:
+    def __init__(
+        self, store: Path, disk: Disk | None = None, settings: TransportSettings | None = None
+    ) -> None:
+        largest = settings.block_bytes_max if settings else None
+        self._stretch_bytes = STRETCH_BYTES
+        if largest is not None:
+            self._stretch_bytes = min(STRETCH_BYTES, max(largest, BLOCK_BYTES_FLOOR))
         self._store = store
         self._inbox = store / INBOX
         self._disk = disk or process_disk()
 
     @classmethod
-    def from_url(cls, url: str) -> "DirectoryTransport":
+    def from_url(cls, url: str, settings: TransportSettings | None = None) -> "DirectoryTransport":
         """Return the transport for ``dir:///path`` or a plain absolute path.
 
         Raises:
             UsageError: the path is not absolute, or the URL has a host or a query.
         """
         if url.startswith("/"):
-            return cls(Path(url))
+            return cls(Path(url), settings=settings)
         parts = urlsplit(url)
         if parts.netloc or parts.query or parts.fragment or not parts.path.startswith("/"):
             raise UsageError(f"{url!r} has no absolute path", hint="Write dir:///absolute/path.")
-        return cls(Path(unquote(parts.path)))
+        return cls(Path(unquote(parts.path)), settings=settings)
 
     async def open(self) -> None:
         """Make the store and its inbox; their parent has to be there."""
@@ -78,7 +86,7 @@ class DirectoryTransport:
             writer, at = await self._in_thread(lambda: self._open_part(target, size, fresh=fresh))
             try:
                 while at < size:
-                    length = min(STRETCH_BYTES, size - at)
+                    length = min(self._stretch_bytes, size - at)
                     if pace is not None:
                         await pace(length)
                     await self._copy(reader, writer, at, length)

@@ -24,6 +24,7 @@ from asyncssh import constants
 from aimfuse.disk import process_disk
 from aimfuse.errors import TransportError, Unavailable, UsageError
 from aimfuse.transport.base import (
+    BLOCK_BYTES_FLOOR,
     DIRECTORY_MODE,
     FILE_MODE,
     INBOX,
@@ -248,9 +249,10 @@ class _Session:
             # OpenSSH syncs directories by a file handle on them; others refuse the open.
             with contextlib.suppress(asyncssh.SFTPError):
                 self._inbox_handle = await self._open_file(self._inbox, asyncssh.FXF_READ)
-        self._window = Window(
-            self._sftp.limits.max_write_len, self._settings.parallel_blocks, _now_s()
-        )
+        settings, largest = self._settings, self._sftp.limits.max_write_len
+        if settings.block_bytes_max is not None:
+            largest = min(largest, max(settings.block_bytes_max, BLOCK_BYTES_FLOOR))
+        self._window = Window(largest, settings.parallel_blocks, _now_s())
 
     async def put(self, upload: _Upload, *, fresh: bool) -> None:
         """Send the file whole; on any failure at most its part file has changed."""
