@@ -3,6 +3,8 @@
 import fcntl
 import json
 import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
@@ -128,32 +130,67 @@ async def test_a_copy_waits_for_the_end_of_an_unclean_journal(
     assert autojump_clock.current_time() > 0
 
 
-async def test_the_driver_says_where_a_copy_ends_while_it_is_mounted(tmp_path: Path) -> None:
-    source, link = SampleSource(tmp_path, A), Link()
-    source.fill(1)
-    source.checkpoint(clean=False)
+@asynccontextmanager
+async def driving(
+    source: SampleSource, answer: Callable[[str], Awaitable[dict[str, object]]]
+) -> AsyncIterator[None]:
+    """Answer at the control socket what *answer* returns for a command."""
 
     async def drive(stream: trio.SocketStream) -> None:
         asked = json.loads((await stream.receive_some()).splitlines()[0])["cmd"]
-        reply: dict[str, object] = {"ok": True, "state": "active", "accepted_seq": 41}
-        if asked == "applied":  # What the copy has read gets sealed now.
-            reply["number"] = source.write(2, 77).number
+        reply = {"ok": True, "state": "active", "accepted_seq": 41, **await answer(asked)}
         await stream.send_all(json.dumps(reply).encode() + b"\n")
 
     listening = trio.socket.socket(trio.socket.AF_UNIX)
     await listening.bind(str(source.state_dir / "control.sock"))
     listening.listen()
     listener = trio.SocketListener(listening)
+
+    async def serve() -> None:
+        await trio.serve_listeners(drive, [listener])
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_copy_that_waits_for_the_driver_says_that_it_has_begun(tmp_path: Path) -> None:
+    source, link = SampleSource(tmp_path, A), Link()
+    asked, go_on = trio.Event(), trio.Event()
+
+    async def answer(command: str) -> dict[str, object]:
+        if command == "applied":
+            asked.set()
+            await go_on.wait()
+        return {"number": source.head.number}
+
+    link.store.has_replayer = False
+    tools = tools_for(source, make_dice(2), a=link)
     with trio.fail_after(60):
-        async with trio.open_nursery() as nursery:
+        async with driving(source, answer), shipping(source, tools):
+            await until(lambda: "no ack.json yet" in str(status(source).get("error")))
+            link.store.has_replayer = True
+            await asked.wait()
+            await until(lambda: status(source)["state"] == "syncing")
+            assert status(source)["error"] is None
+            go_on.set()
+            await until(lambda: link.store.phase == "consistent")
 
-            async def serve() -> None:
-                await trio.serve_listeners(drive, [listener])
 
-            nursery.start_soon(serve)
+async def test_the_driver_says_where_a_copy_ends_while_it_is_mounted(tmp_path: Path) -> None:
+    source, link = SampleSource(tmp_path, A), Link()
+    source.fill(1)
+    source.checkpoint(clean=False)
+
+    async def answer(command: str) -> dict[str, object]:
+        # What the copy has read gets sealed now.
+        return {"number": source.write(2, 77).number} if command == "applied" else {}
+
+    with trio.fail_after(60):
+        async with driving(source, answer):
             tools = tools_for(source, make_dice(2), a=link)
             await run_ship(source.state_dir, until_empty=True, tools=tools)
-            nursery.cancel_scope.cancel()
     link.store.ack()
     assert link.store.to == 1
     assert bytes(link.store.mirror) == source.contents()

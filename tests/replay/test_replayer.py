@@ -10,7 +10,8 @@ import trio
 
 from aimfuse.disk import Disk
 from aimfuse.errors import BusyError, StoreError, UsageError
-from aimfuse.replay.replayer import Pace, Replayer
+from aimfuse.replay.look import Entry, Look
+from aimfuse.replay.replayer import STORES_MAX, Pace, Replayer
 from tests.replay.faults import Steps
 from tests.replay.source import GROUP, Source, deliver, mirror_of
 from tests.replay.stores import begin, until
@@ -60,6 +61,46 @@ async def test_a_directory_that_is_a_store_itself_is_replayed(tmp_path: Path) ->
     deliver(store, *source.sync(), next_file(source, b"x"))
     await Replayer(store).run_once()
     assert mirror_of(store) == source.snapshot()
+
+
+class ForbiddingLook(Look):
+    """May not look into the directory *forbidden*, as another user may not."""
+
+    def __init__(self, forbidden: Path) -> None:
+        self.forbidden: Path | None = forbidden
+
+    def entry(self, path: Path) -> Entry | None:
+        if path.parent == self.forbidden:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return super().entry(path)
+
+
+@pytest.mark.expects_warnings
+async def test_a_store_that_may_not_be_looked_into_is_named_once_and_found_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory, source = tmp_path / "stores", made_source(tmp_path, "one")
+    deliver(directory / "one", *source.sync())
+    look = ForbiddingLook(directory / "one")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Replayer(directory, pace=FAST, look=look).run)
+        await until(lambda: caplog.messages)
+        await trio.sleep(5 * FAST.discover_s)
+        (said,) = caplog.messages
+        assert f"{directory / 'one'} cannot be looked into" in said
+        look.forbidden = None
+        await until(shows(directory / "one", source))
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.expects_warnings
+async def test_more_names_than_are_looked_at_are_no_secret(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(STORES_MAX + 1):
+        (tmp_path / str(number)).touch()
+    await Replayer(tmp_path).run_once()
+    assert "more names" in caplog.text
 
 
 async def test_links_to_directories_are_no_stores(tmp_path: Path) -> None:

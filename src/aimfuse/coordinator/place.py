@@ -146,7 +146,7 @@ class Place:
         self.state = state
         self.error = error
         self._retry_at = None if retry_in_s is None else now + retry_in_s
-        if error is None and state in {*_SENDING, "idle", "waiting"}:
+        if error is None and state in {"shipping", "idle", "waiting"}:
             self.failing_since = None
         elif error is not None and self.failing_since is None:
             self.failing_since = now
@@ -154,6 +154,7 @@ class Place:
     def note_progress(self, count_bytes: int = 0) -> None:
         """Note that something moved, *count_bytes* of it over the wire."""
         self._moved_at = trio.current_time()
+        self.failing_since = None
         if count_bytes:
             self.meter.add(self._moved_at, count_bytes)
 

@@ -107,11 +107,11 @@ class FirstSync:
         self._note(self._next_index, self._next, self._done_bytes)
         async with trio.open_nursery() as nursery:
             while not self._is_done():
+                place.enter("syncing")  # Before building: a busy driver may take minutes for it.
                 self._forget_confirmed()
                 if not self._is_last_built and len(self._out) < WINDOW_FILES:
                     await self._build()
                 self._send_what_is_due(nursery)
-                place.enter("syncing")
                 if self._is_last_built or len(self._out) >= WINDOW_FILES:
                     await place.signal.wait(TICK_S)
             nursery.cancel_scope.cancel()

@@ -51,16 +51,23 @@ class Pace:
 class Replayer:
     """Every store in one directory. `sessions` are those that are open, by path."""
 
-    def __init__(self, directory: Path, disk: Disk | None = None, pace: Pace | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        disk: Disk | None = None,
+        pace: Pace | None = None,
+        look: Look | None = None,
+    ) -> None:
         """*directory* is a store itself (it has an inbox) or holds stores."""
         self.directory = directory
         self.sessions: dict[Path, Session] = {}
         self._disk = disk or process_disk()
+        self._look = look or Look()
         self._pace = pace or Pace()
         self._limiter = trio.CapacityLimiter(self._pace.threads)
         self._started: set[Path] = set()
         self._busy_said: set[Path] = set()
-        self._away_said = False
+        self._said: set[str] = set()
 
     async def run(self) -> None:
         """Replay until cancelled, also stores that come into being later.
@@ -155,7 +162,7 @@ class Replayer:
             await self._in_thread(session.close)
 
     def _open(self, path: Path) -> Session:
-        session = Session(self._disk, path, read_ahead=True)
+        session = Session(self._disk, path, self._look, read_ahead=True)
         session.store.lock()
         return session
 
@@ -164,35 +171,46 @@ class Replayer:
         try:
             found = await self._in_thread(self._find)
         except UsageError as exc:
-            if not self._away_said:
-                log.warning("%s; it will be looked for", exc)
-            self._away_said = True
+            self._say({f"{exc}; it will be looked for"})
             return []
-        self._away_said = False
         return found
 
     def _find(self) -> list[Path]:
         """Return the stores: the directory itself, or those right beneath it."""
-        look = Look()
-        if _is_directory(look, self.directory / INBOX):
+        look, problems = self._look, set[str]()
+        if _is_store(look, self.directory, problems):
             return [self.directory]
         try:
-            names = sorted(islice(look.scan(self.directory), STORES_MAX))
+            names = list(islice(look.scan(self.directory), STORES_MAX + 1))
         except OSError as exc:
             raise UsageError(f"{self.directory} cannot be read: {exc.strerror}") from exc
-        beneath = (self.directory / name for name in names)
-        return [
-            path for path in beneath
-            if _is_directory(look, path) and _is_directory(look, path / INBOX)
-        ]  # fmt: skip
+        if len(names) > STORES_MAX:
+            problems.add(
+                f"{self.directory} has more names than the {STORES_MAX} that are looked at"
+            )
+        beneath = [self.directory / name for name in sorted(names[:STORES_MAX])]
+        found = [path for path in beneath if _is_store(look, path, problems)]
+        self._say(problems)
+        return found
+
+    def _say(self, problems: set[str]) -> None:
+        """Log what was not said the last time."""
+        for problem in sorted(problems - self._said):
+            log.warning("%s", problem)
+        self._said = problems
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(work, limiter=self._limiter)
 
 
-def _is_directory(look: Look, path: Path) -> bool:
+def _is_store(look: Look, path: Path, problems: set[str]) -> bool:
+    """Tell whether *path* is a directory with an inbox; add to *problems* why nobody can tell."""
     try:
-        entry = look.entry(path)
-    except OSError:
+        for directory in (path, path / INBOX):
+            entry = look.entry(directory)
+            if entry is None or entry.kind != "directory":
+                return False
+    except OSError as exc:
+        problems.add(f"{path} cannot be looked into, so it is not replayed: {exc.strerror}")
         return False
-    return entry is not None and entry.kind == "directory"
+    return True
