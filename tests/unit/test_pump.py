@@ -29,10 +29,27 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
     close_group(Disk(), made)
 
 
-def pump_of(engine: Engine, state: Path) -> Pump:
+class SmallDisk(Disk):
+    """A disk with room for a few more writes, by what it says."""
+
+    said_bytes = 7 * MIB
+
+    def free_bytes(self, path: Path) -> int:
+        del path
+        return self.said_bytes
+
+
+def pump_of(engine: Engine, state: Path, disk: Disk | None = None) -> Pump:
+    disk = disk or Disk()
     limits = SpoolLimits(64 * MIB, 0, MIB)
-    keeper = SpoolKeeper(Disk(), engine, state / "spool", limits, Pins(Disk(), state, list))
+    keeper = SpoolKeeper(disk, engine, state / "spool", limits, Pins(disk, state, list))
     return Pump(engine, keeper, PumpLimits(0.01, 1.0, 5.0, "block"))
+
+
+def have_ready(engine: Engine) -> None:
+    """Do what the pump's task would do, had it the time."""
+    if engine.journal.ready is None:
+        engine.journal.adopt(engine.journal.make_ready())
 
 
 class Steps(trio.abc.Instrument):
@@ -77,3 +94,39 @@ async def test_once_it_has_ended_nobody_changes_the_engine(engine: Engine, tmp_p
         await pump.rolled()
     assert engine.journal.last_seq == seq
     assert engine.journal.durable_seq < seq
+
+
+async def test_writes_that_come_faster_than_the_spool_is_looked_at_find_it_full_all_the_same(
+    engine: Engine, tmp_path: Path
+) -> None:
+    pump = pump_of(engine, tmp_path / "state", SmallDisk())
+    volume = next(iter(engine.volumes))
+    written = 0
+    have_ready(engine)
+    while pump.fits(4096):  # Nothing is made durable or sealed, and no second passes.
+        engine.write(volume, 0, b"x" * 4096)
+        written += 4096
+        have_ready(engine)
+        assert written < 7 * MIB, "more was accepted than can be made durable"
+    assert "reserved" in str(pump.full)
+    assert written > 2 * MIB
+
+
+@pytest.mark.expects_warnings
+async def test_what_is_full_has_room_for_the_largest_request_before_it_goes_on(
+    engine: Engine, tmp_path: Path
+) -> None:
+    disk = SmallDisk()
+    pump = pump_of(engine, tmp_path / "state", disk)
+    have_ready(engine)
+    async with trio.open_nursery() as nursery:
+        disk.said_bytes = 4 * MIB + 100 * 1024
+        assert pump.fits(4096), "there is room for a small one"
+        assert not pump.fits(MIB), "but none for a large one"
+        nursery.start_soon(pump.run)
+        await trio.sleep(0.5)
+        assert not pump.fits(4096), "or small ones would keep the large one out for ever"
+        disk.said_bytes = 10 * MIB
+        with trio.fail_after(10):
+            await pump.room(MIB)
+        nursery.cancel_scope.cancel()

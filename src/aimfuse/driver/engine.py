@@ -314,8 +314,12 @@ class Engine:
         self.journal.finish_seal(head)
         self._heads.append(head)
 
-    def begin_checkpoint(self) -> tuple[Checkpoint, Dirty] | None:
-        """Return the newest possible checkpoint and what has to be synced before it holds."""
+    def begin_checkpoint(self, *, again: bool = False) -> tuple[Checkpoint, Dirty] | None:
+        """Return the newest possible checkpoint and what has to be synced before it holds.
+
+        Where there is none newer, it can be the present one *again*: once both slots hold it,
+        the files before it may go.
+        """
         best: tuple[Head, Boundary] | None = None
         while self._heads and self._heads[0].seq <= self.applied_seq:
             head = self._heads.popleft()
@@ -323,7 +327,8 @@ class Engine:
                 self._boundaries.popleft()
             best = (head, self._boundaries[0])
         if best is None:
-            return None
+            repeats = again and self.released_through < self.checkpoint.head.number
+            return (self.checkpoint.unclean(), self.images.take_dirty()) if repeats else None
         head, boundary = best
         known = tuple(
             KnownVolume(entry, self.images.inode(entry.volume)) for entry in boundary.entries

@@ -12,10 +12,14 @@ from aimfuse.errors import BusyError
 from aimfuse.journal.journal import Head
 from aimfuse.journal.names import JournalName
 from aimfuse.journal.spool import release, sealed_names
-from aimfuse.units import FileNumber
+from aimfuse.units import MIB, FileNumber
 
 RESERVED_FILES = 4
 """Journal files that must still fit beside the reserve, so that what is open can be sealed."""
+
+RECORD_BYTES_MAX = 512
+"""What a request takes in the journal besides its payload and an eighth of it, at most: each
+piece that `split` makes of it has two IOCBs and padding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,13 @@ class SpoolLimits:
     bytes_max: int
     reserve_bytes: int
     file_bytes: int
+
+
+REQUEST_BYTES_MAX = MIB
+"""The largest write that the kernel sends."""
+
+LOW_FILES = 16
+"""From room for fewer files on, space is reclaimed at once and not at intervals."""
 
 
 class SpoolKeeper:
@@ -42,6 +53,7 @@ class SpoolKeeper:
         self._spool = spool
         self._pins = pins
         self._released = FileNumber(0)
+        self._room_bytes = 0
         self._sizes: deque[tuple[FileNumber, int]] = deque()
         for name in sealed_names(disk, spool):
             self.note_sealed(name.number, (spool / name.sealed).stat().st_size)
@@ -50,6 +62,11 @@ class SpoolKeeper:
     def files(self) -> int:
         """Return how many sealed files the spool holds."""
         return len(self._sizes)
+
+    @property
+    def is_low(self) -> bool:
+        """Tell whether there is soon no room left, by the last look."""
+        return self._room_bytes < LOW_FILES * self.limits.file_bytes
 
     def sealed_size(self, head: Head) -> int:
         """Return the bytes of a file that was just sealed."""
@@ -81,10 +98,9 @@ class SpoolKeeper:
         return self._released
 
     def note_released(self, through: FileNumber) -> None:
-        """Count out what `release` let go, and look at the space that is left."""
+        """Count out what `release` let go."""
         while self._sizes and self._sizes[0][0] <= through:
             self.bytes -= self._sizes.popleft()[1]
-        self.free_bytes = self._disk.free_bytes(self._spool)
 
     def all_confirmed(self) -> bool:
         """Tell whether every destination has the newest sealed file; looks at the disk."""
@@ -92,21 +108,43 @@ class SpoolKeeper:
             return pinned is None or pinned >= self._engine.journal.head.number
         return False
 
-    def why_full(self, *, was_full: bool) -> str | None:
-        """Return why nothing more may be accepted, or None.
+    def take(self, payload_bytes: int) -> str | None:
+        """Count in a request that is about to be accepted, or return why there is no room for it.
 
-        What *was_full* must have drained by a file before it goes on: no flapping.
+        The disk is asked only when what was free at the last look may be used up. So nothing is
+        accepted that could not be made durable, however fast it comes.
         """
-        limits = self.limits
-        slack = limits.file_bytes if was_full else 0
-        reserve = limits.reserve_bytes + RESERVED_FILES * limits.file_bytes + slack
-        if self.bytes + slack >= limits.bytes_max:
+        need = payload_bytes + payload_bytes // 8 + RECORD_BYTES_MAX
+        if need > self._room_bytes:
+            why = self.why_full(was_full=False, need=need)
+            if why is not None:
+                return why
+        self._room_bytes -= need
+        return None
+
+    def why_full(self, *, was_full: bool, need: int = 0) -> str | None:
+        """Look at the disks; return why *need* bytes more may not be accepted, or None.
+
+        What *was_full* must have drained by a file and the largest request before it goes on: no
+        flapping, and no request that waits for ever beside smaller ones.
+        """
+        limits, engine = self.limits, self._engine
+        self._room_bytes = 0
+        slack = limits.file_bytes + 2 * REQUEST_BYTES_MAX if was_full else 0
+        if self.bytes + was_full * limits.file_bytes >= limits.bytes_max:
             return f"the spool holds {self.bytes} bytes, its limit"
-        if self.free_bytes < reserve:
+        self.free_bytes = self._disk.free_bytes(self._spool)
+        reserve = limits.reserve_bytes + RESERVED_FILES * limits.file_bytes
+        room = self.free_bytes - reserve - engine.journal.unwritten_bytes
+        if room < slack + need:
             return f"{self._spool} has {self.free_bytes} bytes left, {reserve} are reserved"
-        images = self._engine.images
+        images = engine.images
         where = images.root if images.is_directory else images.root.parent
-        need = self._engine.unapplied_bytes + limits.file_bytes
-        if self._disk.free_bytes(where) < need and not images.are_allocated():
-            return f"{where} has no space left for the image"
+        image_room = self._disk.free_bytes(where) - engine.unapplied_bytes - limits.file_bytes
+        if image_room < room:
+            if image_room >= need:
+                room = image_room
+            elif not images.are_allocated():
+                return f"{where} has no space left for the image"
+        self._room_bytes = min(room, limits.bytes_max - self.bytes)
         return None

@@ -39,6 +39,8 @@ SYNC_HERE_S_MAX = 0.002
 SYNC_HERE_PAUSE_S = 0.25
 HOUSEKEEPING_S = 1.0
 SPACE_RETRY_S = 1.0
+RECLAIM_ROUNDS = 3
+"""Rounds of housekeeping before a write is refused: what is confirmed needs two checkpoints."""
 CHECKPOINT_FILES = 16
 BACKGROUND_NICENESS = 19
 CLOSING_FILES_MAX = 64
@@ -79,6 +81,7 @@ class Pump:
         self._committing = False
         self._waiting = 0
         self._starving = 0
+        self._rounds = 0
         self._sync_here_after_s = 0.0
         self._commits = Lane("commit")
         self._applies = Lane("apply")
@@ -105,12 +108,20 @@ class Pump:
         """
         while not self.fits(payload_bytes):
             self._check()
-            if self.full is not None and self._limits.when_full == "fail":
+            if self._limits.when_full == "fail" and not await self._reclaimed():
                 raise VolumeError(errno.ENOSPC, f"the spool is full: {self.full}")
             self._commit_now()
             self._ready_wanted.set()
             self._seal_wanted.set()
             await self._next_progress()
+
+    async def _reclaimed(self) -> bool:
+        """Tell whether there is room once all is released that nobody needs any more."""
+        rounds = self._rounds
+        while self.full is not None and self._rounds < rounds + RECLAIM_ROUNDS:
+            self._check()
+            await self._next_progress()
+        return self.full is None
 
     async def accept(self, payload_bytes: int, append: Callable[[], Result]) -> Result:
         """Wait for room and do *append*; where the disk turns out to be full, wait again.
@@ -418,33 +429,41 @@ class Pump:
             await trio.sleep(TICK_S)
             behind = engine.journal.head.number - engine.checkpoint.head.number
             due = time.monotonic() - last_s >= self._limits.checkpoint_interval_s
-            if engine.halted is not None or not (due or behind >= CHECKPOINT_FILES):
+            low = self.keeper.is_low
+            if engine.halted is not None or not (due or low or behind >= CHECKPOINT_FILES):
                 continue
             last_s = time.monotonic()
-            step = engine.begin_checkpoint()
+            step = engine.begin_checkpoint(again=low)
             if step is not None:
                 await self._background.run(engine.write_checkpoint, *step)
                 engine.finish_checkpoint(step[0])
 
     async def _keep_house(self) -> None:
         """Release what nobody needs any more, and watch the space that is left."""
+        told: str | None = None
         while True:
             keeper = self.keeper
             keeper.note_released(await self._with_space(self._housekeeping, keeper.release))
             full = keeper.why_full(was_full=self.full is not None)
             if self._starving:  # What was measured may suffice and what a step needs still not.
                 full = full or self.full
-            if full != self.full:
-                self.full = full
+            if (full is None) != (told is None):
                 log.log(logging.WARNING if full else logging.INFO, "spool: %s", full or "fine")
+                told = full
+            self._rounds += 1
+            if full != self.full or full:
+                self.full = full
                 self._progressed()
-            await trio.sleep(HOUSEKEEPING_S)
+            await trio.sleep(TICK_S * 2 if keeper.is_low else HOUSEKEEPING_S)
 
     # Waking.
 
     def _fits(self, payload_bytes: int) -> bool:
         journal = self.engine.journal
         try:
+            self.full = self.keeper.take(payload_bytes)
+            if self.full is not None:
+                return False
             fits = len(journal.closing) < CLOSING_FILES_MAX and self.engine.has_room(payload_bytes)
             if journal.ready is None:
                 self._ready_wanted.set()

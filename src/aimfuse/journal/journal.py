@@ -186,6 +186,12 @@ class Journal:
             return 0.0
         return time.monotonic() - self.active_since_s
 
+    @property
+    def unwritten_bytes(self) -> int:
+        """Return what making durable and sealing what was accepted may yet take on the disk."""
+        files = self.closing if self.active is None else (*self.closing, self.active)
+        return sum(writer.sealed_bytes - writer.synced_at for writer in files)
+
     # Group commit.
 
     def begin_commit(self) -> Commit | None:
