@@ -4,6 +4,7 @@ import fcntl
 import json
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from aimfuse.journal.writer import AimWriter
 from aimfuse.manager import source
 from aimfuse.manager.far import store_status
 from aimfuse.manager.files import lock_holder, read_json
+from aimfuse.manager.model import Level, snapshot
 from aimfuse.manager.source import source_status
 from aimfuse.manager.target import Kind, find_source, find_targets
 from aimfuse.units import Epoch, FileNumber, Seq
@@ -172,6 +174,23 @@ def test_a_locked_group_with_a_dead_socket_is_starting_or_closing(image: Path) -
         status = source_status(state_dir)
     assert (status["mounted"], status["state"]) == (False, "busy")
     assert source_status(state_dir)["state"] == "unmounted"
+
+
+def test_settings_that_a_mounted_group_cannot_read_are_a_warning(
+    tmp_path: Path,
+    made: Any,  # noqa: ANN401 - the builders of statuses
+    serve: Callable[[Callable[[Any], bytes]], Path],
+) -> None:
+    serve(lambda _request: json.dumps(made.source()).encode() + b"\n")
+    settings = tmp_path / "group.toml"
+    settings.write_text("image = '../v.img'\n[[destin")
+    status = source_status(tmp_path)
+    assert (status["mounted"], status["state"]) == (True, "active")
+    (problem,) = snapshot([status], [], made.now_ns).sources[0].problems
+    assert problem.level is Level.WARN
+    assert "group.toml: file: is no TOML" in problem.text
+    settings.write_text("image = '../v.img'\n")
+    assert "settings_error" not in source_status(tmp_path)
 
 
 def test_files_read_while_a_driver_holds_the_lock_are_not_called_damaged(image: Path) -> None:

@@ -236,6 +236,9 @@ def _source_problems(
     if reason or level >= Level.BAD:
         hint = _SOURCE_HINTS.get(state, "")
         found.append(Problem(reason or state, hint, max(level, Level.WARN) if reason else level))
+    if problem := status.text("settings_error"):
+        hint = "Correct it: until then the settings before stay in force."
+        found.append(Problem(problem, hint, Level.WARN))
     if destinations and status.flag("mounted") and _shipper_pid(status) is None:
         found.append(Problem("nothing is shipped: the coordinator is not running", "", Level.WARN))
     return found

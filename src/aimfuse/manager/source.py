@@ -37,7 +37,9 @@ def source_status(state_dir: Path) -> State:
         except AimfuseError as exc:
             status = assemble(state_dir) | (_held(pid, exc) if pid else {})
         else:
-            return {"mounted": True, **answer, **_shipper(state_dir, answer)}
+            problem = _settings(state_dir)[1]
+            about = {"settings_error": problem} if problem else {}
+            return {"mounted": True, **answer, **_shipper(state_dir, answer), **about}
         if lock_holder(state_dir / "lock") == pid:
             break
     return status
