@@ -288,6 +288,16 @@ def try_lock(fd: int) -> bool:
     return True
 
 
+def note_owner(disk: Disk, label: str, fd: int) -> None:
+    """Leave our process id in a lock file that is held.
+
+    Only messages to others use it, so a full disk is no reason to give the lock up. In place
+    and always of one length: a lock file that has its block needs no other.
+    """
+    with contextlib.suppress(OSError):
+        disk.pwrite(label, fd, [f"{os.getpid():<11}\n".encode()], 0)
+
+
 def _size(fd: int) -> int:
     info = os.fstat(fd)
     if not stat.S_ISBLK(info.st_mode):

@@ -11,6 +11,7 @@ import trio.lowlevel
 
 from aimfuse.config import DestinationConfig
 from aimfuse.coordinator.place import Tools
+from aimfuse.disk import Disk
 from aimfuse.errors import JournalError, Refused, Unavailable
 from aimfuse.journal.header import NO_DIGEST
 from aimfuse.journal.names import JournalName, SyncName, parse
@@ -218,14 +219,18 @@ class FakeTransport:
 
 
 def tools_for(
-    source: SampleSource, dice: random.Random, sync_file_bytes: int = 1 << 20, **links: Link
+    source: SampleSource,
+    dice: random.Random,
+    sync_file_bytes: int = 1 << 20,
+    disk: Disk | None = None,
+    **links: Link,
 ) -> Tools:
     """Return a world in which each destination is reached over the link of its name."""
 
     def connect(config: DestinationConfig) -> FakeTransport:
         return FakeTransport(links[config.name])
 
-    return Tools(connect, source.disk, source.wall, dice, sync_file_bytes)
+    return Tools(connect, disk or source.disk, source.wall, dice, sync_file_bytes)
 
 
 def unreliable(dice: random.Random, rate: float) -> Callable[[str, str], str | None]:

@@ -138,15 +138,16 @@ async def test_an_unreadable_spool_is_reported_and_tried_again(
 ) -> None:
     spool = tmp_path / "spool"
     backlog = Backlog(Disk(), spool)
-    errors: list[OSError] = []
+    said: list[OSError | None] = []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(backlog.follow, errors.append)
+        nursery.start_soon(backlog.follow, said.append)
         await trio.sleep(100)
         spool.mkdir()
         put(spool, 1)
         await trio.sleep(1)
         nursery.cancel_scope.cancel()
-    assert errors
+    assert isinstance(said[0], FileNotFoundError)
+    assert said[-1] is None
     assert backlog.newest == 1
     assert autojump_clock.current_time() >= 100
 

@@ -12,7 +12,7 @@ from aimfuse.disk import Disk
 from aimfuse.errors import BusyError, StoreError, UsageError
 from aimfuse.replay.look import Entry, Look
 from aimfuse.replay.replayer import STORES_MAX, Pace, Replayer
-from tests.replay.faults import Steps
+from tests.replay.faults import Steps, failing_at
 from tests.replay.source import GROUP, Source, deliver, mirror_of
 from tests.replay.stores import begin, until
 
@@ -90,6 +90,18 @@ async def test_a_store_that_may_not_be_looked_into_is_named_once_and_found_later
         assert f"{directory / 'one'} cannot be looked into" in said
         look.forbidden = None
         await until(shows(directory / "one", source))
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_store_is_opened_also_while_its_disk_has_no_room_for_the_process_id(
+    tmp_path: Path,
+) -> None:
+    source, store = made_source(tmp_path, "one"), tmp_path / "store"
+    deliver(store, *source.sync())
+    disk = failing_at("store:lock_pid", errno.ENOSPC)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Replayer(store, disk, FAST).run)
+        await until(shows(store, source))
         nursery.cancel_scope.cancel()
 
 

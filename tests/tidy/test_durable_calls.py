@@ -10,11 +10,6 @@ ALLOWED = {
     ("cli/source.py", "Path.open"): "the log of a background mount: for people",
     ("cli/source.py", "os.write"): "a pipe to the waiting parent process",
     ("driver/control.py", "Path.unlink"): "the socket of a process that is gone",
-    (
-        "driver/group.py",
-        "os.ftruncate",
-    ): "the owner's process id: for people, the lock is what counts",
-    ("driver/group.py", "os.pwrite"): "as above",
 }
 
 OS_CALLS = {

@@ -171,8 +171,8 @@ class Backlog:
         except OSError:
             return False
 
-    async def follow(self, on_error: Callable[[OSError], None]) -> None:
-        """Keep up with the spool for ever. An unreadable spool is reported and tried again."""
+    async def follow(self, note: Callable[[OSError | None], None]) -> None:
+        """Keep up with the spool for ever. *note* hears why it cannot be read, or that it can."""
         rescan_at = trio.current_time() + RESCAN_S
         wait_s = FOLLOW_BUSY_S
         while True:
@@ -184,8 +184,10 @@ class Backlog:
                     self.load()
                     grew = grew or self.newest > before
             except OSError as exc:
-                on_error(exc)
+                note(exc)
                 grew = False
+            else:
+                note(None)
             if grew:
                 for subscriber in self.subscribers:
                     subscriber.notify()

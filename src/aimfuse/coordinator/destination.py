@@ -9,6 +9,7 @@ import trio
 from aimfuse.config import DestinationConfig
 from aimfuse.coordinator.backoff import Backoff
 from aimfuse.coordinator.bandwidth import BLOCK_BYTES_MAX, block_bytes_max
+from aimfuse.coordinator.complaint import Complaint
 from aimfuse.coordinator.decide import AwaitStore, BeginSync, ContinueSync, Halt, Ship, decide
 from aimfuse.coordinator.place import Parts, Place
 from aimfuse.coordinator.session import TICK_S, Session
@@ -41,6 +42,7 @@ class Destination:
         self._parts = parts
         self._backoff = Backoff(config.retry_s_min, config.retry_s_max, parts.tools.dice)
         self._slow_retry = trio.Event()
+        self._books_complaint = Complaint(log, f"{config.name}: its state cannot be written")
 
     async def run(self) -> None:
         """Ship to the destination for ever.
@@ -179,11 +181,16 @@ class Destination:
 
     async def _write_books(self) -> None:
         """Save the cursor and the status; what fails is tried again, nothing depends on it."""
+        problem: OSError | Unavailable | None = None
         try:
             await self.place.save_cursor()
-            self.place.write_status()
         except (OSError, Unavailable) as exc:
-            log.warning("%s: its state could not be written: %s", self.place.config.name, exc)
+            problem = exc
+        try:
+            self.place.write_status()
+        except OSError as exc:
+            problem = problem or exc
+        self._books_complaint.note(problem)
 
 
 def _block_bytes(config: DestinationConfig) -> int:

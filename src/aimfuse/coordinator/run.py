@@ -15,11 +15,12 @@ import trio
 from aimfuse.config import CONFIG_NAME, DestinationConfig, load
 from aimfuse.coordinator.backlog import Backlog
 from aimfuse.coordinator.bandwidth import block_bytes_max
+from aimfuse.coordinator.complaint import Complaint
 from aimfuse.coordinator.destination import Destination
 from aimfuse.coordinator.place import Parts, Tools
 from aimfuse.coordinator.retention import RETENTION_LOCK
 from aimfuse.coordinator.source import Source
-from aimfuse.disk import read_file, try_lock
+from aimfuse.disk import note_owner, read_file, try_lock
 from aimfuse.errors import AimfuseError, BusyError, ConfigError, StoreError, Unavailable
 from aimfuse.journal.spool import release
 from aimfuse.transport import Transport, TransportSettings, open_transport
@@ -85,6 +86,8 @@ class Coordinator:
         self._backlog = Backlog(tools.disk, config.spool)
         self._source = Source(tools.disk, config.state_dir)
         self._parts = Parts(config, tools, self._backlog, self._source)
+        self._spool_complaint = Complaint(log, "the spool cannot be read")
+        self._release_complaint = Complaint(log, "nothing can be released")
         self._released = 0
         self._running: dict[str, tuple[Destination, trio.CancelScope]] = {}
 
@@ -103,7 +106,7 @@ class Coordinator:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._heed_signals, signals, nursery.cancel_scope)
             await self._list_spool()
-            nursery.start_soon(self._backlog.follow, self._note_spool_error)
+            nursery.start_soon(self._backlog.follow, self._spool_complaint.note)
             nursery.start_soon(self._keep_house)
             self._reconcile(nursery)
             nursery.start_soon(self._follow_settings, nursery)
@@ -123,8 +126,7 @@ class Coordinator:
                 f"{self._config.image} is being shipped by process {owner or 'unknown'}",
                 hint="It goes on by itself; look at `aimfuse status`.",
             )
-        self._disk.truncate("ship:lock_cut", fd, 0)
-        self._disk.pwrite("ship:lock_pid", fd, [f"{os.getpid()}\n".encode()], 0)
+        note_owner(self._disk, "ship:lock_pid", fd)
         return fd
 
     async def _heed_signals(self, signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
@@ -141,15 +143,12 @@ class Coordinator:
                 await trio.to_thread.run_sync(self._backlog.load)
                 checkpoint = self._source.checkpoint()
             except OSError as exc:
-                self._note_spool_error(exc)
+                self._spool_complaint.note(exc)
                 await trio.sleep(SETTINGS_POLL_S)
             else:
                 if checkpoint is not None:
                     self._backlog.note_head(checkpoint.head.epoch, checkpoint.head.number)
                 return
-
-    def _note_spool_error(self, exc: OSError) -> None:
-        log.warning("the spool cannot be read: %s", exc)
 
     # Settings.
 
@@ -212,7 +211,9 @@ class Coordinator:
                 await self._release_when_alone()
                 self._forget_applied()
             except (OSError, AimfuseError) as exc:
-                log.warning("nothing released: %s", exc)
+                self._release_complaint.note(exc)
+            else:
+                self._release_complaint.note(None)
 
     def _source_head(self) -> None:
         checkpoint = self._source.checkpoint()

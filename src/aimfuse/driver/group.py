@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from aimfuse.disk import Disk, try_lock
+from aimfuse.disk import Disk, note_owner, try_lock
 from aimfuse.driver import fingerprint
 from aimfuse.driver.checkpoint import Checkpoint, CheckpointFile, KnownVolume
 from aimfuse.driver.engine import Engine, Limits
@@ -229,8 +229,7 @@ class GroupLock:
                 hint=f"Use that mount, or end it with `aimfuse umount {paths.image}`.",
             )
         if fd == lock:
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+            note_owner(Disk(), "group:lock_pid", fd)
 
 
 def _refuse_device_in_use(path: Path) -> None:

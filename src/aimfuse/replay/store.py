@@ -13,7 +13,7 @@ import errno
 import os
 from pathlib import Path
 
-from aimfuse.disk import Disk, try_lock
+from aimfuse.disk import Disk, note_owner, try_lock
 from aimfuse.errors import BusyError, StateLost, StoreError
 from aimfuse.journal.records import VolumeEntry
 from aimfuse.journal.slots import Slots
@@ -66,8 +66,7 @@ class Store:
                 hint="One replayer per store: stop the other one first.",
             )
         self._lock_fd = fd
-        self.disk.truncate("store:lock_cut", fd, 0)
-        self.disk.pwrite("store:lock_pid", fd, [f"{os.getpid()}\n".encode()], 0)
+        note_owner(self.disk, "store:lock_pid", fd)
 
     def is_here(self) -> bool:
         """Tell whether the path still leads to the store that was locked.
