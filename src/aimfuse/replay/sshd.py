@@ -18,7 +18,7 @@ from typing import TypeVar
 import asyncssh
 import trio
 
-from aimfuse.disk import Disk, publish, read_file
+from aimfuse.disk import Disk, process_disk, publish, read_file
 from aimfuse.errors import BusyError, UsageError
 from aimfuse.replay.confined import PRIVATE, ConfinedTree, Handle, normalise
 from aimfuse.transport.bridge import AsyncioThread
@@ -79,7 +79,7 @@ async def open_server(
     private = directory / os.fsdecode(PRIVATE)
     keys = authorised_keys or private / "authorized_keys"
     tree, host_key = await trio.to_thread.run_sync(
-        lambda: _prepare(directory, private, keys, disk or Disk())
+        lambda: _prepare(directory, private, keys, disk or process_disk())
     )
     thread = AsyncioThread("sftp-server")
     thread.start()

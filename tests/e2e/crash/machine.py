@@ -89,7 +89,7 @@ class Machine:
         if cruelty is not None:
             plan: dict[str, Any] = {
                 "role": cruelty.role, "at": cruelty.at, "nth": cruelty.nth, "do": cruelty.do,
-                "times": cruelty.times, "trace": str(self.trace),
+                "times": cruelty.times, "trace": str(self.trace), "relay": str(self.root),
             }  # fmt: skip
             if cruelty.once:
                 self.armed.touch()
@@ -102,6 +102,11 @@ class Machine:
         lines = self.trace.read_text().splitlines() if self.trace.exists() else []
         found = (line.rsplit(" ", 1) for line in dict.fromkeys(lines))
         return [(label, int(count)) for label, count in found]
+
+    def met(self, role: str) -> set[str]:
+        """Return the labels at which a process of that role has died in a relay."""
+        path = self.root / f"met-{role}"
+        return set(path.read_text().splitlines()) if path.exists() else set()
 
     def log(self, command: str) -> str:
         """Return what all processes of a command have said."""
@@ -172,8 +177,8 @@ class Source:
             self.driver.wait(PATIENCE_S)
         return mounted
 
-    def must_mount(self) -> None:
-        assert self.mount(), self.machine.log("mount")
+    def must_mount(self, cruelty: Cruelty | None = None) -> None:
+        assert self.mount(cruelty), self.machine.log("mount")
 
     def kill(self) -> None:
         """End the driver at once, and wait until its coordinator is gone with it."""

@@ -24,6 +24,7 @@ class CruelDisk(Disk):
         self.plan = plan
         self.steps: Counter[str] = Counter()
         self.lock = threading.Lock()
+        self.met = _lines(plan["met"]) if "met" in plan else None
         self.undo: dict[int, list[tuple[int, bytes, int]]] = defaultdict(list)
 
     def _is_time(self, label: str) -> bool:
@@ -39,11 +40,20 @@ class CruelDisk(Disk):
         return not self.plan.get("armed") or _disarmed(self.plan["armed"])
 
     def step(self, label: str) -> None:
+        if self.met is not None:
+            self._die_if_new(label, self.met)
+            return
         if self.plan["do"] == "short" or not self._is_time(label):
             return
         if self.plan["do"] == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         raise OSError(_ERRNO[self.plan["do"]], os.strerror(_ERRNO[self.plan["do"]]))
+
+    def _die_if_new(self, label: str, met: set[str]) -> None:
+        with self.lock:
+            if label not in met:
+                _append(self.plan["met"], f"{label}\n")
+                os.kill(os.getpid(), signal.SIGKILL)
 
     def pwrite(self, label: str, fd: int, buffers: Sequence[Buffer], offset: int) -> None:
         whole = b"".join(buffers)
@@ -74,6 +84,10 @@ class CruelDisk(Disk):
         for offset, before, size in reversed(self.undo.pop(fd, [])):
             os.pwrite(fd, before, offset)
             os.ftruncate(fd, size)
+
+
+def _lines(path: str) -> set[str]:
+    return set(Path(path).read_text().splitlines()) if Path(path).exists() else set()
 
 
 def _append(path: str, text: str) -> None:
