@@ -1,11 +1,22 @@
-"""The root command; families of commands are added here, each from its own file."""
+"""The root command. Each family of commands is a module, loaded when one of them is wanted."""
 
+import sys
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
 from aimfuse import __version__
-from aimfuse.cli import far, inspect, source, source_ship, watch
+
+FAMILIES = {
+    "source": ("init", "mount"),
+    "source_ship": ("ship",),
+    "watch": ("status", "dashboard", "flush", "bookmark", "umount"),
+    "far": ("replay", "serve"),
+    "inspect": ("inspect",),
+}
+"""The modules beside this one and their commands, in the order of the help text."""
 
 app = typer.Typer(
     name="aimfuse",
@@ -35,10 +46,18 @@ def root(
     del version  # Its callback has done the work.
 
 
-for family in (source, source_ship, watch, far, inspect):
-    family.register(app)
-
-
 def main() -> None:
     """Run the command line; the exit code is the process's."""
+    for module in _modules_for(sys.argv[1:]):
+        import_module(f"aimfuse.cli.{module}").register(app)
     app()
+
+
+def _modules_for(words: Sequence[str]) -> list[str]:
+    """Return the family of the command in *words*, or all where help or a guess may be wanted.
+
+    No command waits for the imports of another: a coordinator that starts again after a crash
+    has no use for the library that draws.
+    """
+    first = words[0] if words else ""
+    return [name for name, commands in FAMILIES.items() if first in commands] or list(FAMILIES)
