@@ -133,16 +133,20 @@ async def test_a_cancellation_that_trio_did_not_ask_for_is_an_error(
         await bridge.run(work)
 
 
-async def test_what_is_told_arrives_in_order_and_before_the_result(bridge: AsyncioThread) -> None:
+async def test_what_is_told_is_summed_and_all_there_before_the_result(
+    bridge: AsyncioThread,
+) -> None:
     told: list[int] = []
     side = TrioSide()
 
     async def work() -> None:
         for number in range(100):
             side.tell(told.append, number)
+        side.tell_rest()
 
     await bridge.run(work)
-    assert told == list(range(100))
+    assert sum(told) == sum(range(100))
+    assert len(told) < 100, "the threads need not change for each"
 
 
 async def test_asyncio_can_wait_for_a_trio_function(bridge: AsyncioThread) -> None:

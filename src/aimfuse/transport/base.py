@@ -28,7 +28,7 @@ Progress = Callable[[int], None]
 """Told how many more bytes the destination has taken; runs on trio's thread."""
 
 Pace = Callable[[int], Awaitable[None]]
-"""Awaited before each block with its size in bytes: the place for a rate limit."""
+"""Awaited before bytes go, with how many, every byte once: the place for a rate limit."""
 
 
 def ignore_progress(_count_bytes: int) -> None:

@@ -8,6 +8,7 @@ trio's cancellation only if trio asked for it.
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
@@ -15,6 +16,8 @@ import outcome
 import trio
 
 T = TypeVar("T")
+
+_TELL_S = 0.05
 
 
 class AsyncioCancelledItselfError(RuntimeError):
@@ -123,10 +126,32 @@ class TrioSide:
 
     def __init__(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
+        self._lock = threading.Lock()
+        self._untold: dict[Callable[[int], None], int] = {}
+        self._told_s = float("-inf")
 
     def tell(self, function: Callable[[int], None], value: int) -> None:
-        """Have trio call *function* soon: in order, and before the `run` around it returns."""
-        self._token.run_sync_soon(function, value)
+        """Have trio call *function* with the sum of the *value*s told since it last was.
+
+        Soon, if that was a while ago; else with the next one or by `tell_rest`. Waking the
+        other thread for every block costs as much as encrypting it.
+        """
+        with self._lock:
+            self._untold[function] = self._untold.get(function, 0) + value
+        now_s = time.monotonic()
+        if now_s - self._told_s >= _TELL_S:
+            self._told_s = now_s
+            self.tell_rest()
+
+    def tell_rest(self) -> None:
+        """Have trio told what is left, before the `run` around this returns."""
+        self._token.run_sync_soon(self._tell_all)
+
+    def _tell_all(self) -> None:
+        with self._lock:
+            untold, self._untold = self._untold, {}
+        for function, value in untold.items():
+            function(value)
 
     async def ask(self, function: Callable[[int], Awaitable[None]], value: int) -> None:
         """Await trio's *function* from asyncio; its error becomes ours.

@@ -37,6 +37,7 @@ from aimfuse.transport.base import (
     unreadable,
 )
 from aimfuse.transport.bridge import AsyncioCancelledItselfError, AsyncioThread, TrioSide
+from aimfuse.transport.credit import CREDIT_BYTES_MAX, Credit
 from aimfuse.transport.ssh import CLOSE_S_MAX, Connector
 from aimfuse.transport.window import Window
 from aimfuse.units import MIB
@@ -110,7 +111,14 @@ class SftpTransport:
                 lambda count: side.tell(progress, count),
                 None if pace is None else lambda count: side.ask(pace, count),
             )
-            await self._run(lambda session: session.put(upload, fresh=fresh))
+
+            async def send(session: _Session) -> None:
+                try:
+                    await session.put(upload, fresh=fresh)
+                finally:
+                    side.tell_rest()
+
+            await self._run(send)
         finally:
             self._disk.close(fd)
 
@@ -157,7 +165,7 @@ class SftpTransport:
 
 @dataclass(frozen=True, slots=True)
 class _Upload:
-    """One file on its way: how to read it, whom to tell, whom to ask before each block."""
+    """One file on its way: how to read it, whom to tell, whom to ask before bytes go."""
 
     name: str
     size: int
@@ -374,13 +382,16 @@ class _Session:
         """Write the file from *at* on, several blocks in flight, until all are answered."""
         window = self._window
         assert window is not None
+        credit = None
+        if upload.ask is not None:
+            credit = Credit(upload.ask, self._settings.block_bytes_max or CREDIT_BYTES_MAX)
         async with asyncio.TaskGroup() as group:
             watch = group.create_task(self._watch(window))
             async with asyncio.TaskGroup() as blocks:
                 while at < upload.size:
                     length = min(window.block_bytes(), upload.size - at)
-                    if upload.ask is not None:
-                        await upload.ask(length)
+                    if credit is not None:
+                        await credit.take(length, upload.size - at, _now_s())
                     await window.enter(length, _now_s())
                     # From here to the new task nothing awaits, so the room is given back.
                     data = _read_block(upload, at, length, window)
