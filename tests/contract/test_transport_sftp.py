@@ -109,17 +109,21 @@ async def test_a_server_that_is_restarted_in_mid_file_gets_the_rest_afterwards(
     source, store = make_file("a", SIZE), server.root / "store"
     told: list[int] = []
     asked: list[int] = []
+    under_way = trio.Event()
+
+    def progress(count_bytes: int) -> None:
+        told.append(count_bytes)
+        under_way.set()
 
     async def pace(count_bytes: int) -> None:
         asked.append(count_bytes)
         if len(asked) == 2:
-            while not told:
-                await trio.sleep(0.01)
+            await under_way.wait()
             await server.restart()
 
     async with opened(server.transport(store)) as transport:
         with pytest.raises(Unavailable):
-            await transport.put(source, "a.aim", progress=told.append, pace=pace)
+            await transport.put(source, "a.aim", progress=progress, pace=pace)
     assert 0 < sum(told) < SIZE
     told.clear()
     async with opened(server.transport(store)) as transport:
