@@ -4,8 +4,9 @@ import contextlib
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -22,7 +23,7 @@ from aimfuse.driver.group import (
 )
 from aimfuse.driver.keeper import SpoolKeeper, SpoolLimits
 from aimfuse.driver.mount import Companion, Mount, MountOptions, check_mountpoint
-from aimfuse.driver.pins import Pins
+from aimfuse.driver.pins import ACCOUNTS, Pins
 from aimfuse.driver.process import become_part_of_the_io_path
 from aimfuse.driver.pump import Pump, PumpLimits
 from aimfuse.driver.status import SourceStatus
@@ -89,7 +90,7 @@ def run_mount(request: MountRequest, mounted: Callable[[], None]) -> None:
                 "left there, then mount again: nothing that was durable is lost.",
             ) from exc
         destinations = Destinations(config)
-        pins = Pins(disk, config.state_dir, destinations.now)
+        pins = Pins(disk, config.state_dir)
         keeper = SpoolKeeper(disk, engine, paths.spool, _spool_limits(config), pins)
         pump = Pump(engine, keeper, _pump_limits(config))
         supervisor = _coordinator(config)
@@ -99,11 +100,12 @@ def run_mount(request: MountRequest, mounted: Callable[[], None]) -> None:
             paths.image,
             paths.state_dir,
             request.mountpoint,
-            destinations.now,
+            destinations.told,
             lambda: {"pid": supervisor.pid, "restarts": supervisor.restarts},
         )
         options = MountOptions(request.mountpoint, request.allow_other, request.writeback)
-        mount = Mount(disk, engine, pump, status, options)
+        reload = Reload(config, keeper, pump)
+        mount = Mount(disk, engine, pump, status, options, reload)
 
         async def coordinate() -> None:
             await destinations.some()
@@ -138,10 +140,59 @@ class Destinations:
         config = self._config
         return {config.destination_dir(one.name): one.url for one in config.destinations}
 
+    def told(self) -> dict[Path, str]:
+        """Return the same, and with an empty URL those of which only their account is left."""
+        found = self.now()
+        with contextlib.suppress(OSError):
+            for path in sorted((self._config.state_dir / ACCOUNTS).iterdir()):
+                if not path.name.startswith(".") and any(path.glob("cursor.[01]")):
+                    found.setdefault(path, "")
+        return found
+
     async def some(self) -> None:
         """Wait until there is a destination."""
         while not self.now():  # noqa: ASYNC110 - it waits for a file that somebody edits
             await trio.sleep(DESTINATIONS_POLL_S)
+
+
+class Reload:
+    """Takes settings over while the group is mounted: all that can be, or none."""
+
+    def __init__(self, config: GroupConfig, keeper: SpoolKeeper, pump: Pump) -> None:
+        """Begin with *config*, under which the group was mounted."""
+        self._config = config
+        self._keeper = keeper
+        self._pump = pump
+
+    def __call__(self) -> dict[str, Any]:
+        """Read the settings once and take them over; destinations are the coordinator's.
+
+        Returns:
+            The keys that are ``applied``, those that count ``at_next_mount`` only, and the
+            ``digest`` of the file that was read.
+
+        Raises:
+            ConfigError: something in the file is wrong; nothing was taken over.
+        """
+        before, read = self._config, configuration.load(self._config.state_dir)
+        changed = configuration.changed_keys(before, read, "journal")
+        applied = [key for key in changed if key.removeprefix("journal.") in _LIVE]
+        later = [key for key in changed if key not in applied]
+        later += configuration.changed_keys(before, read, "mount")
+        later += ["image"] * (before.image != read.image)
+        values = {name: getattr(read.journal, name) for name in _LIVE.values()}
+        self._config = replace(before, journal=replace(before.journal, **values))
+        self._keeper.limits = _spool_limits(self._config)
+        self._pump.limits = _pump_limits(self._config)
+        return {"applied": applied, "at_next_mount": later, "digest": read.digest}
+
+
+_LIVE = {
+    "file_age": "file_age_s", "commit_interval": "commit_interval_s",
+    "checkpoint_interval": "checkpoint_interval_s", "spool_bytes_max": "spool_bytes_max",
+    "spool_reserve": "spool_reserve_bytes", "when_full": "when_full",
+}  # fmt: skip
+"""Keys of the journal that a mounted group takes over, and their attributes."""
 
 
 def _coordinator(config: GroupConfig) -> Supervisor:

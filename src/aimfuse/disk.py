@@ -220,6 +220,11 @@ class Disk:
         self.step(label)
         os.unlink(path)
 
+    def rmdir(self, label: str, path: Path) -> None:
+        """Remove the empty directory; durable after `sync_dir` of the one it was in."""
+        self.step(label)
+        os.rmdir(path)
+
     def sync_dir(self, label: str, path: Path) -> None:
         """Make the names in the directory durable."""
         self.step(label)

@@ -170,7 +170,7 @@ def test_a_destination_that_nobody_ships_to_says_what_to_run(made: Any, state: s
 def test_no_hint_names_a_command_that_is_not_there(made: Any) -> None:
     states = [made.destination(state=one, error="x") for one in ("paused", "halted", "stopped")]
     shown = words(snapshot([made.source(*states, state="damaged")], [made.store()], made.now_ns))
-    assert "paused = false in group.toml" in shown
+    assert "aimfuse destination resume" in shown
     assert not any(f"aimfuse {gone}" in shown for gone in ("doctor", "resume", "resync"))
 
 

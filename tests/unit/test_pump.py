@@ -42,7 +42,7 @@ class SmallDisk(Disk):
 def pump_of(engine: Engine, state: Path, disk: Disk | None = None) -> Pump:
     disk = disk or Disk()
     limits = SpoolLimits(64 * MIB, 0, MIB)
-    keeper = SpoolKeeper(disk, engine, state / "spool", limits, Pins(disk, state, list))
+    keeper = SpoolKeeper(disk, engine, state / "spool", limits, Pins(disk, state))
     return Pump(engine, keeper, PumpLimits(0.01, 1.0, 5.0, "block"))
 
 

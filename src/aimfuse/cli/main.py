@@ -12,6 +12,7 @@ from aimfuse import __version__
 FAMILIES = {
     "source": ("init", "mount"),
     "source_ship": ("ship",),
+    "destination": ("destination", "reload"),
     "watch": ("status", "dashboard", "flush", "bookmark", "umount"),
     "far": ("replay", "serve"),
     "inspect": ("inspect",),

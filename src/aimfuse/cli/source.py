@@ -13,6 +13,7 @@ import typer
 from aimfuse import config as configuration
 from aimfuse.cli.boundary import exit_on_error
 from aimfuse.config import GroupConfig, JournalConfig, add_destination, state_dir_for
+from aimfuse.config.edit import edit
 from aimfuse.disk import Disk
 from aimfuse.errors import AimfuseError, UsageError
 from aimfuse.units import format_bytes, parse_size
@@ -124,12 +125,13 @@ def _configured(image: Path, state: Path | None, to: list[str]) -> GroupConfig:
             f"{state_dir} belongs to {config.image}, not to {image}",
             hint="Name another state directory with --state, or correct `image` in its group.toml.",
         )
-    wanted = config
+    return edit(state_dir, lambda config: _with(config, to)) if to else config
+
+
+def _with(config: GroupConfig, to: list[str]) -> GroupConfig:
     for url in to:
-        wanted = add_destination(wanted, url)
-    if wanted != config:
-        configuration.save(wanted)
-    return wanted
+        config = add_destination(config, url)
+    return config
 
 
 def _initialise(
@@ -149,9 +151,7 @@ def _initialise(
     journal = replace(JournalConfig(), size_bytes_max=largest)
     # A device's name may be the one that stays (/dev/disk/by-id): what it leads to does not.
     path = image.absolute() if image.is_block_device() else image.resolve()
-    config = GroupConfig(state_dir_for(image, state), path, journal=journal)
-    for url in to:
-        config = add_destination(config, url)
+    config = _with(GroupConfig(state_dir_for(image, state), path, journal=journal), to)
     from aimfuse.app import initialise  # noqa: PLC0415 - as above
 
     initialise(config)

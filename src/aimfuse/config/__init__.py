@@ -7,6 +7,7 @@ so are unknown keys: a misspelt limit that is silently ignored is no limit.
 """
 
 import difflib
+import hashlib
 import os
 import re
 import stat
@@ -110,6 +111,8 @@ class GroupConfig:
     mount: MountConfig = field(default_factory=MountConfig)
     journal: JournalConfig = field(default_factory=JournalConfig)
     destinations: tuple[DestinationConfig, ...] = ()
+    digest: str = field(default="", compare=False)
+    """Of the file that they were read from: tells whether two processes follow the same."""
 
     @property
     def spool(self) -> Path:
@@ -158,8 +161,8 @@ def load(state_dir: Path, disk: Disk | None = None) -> GroupConfig:
     """
     path = state_dir / CONFIG_NAME
     try:
-        text = read_file(disk or Disk(), path, _CONFIG_BYTES_MAX).decode()
-        data = tomllib.loads(text)
+        text = read_file(disk or Disk(), path, _CONFIG_BYTES_MAX)
+        data = tomllib.loads(text.decode())
     except FileNotFoundError as exc:
         hint = "Run `aimfuse init IMAGE` first, or name the right place with --state DIR."
         raise ConfigError(path, "file", "does not exist", hint=hint) from exc
@@ -167,7 +170,7 @@ def load(state_dir: Path, disk: Disk | None = None) -> GroupConfig:
         raise ConfigError(path, "file", f"is no TOML: {exc}", hint="Correct that line.") from exc
     except OSError as exc:
         raise ConfigError(path, "file", str(exc), hint="Make it readable.") from exc
-    return _group(path, data)
+    return replace(_group(path, data), digest=hashlib.sha256(text).hexdigest())
 
 
 def save(config: GroupConfig, disk: Disk | None = None) -> None:
@@ -187,6 +190,22 @@ def save(config: GroupConfig, disk: Disk | None = None) -> None:
     ]
     _group(path, data)  # What is written can be read: the same check on both ways.
     publish(disk or Disk(), "config", path, tomli_w.dumps(data).encode())
+
+
+def changed_keys(before: GroupConfig, after: GroupConfig, section: str) -> list[str]:
+    """Return which keys of *section* are not the same: ``journal.spool``, ``destination a``."""
+    if section == "destination":
+        old = {one.name: one for one in before.destinations}
+        new = {one.name: one for one in after.destinations}
+        return [f"destination {n}" for n in sorted(old | new) if old.get(n) != new.get(n)]
+    keys, one, other = {
+        "journal": (JOURNAL, before.journal, after.journal),
+        "mount": (MOUNT, before.mount, after.mount),
+    }[section]
+    return [
+        f"{section}.{name}" for name, key in keys.items()
+        if getattr(one, key.attribute) != getattr(other, key.attribute)
+    ]  # fmt: skip
 
 
 def add_destination(
@@ -240,9 +259,9 @@ def _group(path: Path, data: dict[str, Any]) -> GroupConfig:
     if "image" not in data:
         hint = 'Add the path of the image, such as image = "../v.img".'
         raise ConfigError(path, "image", "is missing", hint=hint)
-    top = _values(path, "", {"image": path_key("image")}, {"image": data["image"]})
-    mount = _values(path, "mount.", MOUNT, _table(path, "mount", data))
-    journal = _values(path, "journal.", JOURNAL, _table(path, "journal", data))
+    top = setting_values(path, "", {"image": path_key("image")}, {"image": data["image"]})
+    mount = setting_values(path, "mount.", MOUNT, _table(path, "mount", data))
+    journal = setting_values(path, "journal.", JOURNAL, _table(path, "journal", data))
     config = GroupConfig(
         base, top["image"], MountConfig(**mount), _journal(path, journal), _listed(path, data)
     )
@@ -277,7 +296,7 @@ def _listed(path: Path, data: dict[str, Any]) -> tuple[DestinationConfig, ...]:
         where = f"destination[{index}]."
         if not isinstance(table, dict):
             raise ConfigError(path, where[:-1], "is no table", hint="Write [[destination]].")
-        values = _values(path, where, DESTINATION, table)
+        values = setting_values(path, where, DESTINATION, table)
         if "url" not in values:
             hint = 'Add one, such as url = "sftp://host/srv/mirror".'
             raise ConfigError(path, f"{where}url", "is missing", hint=hint)
@@ -294,8 +313,12 @@ def _listed(path: Path, data: dict[str, Any]) -> tuple[DestinationConfig, ...]:
     return tuple(found)
 
 
-def _values(path: Path, where: str, keys: Keys, table: dict[str, Any]) -> dict[str, Any]:
-    """Return the attributes that the keys of one table set."""
+def setting_values(path: Path, where: str, keys: Keys, table: dict[str, Any]) -> dict[str, Any]:
+    """Return the attributes that the *keys* of one *table* set.
+
+    Raises:
+        ConfigError: a key or a value is wrong; *where* begins its name.
+    """
     _refuse_unknown(path, where, table, tuple(keys))
     values = {}
     for name, given in table.items():

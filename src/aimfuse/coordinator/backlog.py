@@ -76,6 +76,10 @@ class Backlog:
         low, high = bisect_right(self._numbers, after), bisect_right(self._numbers, through)
         return 0 if low >= high else self._end_bytes(high - 1) - self._end_bytes(low - 1)
 
+    def count_above(self, number: int) -> int:
+        """Return how many known files come after file *number*."""
+        return len(self._numbers) - bisect_right(self._numbers, number)
+
     def first_time_ns(self, after: int) -> int:
         """Return the time of the oldest record in files above *after*, 0 if none is known."""
         for at in range(bisect_right(self._numbers, after), len(self._numbers)):

@@ -19,7 +19,7 @@ from aimfuse.coordinator.decide import History
 from aimfuse.coordinator.delivery import Delivery
 from aimfuse.coordinator.extents import SYNC_FILE_BYTES
 from aimfuse.coordinator.gate import Gate
-from aimfuse.coordinator.lag import Lag, seconds_behind
+from aimfuse.coordinator.lag import Lag, Stage, seconds_behind
 from aimfuse.coordinator.rate import RateMeter
 from aimfuse.coordinator.retention import retention_lock
 from aimfuse.coordinator.signal import Signal
@@ -187,6 +187,11 @@ class Place:
         self.take_ack(ack)
 
     @property
+    def is_open(self) -> bool:
+        """Tell whether the cursor has been read."""
+        return self._saved is not None
+
+    @property
     def is_shipping(self) -> bool:
         """Tell whether the first sync lies behind."""
         return not self.cursor.is_new and self.cursor.sync is None
@@ -265,6 +270,13 @@ class Place:
 
     # Reports.
 
+    def pinned(self) -> Stage:
+        """Return what stays in the spool for this destination, whoever else needs it too."""
+        if self.pin is None:
+            return Stage(0, 0)
+        backlog = self.parts.backlog
+        return Stage(backlog.count_above(self.pin), backlog.bytes_between(self.pin, backlog.newest))
+
     def lag(self) -> Lag:
         """Return how far the mirror is behind, by stage."""
         delivery, ack = self.delivery, self.ack
@@ -292,6 +304,7 @@ class Place:
             "bandwidth_bytes_s": self.config.bandwidth_bytes_s,
             "retry_in_s": None if self._retry_at is None else max(0.0, self._retry_at - now),
             "queued": lag.queued.to_json(),
+            "pinned": {**self.pinned().to_json(), "bytes_max": self.config.spool_share_bytes},
             "in_flight": [{"name": f.name, "bytes": f.bytes, "sent": f.sent} for f in flights],
             "received_not_applied": lag.received.to_json(),
             "received": {"number": self.delivery.confirmed},

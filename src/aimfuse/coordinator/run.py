@@ -7,21 +7,25 @@ they concern. SIGTERM and SIGINT end it cleanly, SIGHUP retries what waits for i
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import trio
 
-from aimfuse.config import CONFIG_NAME, DestinationConfig, load
+from aimfuse.config import CONFIG_NAME, DestinationConfig, GroupConfig, changed_keys, load
 from aimfuse.coordinator.backlog import Backlog
 from aimfuse.coordinator.bandwidth import block_bytes_max
 from aimfuse.coordinator.complaint import Complaint
 from aimfuse.coordinator.destination import Destination
+from aimfuse.coordinator.drain import excuse, gravity, interrupted, is_finished, unclean_end
+from aimfuse.coordinator.leftovers import leftovers
 from aimfuse.coordinator.place import Parts, Tools
+from aimfuse.coordinator.report import REPORT_NAME, ShipReport, write_report
 from aimfuse.coordinator.retention import RETENTION_LOCK
 from aimfuse.coordinator.source import Source
 from aimfuse.disk import note_owner, read_file, try_lock
-from aimfuse.errors import AimfuseError, BusyError, ConfigError, StoreError, Unavailable
+from aimfuse.errors import AimfuseError, BusyError, ConfigError
 from aimfuse.journal.spool import release
 from aimfuse.transport import Transport, TransportSettings, open_transport
 from aimfuse.units import FileNumber
@@ -89,6 +93,7 @@ class Coordinator:
         self._spool_complaint = Complaint(log, "the spool cannot be read")
         self._release_complaint = Complaint(log, "nothing can be released")
         self._released = 0
+        self._ended_by: str | None = None
         self._running: dict[str, tuple[Destination, trio.CancelScope]] = {}
 
     async def run(self, *, until_empty: bool) -> None:
@@ -109,10 +114,14 @@ class Coordinator:
             nursery.start_soon(self._backlog.follow, self._spool_complaint.note)
             nursery.start_soon(self._keep_house)
             self._reconcile(nursery)
+            self._report()
             nursery.start_soon(self._follow_settings, nursery)
             if until_empty:
                 failure = await self._drain()
+                self._ended_by = None
                 nursery.cancel_scope.cancel()
+        if failure is None and until_empty and self._ended_by is not None:
+            failure = interrupted(self._ended_by)
         if failure is not None:
             raise failure
 
@@ -132,6 +141,7 @@ class Coordinator:
     async def _heed_signals(self, signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
         async for number in signals:
             if number != signal.SIGHUP:
+                self._ended_by = signal.Signals(number).name
                 scope.cancel()
                 return
             self._retry_all()
@@ -190,12 +200,29 @@ class Coordinator:
                 continue
             self._seen = now
             try:
-                self._config = self._parts.config = load(self._config.state_dir, self._disk)
+                config = self._take_settings(load(self._config.state_dir, self._disk))
             except ConfigError as exc:
                 log.error("the settings before stay in force: %s", exc)  # noqa: TRY400
+                self._report(error=exc)
                 continue
+            before, self._config = self._config, config
+            self._parts.config = config
             self._reconcile(nursery)
             self._retry_all()
+            self._report(changed_keys(before, config, "destination"))
+
+    def _take_settings(self, config: GroupConfig) -> GroupConfig:
+        """Return *config* with image and spool as they are: those change at a mount only."""
+        journal = replace(config.journal, spool=self._config.journal.spool)
+        return replace(config, image=self._config.image, journal=journal)
+
+    def _report(self, changed: Sequence[str] = (), error: ConfigError | None = None) -> None:
+        """Say which settings are in force; only a command that waits for them reads it."""
+        report = ShipReport(os.getpid(), self._config.digest, tuple(changed), error)
+        try:
+            write_report(self._disk, self._config.state_dir, report)
+        except OSError as exc:
+            log.warning("%s cannot be written: %s", REPORT_NAME, exc)
 
     def _retry_all(self) -> None:
         for destination, _ in self._running.values():
@@ -242,6 +269,7 @@ class Coordinator:
         if checkpoint is None or not self._places_known():
             return 0
         pins = [destination.place.pin for destination, _ in self._running.values()]
+        pins += [one.pin for one in leftovers(self._disk, self._config.state_dir, self._running)]
         return min([int(checkpoint.head.number), *(pin for pin in pins if pin is not None)])
 
     def _release_locked(self) -> bool:
@@ -269,30 +297,29 @@ class Coordinator:
 
     async def _drain(self) -> AimfuseError | None:
         """Wait until every destination has everything, or cannot get it; return why."""
-        while not all(map(self._is_finished, self._names())):  # noqa: ASYNC110 - many things
+        names = [one.name for one in self._config.destinations if not one.paused]
+        for one in self._config.destinations:
+            if one.paused:
+                log.warning("%s is paused and left out", one.name)
+        while not all(map(self._is_finished, names)):  # noqa: ASYNC110 - many things
             await trio.sleep(DRAIN_POLL_S)
-        for name in self._names():
-            place = self._running[name][0].place
-            if not place.is_drained:
-                return self._excuse(place.error)
-        return None
-
-    def _names(self) -> list[str]:
-        return [one.name for one in self._config.destinations if not one.paused]
+        await self._release_when_alone()
+        places = [self._running[name][0].place for name in names]
+        excuses = {one.config.name: excuse(one) for one in places if not one.is_drained}
+        for name, error in excuses.items():
+            log.warning("%s has not got everything: %s", name, error)
+        return max(excuses.values(), key=gravity) if excuses else await self._unsealed()
 
     def _is_finished(self, name: str) -> bool:
-        if name not in self._running:
-            return False
-        place = self._running[name][0].place
-        if place.is_drained or place.state in {"refused", "halted"}:
-            return True
-        since = place.failing_since
-        return since is not None and trio.current_time() - since >= place.config.give_up_s
+        return name in self._running and is_finished(self._running[name][0].place)
 
-    def _excuse(self, error: AimfuseError | OSError | None) -> AimfuseError:
-        if isinstance(error, AimfuseError):
-            return error
-        return Unavailable(str(error)) if error else StoreError("a destination did not finish")
+    async def _unsealed(self) -> AimfuseError | None:
+        """Return what is wrong if the journal goes on behind what was shipped."""
+        checkpoint = self._source.checkpoint()
+        is_mounted = await self._source.status() is not None
+        if checkpoint is None or checkpoint.clean or is_mounted:
+            return None
+        return unclean_end(self._config.image)
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:

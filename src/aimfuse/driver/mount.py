@@ -55,9 +55,16 @@ class Mount:
     """Serves an engine at a mountpoint until it is unmounted."""
 
     def __init__(
-        self, disk: Disk, engine: Engine, pump: Pump, status: SourceStatus, options: MountOptions
+        self,
+        disk: Disk,
+        engine: Engine,
+        pump: Pump,
+        status: SourceStatus,
+        options: MountOptions,
+        reload: Callable[[], dict[str, Any]],
     ) -> None:
-        """Prepare; nothing is mounted before `run`."""
+        """Prepare; nothing is mounted before `run`. *reload* takes changed settings over."""
+        self._reload = reload
         self._disk = disk
         self._engine = engine
         self._pump = pump
@@ -168,12 +175,16 @@ class Mount:
             seq = await self._bookmark(check_label(str(request.get("label", ""))))
             return {"ok": True, "epoch": self._engine.journal.epoch, "seq": seq}
 
+        async def reload(_request: control.Request) -> dict[str, Any]:
+            return {"ok": True, **self._reload()}
+
         async def stop(_request: control.Request) -> dict[str, Any]:
             await self.unmount()
             return {"ok": True}
 
         return {
-            "status": status, "roll": roll, "applied": applied, "bookmark": bookmark, "stop": stop,
+            "status": status, "roll": roll, "applied": applied, "bookmark": bookmark,
+            "reload": reload, "stop": stop,
         }  # fmt: skip
 
     async def _bookmark(self, label: str) -> int:

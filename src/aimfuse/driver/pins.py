@@ -2,13 +2,14 @@
 
 A destination's cursor names the newest file that its store has confirmed; one that is being
 synced pins everything behind the position where its sync began. One without a cursor needs
-nothing: it will start with a sync. The retention lock keeps a coordinator from choosing such a
-position while files are being released.
+nothing: it will start with a sync. An account counts whether or not the settings name it: they
+are edited by hand, and a table that is missing must not give files away. The retention lock
+keeps a coordinator from choosing such a position while files are being released.
 """
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,18 +21,17 @@ from aimfuse.units import FileNumber
 log = logging.getLogger(__name__)
 
 RETENTION_LOCK_NAME = "retention.lock"
+ACCOUNTS = "destinations"
 
 
 class Pins:
     """The cursors below a state directory, read anew each time."""
 
-    def __init__(
-        self, disk: Disk, state_dir: Path, destinations: Callable[[], Iterable[Path]]
-    ) -> None:
-        """Read the cursors in the directories that *destinations* gives."""
+    def __init__(self, disk: Disk, state_dir: Path) -> None:
+        """Read the cursors in the directories of *state_dir*."""
         self._disk = disk
         self._lock = state_dir / RETENTION_LOCK_NAME
-        self._destinations = destinations
+        self._accounts = state_dir / ACCOUNTS
         self._unreadable: set[Path] = set()
 
     @contextmanager
@@ -53,20 +53,30 @@ class Pins:
             os.close(fd)
 
     def _lowest(self) -> FileNumber | None:
-        pins = [pin for path in self._destinations() if (pin := self._pin(path)) is not None]
+        try:
+            names = self._disk.listdir(self._accounts)
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            return self._keep_all(self._accounts, exc)
+        places = (self._accounts / name for name in names if not name.startswith("."))
+        pins = [pin for path in places if (pin := self._pin(path)) is not None]
         return min(pins, default=None)
 
     def _pin(self, directory: Path) -> FileNumber | None:
         try:
             state = Slots(self._disk, directory / "cursor", "cursor").read()
         except (StateLost, OSError) as exc:
-            # What a destination needs is unknown: it may be everything. The volume goes on.
-            if directory not in self._unreadable:
-                log.warning("%s: keeping every file for it: %s", directory.name, exc)
-            self._unreadable.add(directory)
-            return FileNumber(0)
+            return self._keep_all(directory, exc)
         self._unreadable.discard(directory)
         if state is None or state.get("state") == "new":
             return None
         pin = state.get("pin")
         return FileNumber(int(state.get("number", 0) if pin is None else pin))
+
+    def _keep_all(self, directory: Path, exc: Exception) -> FileNumber:
+        """Pin everything: what is needed is unknown. The volume goes on."""
+        if directory not in self._unreadable:
+            log.warning("%s: keeping every file for it: %s", directory.name, exc)
+        self._unreadable.add(directory)
+        return FileNumber(0)

@@ -71,7 +71,7 @@ class Pump:
         self.full: str | None = None
         self.ended = False
         self.keeper = keeper
-        self._limits = limits
+        self.limits = limits
         self._commit_wanted = trio.Event()
         self._commit_urgent = trio.Event()
         self._idle = True
@@ -108,7 +108,7 @@ class Pump:
         """
         while not self.fits(payload_bytes):
             self._check()
-            if self._limits.when_full == "fail" and not await self._reclaimed():
+            if self.limits.when_full == "fail" and not await self._reclaimed():
                 raise VolumeError(errno.ENOSPC, f"the spool is full: {self.full}")
             self._commit_now()
             self._ready_wanted.set()
@@ -146,7 +146,7 @@ class Pump:
         if exc.errno not in _OUT_OF_SPACE:
             raise exc
         self.full = exc.strerror or "no space left"
-        if self._limits.when_full == "fail":
+        if self.limits.when_full == "fail":
             raise exc
 
     async def flushed(self, append: Callable[[], Seq]) -> None:
@@ -281,7 +281,7 @@ class Pump:
             await self._commit_wanted.wait()
             self._idle = False
             self._commit_wanted = trio.Event()
-            wait_s = last_s + self._limits.commit_interval_s - time.monotonic()
+            wait_s = last_s + self.limits.commit_interval_s - time.monotonic()
             if wait_s > 0 and not self._is_urgent():
                 with trio.move_on_after(wait_s):
                     await self._commit_urgent.wait()
@@ -411,7 +411,7 @@ class Pump:
         journal = self.engine.journal
         while True:
             await trio.sleep(TICK_S)
-            if journal.active_age_s() >= self._limits.file_age_s and journal.ready is not None:
+            if journal.active_age_s() >= self.limits.file_age_s and journal.ready is not None:
                 try:
                     self.engine.roll()
                 except OSError as exc:
@@ -428,7 +428,7 @@ class Pump:
         while True:
             await trio.sleep(TICK_S)
             behind = engine.journal.head.number - engine.checkpoint.head.number
-            due = time.monotonic() - last_s >= self._limits.checkpoint_interval_s
+            due = time.monotonic() - last_s >= self.limits.checkpoint_interval_s
             low = self.keeper.is_low
             if engine.halted is not None or not (due or low or behind >= CHECKPOINT_FILES):
                 continue

@@ -11,6 +11,12 @@ from aimfuse.driver.pump import Pump
 
 STATUS_BYTES_MAX = 1 << 20
 
+_REMOVED = {
+    "state": "removed",
+    "error": "not in group.toml any more; what it has not got stays in the spool",
+    "hint": "Run `aimfuse destination remove IMAGE NAME`, or put its table back.",
+}
+
 
 class SourceStatus:
     """Assembles the status object that the control socket and ``.aimfuse/status`` show."""
@@ -86,10 +92,15 @@ class SourceStatus:
 
 def _told(directory: Path, url: str) -> dict[str, Any]:
     """Return what the coordinator last wrote about a destination; it replaces files whole."""
-    unheard = {"name": directory.name, "url": url, "state": "new", "error": None}
+    unheard: dict[str, Any] = {
+        "name": directory.name, "url": url, "state": "new", "error": None
+    }  # fmt: skip
+    if not url:
+        unheard |= _REMOVED
     try:
         with (directory / "status.json").open("rb") as file:
             told = json.loads(file.read(STATUS_BYTES_MAX))
     except (OSError, ValueError):
         return unheard
-    return told if isinstance(told, dict) else unheard
+    told = told if isinstance(told, dict) else unheard
+    return told if url else {**told, **_REMOVED, "name": directory.name}

@@ -30,7 +30,7 @@ _LEVELS = {
     "active": Level.FINE, "idle": Level.FINE, "shipping": Level.FINE, "consistent": Level.FINE,
     "syncing": Level.BUSY, "catching_up": Level.BUSY, "connecting": Level.BUSY,
     "busy": Level.BUSY, "new": Level.IDLE, "empty": Level.IDLE, "unmounted": Level.IDLE,
-    "stopped": Level.WARN, "paused": Level.IDLE, "waiting": Level.IDLE,
+    "stopped": Level.WARN, "paused": Level.IDLE, "waiting": Level.IDLE, "removed": Level.WARN,
     "retrying": Level.WARN, "unclean": Level.WARN,
     "spool-full": Level.BAD, "refused": Level.BAD, "halted": Level.BAD, "damaged": Level.BAD,
     "silent": Level.BAD,
@@ -257,7 +257,7 @@ _DESTINATION_HINTS = {
     "refused": "Nothing is tried again before somebody acts; the message says what is wrong.",
     "halted": "This mirror cannot follow any more and needs a new first sync.",
     "stopped": "Mount the image, or run `aimfuse ship`.",
-    "paused": "Set paused = false in group.toml; that is noticed within a second.",
+    "paused": "Run `aimfuse destination resume IMAGE NAME`.",
 }
 
 

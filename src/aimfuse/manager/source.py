@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aimfuse import config
-from aimfuse.config import STATE_SUFFIX, GroupConfig
+from aimfuse.config import STATE_SUFFIX, DestinationConfig, GroupConfig
 from aimfuse.errors import AimfuseError, ConfigError
 from aimfuse.manager import control_client
 from aimfuse.manager.fields import Fields
@@ -19,6 +19,8 @@ from aimfuse.manager.spool import SpoolFiles, list_spool
 from aimfuse.units import SECOND_NS
 
 LOOKS_MAX = 3
+SHIP_LOCK = "ship.lock"
+
 STALE_S = 5.0
 """A status file older than this says how things were, not how they are."""
 
@@ -131,25 +133,39 @@ def _shipper(state_dir: Path, answer: State) -> State:
 
 
 def _coordinator(state_dir: Path) -> State | None:
-    pid = lock_holder(state_dir / "ship.lock")
+    pid = lock_holder(state_dir / SHIP_LOCK)
     return None if pid is None else {"pid": pid, "restarts": 0}
 
 
 def _destinations(state_dir: Path, settings: GroupConfig | None, spool: SpoolFiles) -> list[State]:
-    names = {one.name: one.url for one in settings.destinations} if settings else {}
+    known = {one.name: one for one in settings.destinations} if settings else {}
+    found = [_destination(state_dir, one.name, one, spool) for one in known.values()]
     with contextlib.suppress(OSError):
         for path in sorted((state_dir / "destinations").iterdir()):
-            names.setdefault(path.name, "")
-    return [_destination(state_dir, name, url, spool) for name, url in names.items()]
+            if path.name not in known and not path.name.startswith("."):
+                told = _destination(state_dir, path.name, None, spool)
+                found.append({**told, **_REMOVED} if settings else told)
+    return found
 
 
-def _destination(state_dir: Path, name: str, url: str, spool: SpoolFiles) -> State:
+_REMOVED = {
+    "state": "removed",
+    "error": "not in group.toml any more; what it has not got stays in the spool",
+    "hint": "Run `aimfuse destination remove IMAGE NAME`, or put its table back.",
+}
+
+
+def _destination(
+    state_dir: Path, name: str, config: DestinationConfig | None, spool: SpoolFiles
+) -> State:
     """Return what the coordinator last wrote, or what cursor and spool tell instead."""
     place = state_dir / "destinations" / name
     status = read_json(place / "status.json") or {}
-    age_ns = time.time_ns() - Fields(status).count("updated_ns")
+    # A time to come is no news either: the clock was set back.
+    age_ns = abs(time.time_ns() - Fields(status).count("updated_ns"))
     if status and age_ns < STALE_S * SECOND_NS:
         return {**status, "name": name}
+    url = config.url if config else ""
     cursor, problem = read_slots(place / "cursor")
     cursor = cursor or {}
     received = Fields(cursor).count("number")
@@ -159,14 +175,16 @@ def _destination(state_dir: Path, name: str, url: str, spool: SpoolFiles) -> Sta
     lag_files, lag_bytes = (0, 0) if is_new else spool.behind(applied)
     oldest_ns = spool.oldest_time_ns(applied) if lag_files else None
     halted = cursor.get("state") == "halted"
+    resting = "paused" if config and config.paused else "stopped" if cursor else "new"
     return {
         **status,
         "name": name,
         "url": url or status.get("url") or cursor.get("url"),
-        "state": "halted" if halted or problem else "stopped" if cursor else "new",
+        "state": "halted" if halted or problem else resting,
         "error": problem or cursor.get("reason") or status.get("error"),
         "retry_in_s": None,
         "queued": {"files": files, "bytes": size},
+        "pinned": {"files": files, "bytes": size},
         "in_flight": [],
         "received_not_applied": {
             "files": max(0, lag_files - files),

@@ -86,7 +86,9 @@ def flush(state_dir: Path, stage: Stage, timeout_s: float, only: Sequence[str] =
 
 def _names(state_dir: Path, only: Sequence[str]) -> list[str]:
     status = Fields(control_client.call(state_dir, {"cmd": "status"}))
-    known = [one.text("name") for one in status.parts("destinations")]
+    known = [
+        one.text("name") for one in status.parts("destinations") if one.text("state") != "removed"
+    ]
     if unknown := [name for name in only if name not in known]:
         hint = f"Known: {', '.join(known) or 'none'}."
         raise UsageError(f"no destination is called {unknown[0]!r}", hint=hint)

@@ -1,0 +1,191 @@
+"""`destination` and `reload`: where a group is mirrored to, changed while it is in use."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aimfuse.cli.boundary import exit_on_error
+from aimfuse.config import GroupConfig, add_destination
+from aimfuse.config.edit import change_destination, drop_destination, edit, parse_destination
+from aimfuse.errors import UsageError
+
+LIST_VERSION = 1
+
+Image = Annotated[
+    Path,
+    typer.Argument(metavar="IMAGE", help="The image, its mountpoint or its state directory."),
+]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The destination's name.")]
+StateDir = Annotated[
+    Path | None,
+    typer.Option("--state", metavar="DIR", help="The state directory, if not IMAGE.aim."),
+]
+
+family = typer.Typer(
+    no_args_is_help=True, help="Add, remove, list, pause and resume a group's destinations."
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to *app*."""
+    app.add_typer(family, name="destination")
+    app.command("reload")(reload_settings)
+
+
+@family.command("add")
+def add(
+    image: Image,
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="Such as sftp://host/srv/mirror, dir:///backup/v.")
+    ],
+    name: Annotated[str | None, typer.Option("--name", help="Default: the host.")] = None,
+    bandwidth: Annotated[
+        str | None, typer.Option("--bandwidth", metavar="RATE", help="Cap, such as 20MiB/s.")
+    ] = None,
+    window: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--window", metavar="TIMES", help='Such as "Mon-Fri 22:00-06:00"; may be repeated.'
+        ),
+    ] = None,
+    spool_share: Annotated[
+        str | None,
+        typer.Option("--spool-share", metavar="SIZE", help="Most of the spool to keep for it."),
+    ] = None,
+    paused: Annotated[bool, typer.Option("--paused", help="Send nothing before resume.")] = False,
+    state: StateDir = None,
+) -> None:
+    """Mirror the group to one more place; it begins with a first copy."""
+    given = {
+        "bandwidth": bandwidth, "windows": window, "spool_share": spool_share,
+        "paused": paused or None,
+    }  # fmt: skip
+    with exit_on_error():
+        state_dir = _state_dir(image, state)
+        values = parse_destination(
+            state_dir, {key: value for key, value in given.items() if value is not None}
+        )
+        before = edit(state_dir, lambda config: config)
+
+        def change(config: GroupConfig) -> GroupConfig:
+            return add_destination(config, url, name=name, **values)
+
+        after = edit(state_dir, change)
+        _obeyed(state_dir)
+        new = {one.name for one in after.destinations} - {one.name for one in before.destinations}
+        typer.echo(f"Added {', '.join(new)}." if new else f"{url} is a destination already.")
+
+
+@family.command("remove")
+def remove(
+    image: Image,
+    name: Name,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Also if files wait that it has not got.")
+    ] = False,
+    state: StateDir = None,
+) -> None:
+    """Stop mirroring to a place and let go of what waits for it; the store stays as it is."""
+    with exit_on_error():
+        # Imported when needed: the other commands do without.
+        from aimfuse.coordinator.leftovers import remove_account  # noqa: PLC0415
+        from aimfuse.disk import Disk  # noqa: PLC0415
+
+        state_dir = _state_dir(image, state)
+        one = _told(state_dir, name)
+        _confirm(one, name, yes=yes)
+        edit(state_dir, lambda config: drop_destination(config, name))
+        _obeyed(state_dir)
+        remove_account(Disk(), state_dir, name)
+        typer.echo(f"Removed {name}. Its store is as it was.")
+
+
+@family.command("list")
+def list_all(
+    image: Image,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    state: StateDir = None,
+) -> None:
+    """List the destinations with their settings, and what waits for each."""
+    from aimfuse.manager.members import describe, listing  # noqa: PLC0415 - as above
+
+    with exit_on_error():
+        found = listing(_state_dir(image, state))
+    if as_json:
+        typer.echo(json.dumps({"version": LIST_VERSION, "destinations": found}, indent=2))
+        return
+    for one in found:
+        typer.echo(describe(one))
+    if not found:
+        typer.echo("No destinations.")
+
+
+@family.command("pause")
+def pause(image: Image, name: Name, state: StateDir = None) -> None:
+    """Send nothing to a place until `resume`, also after restarts; its files wait."""
+    with exit_on_error():
+        _set(_state_dir(image, state), name, paused=True)
+        typer.echo(f"{name} is paused. What it lacks stays in the spool.")
+
+
+@family.command("resume")
+def resume(image: Image, name: Name, state: StateDir = None) -> None:
+    """Send again to a place that was paused."""
+    with exit_on_error():
+        _set(_state_dir(image, state), name, paused=False)
+        typer.echo(f"{name} is resumed.")
+
+
+def reload_settings(image: Image, state: StateDir = None) -> None:
+    """Check group.toml and take it over now, mounted or not; all of it or nothing."""
+    from aimfuse.manager.reload import reload  # noqa: PLC0415 - as above
+
+    with exit_on_error():
+        done = reload(_state_dir(image, state))
+    if not done.mounted and not done.shipping:
+        typer.echo("The settings are right. Nobody serves the group: they count from the mount.")
+        return
+    typer.echo(f"In force: {', '.join(done.applied) or 'nothing new'}.")
+    if done.at_next_mount:
+        typer.echo(f"From the next mount on: {', '.join(done.at_next_mount)}.")
+
+
+def _state_dir(image: Path, state: Path | None) -> Path:
+    from aimfuse.manager.target import find_source  # noqa: PLC0415 - as above
+
+    return find_source(image, state)
+
+
+def _set(state_dir: Path, name: str, **changes: Any) -> None:  # noqa: ANN401 - as given on
+    edit(state_dir, lambda config: change_destination(config, name, **changes))
+    _obeyed(state_dir)
+
+
+def _obeyed(state_dir: Path) -> None:
+    """Wait until whoever ships follows the settings."""
+    from aimfuse.manager.reload import follow  # noqa: PLC0415 - as above
+
+    follow(state_dir)
+
+
+def _told(state_dir: Path, name: str) -> dict[str, Any]:
+    from aimfuse.manager.members import find  # noqa: PLC0415 - as above
+
+    return find(state_dir, name)
+
+
+def _confirm(one: dict[str, Any], name: str, *, yes: bool) -> None:
+    """Have the operator say that what waits for a destination may go.
+
+    Raises:
+        UsageError: files wait, and nobody said so.
+    """
+    from aimfuse.manager.members import waiting  # noqa: PLC0415 - as above
+
+    what = waiting(one)
+    if not what or yes:
+        return
+    if not typer.confirm(f"{name} has not got {what}. Remove it, and let them go?", err=True):
+        raise UsageError(f"{name} has not got {what}", hint="Add --yes to let them go.")

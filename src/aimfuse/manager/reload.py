@@ -1,0 +1,90 @@
+"""Have changed settings taken over by whoever serves the group, and say what came of it."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from aimfuse import config
+from aimfuse.config import CONFIG_NAME
+from aimfuse.errors import BusyError, ConfigError
+from aimfuse.manager import control_client
+from aimfuse.manager.fields import Fields
+from aimfuse.manager.files import lock_holder, read_json
+from aimfuse.manager.source import SHIP_LOCK
+
+POLL_S = 0.05
+WAIT_S_MAX = 10.0
+REPORT_NAME = "coordinator.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """Which keys are in force now, which at the next mount, and who is there to obey."""
+
+    applied: tuple[str, ...]
+    at_next_mount: tuple[str, ...]
+    mounted: bool
+    shipping: bool
+
+
+def reload(state_dir: Path) -> Reloaded:
+    """Check the settings, have driver and coordinator take them over, and wait for both.
+
+    Raises:
+        ConfigError: something is wrong; nothing was taken over.
+        BusyError: one of the two did not answer, or the file changed meanwhile.
+    """
+    digest = config.load(state_dir).digest
+    applied: list[str] = []
+    later: list[str] = []
+    mounted = True
+    try:
+        answer = Fields(control_client.call(state_dir, {"cmd": "reload"}))
+    except control_client.NotMounted:
+        mounted = False
+    else:
+        if answer.text("digest") != digest:
+            raise _changed(state_dir)
+        applied += map(str, answer.items("applied"))
+        later += map(str, answer.items("at_next_mount"))
+    shipping = lock_holder(state_dir / SHIP_LOCK) is not None
+    if shipping:
+        applied += await_coordinator(state_dir, digest)
+    return Reloaded(tuple(applied), tuple(later), mounted, shipping)
+
+
+def follow(state_dir: Path) -> None:
+    """Wait until whoever ships follows the settings as they are; the driver reads them anyway.
+
+    Raises:
+        ConfigError, BusyError: as `await_coordinator`.
+    """
+    await_coordinator(state_dir, config.load(state_dir).digest)
+
+
+def await_coordinator(state_dir: Path, digest: str) -> list[str]:
+    """Wait until the coordinator follows the settings of *digest*; return what they changed.
+
+    Raises:
+        ConfigError: it refuses them.
+        BusyError: it does not take them over.
+    """
+    end_s = time.monotonic() + WAIT_S_MAX
+    path = state_dir / CONFIG_NAME
+    while (pid := lock_holder(state_dir / SHIP_LOCK)) is not None:
+        told = Fields(read_json(state_dir / REPORT_NAME))
+        if told.count("pid") == pid and told.text("settings") == digest:
+            return [str(one) for one in told.items("changed")]
+        if time.monotonic() > end_s:
+            if error := told.text("error"):
+                raise ConfigError(path, "file", error, hint=told.text("hint"))
+            raise BusyError(
+                f"the coordinator (process {pid}) has not taken the settings over",
+                hint="Look at `aimfuse status` and at its log, then try again.",
+            )
+        time.sleep(POLL_S)
+    return []  # It ended; the next one reads them anew.
+
+
+def _changed(state_dir: Path) -> BusyError:
+    return BusyError(f"{state_dir / CONFIG_NAME} changed meanwhile", hint="Run this again.")

@@ -1,0 +1,166 @@
+"""Several destinations of one mounted group, and changing them while it is in use."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aimfuse.units import KIB, MIB
+from tests.e2e.host import FarHost, Source, aimfuse, until
+
+pytestmark = [pytest.mark.fuse, pytest.mark.usefixtures("require_fuse")]
+
+
+@pytest.fixture
+def far(tmp_path: Path) -> Iterator[FarHost]:
+    with FarHost(tmp_path / "far") as host:
+        host.start()
+        yield host
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Iterator[Source]:
+    with Source(tmp_path / "near", 8 * MIB) as made:
+        yield made
+
+
+def write(source: Source, at: int, size: int = 64 * KIB) -> None:
+    with source.volume.open("r+b") as file:
+        file.seek(at)
+        file.write(os.urandom(size))
+        os.fsync(file.fileno())
+
+
+def listed(source: Source) -> dict[str, dict[str, Any]]:
+    done = aimfuse("destination", "list", source.image, "--json")
+    assert done.returncode == 0, done.stderr
+    return {one["name"]: one for one in json.loads(done.stdout)["destinations"]}
+
+
+def told(source: Source, name: str) -> dict[str, Any]:
+    """Return what the coordinator says of a destination."""
+    path = source.state_dir / "destinations" / name / "status.json"
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def pinned(source: Source, name: str) -> int:
+    files: int = told(source, name)["pinned"]["files"]
+    return files
+
+
+def edit(source: Source, old: str, new: str) -> None:
+    path = source.state_dir / "group.toml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_a_dead_and_a_slow_destination_hold_no_fast_one_up(
+    source: Source, far: FarHost, tmp_path: Path
+) -> None:
+    source.init(to=[far.url("fast"), far.url("slow"), f"dir://{tmp_path}/no/where/dead"])
+    source.mount()
+    source.wait_mirrored(far, "fast")
+    source.wait_mirrored(far, "slow")
+    edit(source, 'name = "slow"', 'name = "slow"\nbandwidth = "32KiB/s"')
+    assert aimfuse("reload", source.image).returncode == 0
+    for turn in range(4):
+        write(source, turn * MIB, 128 * KIB)
+        source.wait_mirrored(far, "fast")
+        # At its cap the slow one needs four times four seconds.
+        assert far.ack("slow")["applied"]["number"] < far.ack("fast")["applied"]["number"]
+    assert far.mirror(store="fast").read_bytes() == source.volume.read_bytes()
+    edit(source, 'bandwidth = "32KiB/s"', "")
+    source.wait_mirrored(far, "slow")
+    assert far.mirror(store="slow").read_bytes() == source.volume.read_bytes()
+
+
+def test_destinations_come_pause_and_go_while_the_volume_is_in_use(
+    source: Source, far: FarHost
+) -> None:
+    source.init(to=[far.url("one")])
+    source.mount()
+    write(source, 0)
+    done = aimfuse("destination", "add", source.image, far.url("two"), "--bandwidth", "20MiB/s")
+    assert (done.returncode, done.stdout) == (0, "Added two.\n"), done.stderr
+    source.wait_mirrored(far, "two")
+    assert aimfuse("destination", "pause", source.image, "two").returncode == 0
+    write(source, MIB)
+    source.wait_mirrored(far, "one")
+    until(lambda: pinned(source, "two") == 1)
+    two = listed(source)["two"]
+    assert (two["state"], two["bandwidth_bytes_s"]) == ("paused", 20 * MIB)
+    assert aimfuse("status", "--check", source.image).returncode == 0
+    refused = aimfuse("destination", "remove", source.image, "two")
+    assert refused.returncode != 0
+    assert "has not got 1 file" in refused.stderr
+    kept = max(source.spool.glob("*.aim"))
+    assert aimfuse("destination", "remove", source.image, "two", "--yes").returncode == 0
+    assert list(listed(source)) == ["one"]
+    for place in (2, 3):
+        write(source, place * MIB)
+        source.wait_mirrored(far, "one")
+    until(lambda: not kept.exists(), source.status)
+    assert far.mirror(store="two").exists()
+
+
+def test_reload_says_what_counts_now_and_what_from_the_next_mount_on(
+    source: Source, far: FarHost
+) -> None:
+    source.init(to=[far.url("one")])
+    assert "count from the mount" in aimfuse("reload", source.image).stdout
+    source.mount()
+    source.wait_mirrored(far, "one")
+    edit(source, 'spool_bytes_max = "64GiB"', 'spool_bytes_max = "1GiB"')
+    edit(source, 'file_bytes = "4MiB"', 'file_bytes = "2MiB"')
+    edit(source, "max_in_flight = 4", "max_in_flight = 2")
+    done = aimfuse("reload", source.image)
+    assert done.returncode == 0, done.stderr
+    assert "In force: journal.spool_bytes_max, destination one." in done.stdout
+    assert "From the next mount on: journal.file_bytes." in done.stdout
+    assert source.status()["spool"]["bytes_max"] == 1024 * MIB
+
+
+def test_with_one_wrong_setting_nothing_of_the_file_is_taken_over(
+    source: Source, far: FarHost
+) -> None:
+    source.init(to=[far.url("one")])
+    source.mount()
+    source.wait_mirrored(far, "one")
+    edit(source, 'spool_bytes_max = "64GiB"', 'spool_bytes_max = "1GiB"')
+    edit(source, "paused = false", "paused = 1")
+    done = aimfuse("reload", source.image)
+    assert done.returncode == 2
+    assert "destination[0].paused" in done.stderr
+    assert "true or false" in done.stderr
+    time.sleep(1.5)  # Longer than the coordinator takes to see it by itself.
+    assert source.status()["spool"]["bytes_max"] == 64 * 1024 * MIB
+    write(source, 0)
+    source.wait_mirrored(far, "one")
+
+
+def test_a_table_taken_out_by_hand_is_shown_and_keeps_its_files(
+    source: Source, far: FarHost
+) -> None:
+    source.init(to=[far.url("one"), far.url("two")])
+    source.mount()
+    source.wait_mirrored(far, "one")
+    source.wait_mirrored(far, "two")
+    text = (source.state_dir / "group.toml").read_text()
+    head, first, second = text.split("[[destination]]")
+    (source.state_dir / "group.toml").write_text(f"{head}[[destination]]{first}")
+    assert aimfuse("reload", source.image).returncode == 0
+    write(source, 0)
+    source.wait_mirrored(far, "one")
+    write(source, MIB)
+    source.wait_mirrored(far, "one")
+    assert listed(source)["two"]["state"] == "removed"
+    (source.state_dir / "group.toml").write_text(
+        f"{head}[[destination]]{first}[[destination]]{second}"
+    )
+    source.wait_mirrored(far, "two")
