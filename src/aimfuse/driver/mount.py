@@ -37,6 +37,10 @@ FSTYPE = "aimfuse"
 LINGER_S = 5.0
 """How long a clean end waits for the destinations to confirm the last file."""
 
+FULL_S_MAX = 2.0
+SETTLE_S_MAX = 60.0
+"""How long an end waits for what was written to be durable: on a full disk, and on a slow one."""
+
 _PLAIN = "".join(set(string.printable[:-5]) - set(",\\%"))
 
 Companion = Callable[[], Awaitable[None]]
@@ -110,6 +114,9 @@ class Mount:
                         mounted()
                         await pyfuse3.main()
                         fallocate.uninstall()
+                    # Whoever unmounted without asking us has not waited for that.
+                    with contextlib.suppress(HaltedError), trio.move_on_after(SETTLE_S_MAX):
+                        await self._pump.durable(self._engine.journal.last_seq)
                     self._pump.end()
                     pumping.cancel_scope.cancel()
                 await self._close()
@@ -137,8 +144,10 @@ class Mount:
         """Ask the kernel to unmount; `run` returns when it has.
 
         Raises:
-            BusyError: something still uses the mount.
+            BusyError: something still uses the mount, or what was written cannot be made durable
+                now and would be lost. Nothing was changed.
         """
+        await self._settle()
         command = ["fusermount3", "-u", "--", str(self._options.mountpoint)]
         try:
             done = await trio.run_process(command, check=False, capture_stderr=True, stdin=b"")
@@ -151,6 +160,22 @@ class Mount:
                 done.stderr.decode(errors="replace").strip(),
                 hint="Unmount what lies on the volume and detach its loop devices, then again.",
             )
+
+    async def _settle(self) -> None:
+        """Wait until what was written is durable; a halted volume has lost what it has not."""
+        for wait_s in (FULL_S_MAX, SETTLE_S_MAX):
+            with contextlib.suppress(HaltedError), trio.move_on_after(wait_s) as scope:
+                await self._pump.durable(self._engine.journal.last_seq)
+            if not scope.cancelled_caught:
+                return
+            self._pump.commit_soon()
+            if self._pump.full is not None:
+                break
+        raise BusyError(
+            "what was written last is not durable yet, and an end now would lose it: "
+            f"{self._pump.full or 'the disk of the spool is slow'}",
+            hint="Free space on the disk of the spool, or wait for it, then again.",
+        )
 
     def _fuse_options(self) -> set[str]:
         options = set(pyfuse3.default_options)

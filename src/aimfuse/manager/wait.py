@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from aimfuse.errors import BusyError, Refused, TransportError, Unavailable, UsageError
+from aimfuse.errors import BusyError, HaltedError, Refused, TransportError, Unavailable, UsageError
 from aimfuse.manager import control_client, users
 from aimfuse.manager.control_client import Answer
 from aimfuse.manager.fields import Fields
@@ -28,6 +28,10 @@ class Stage(Enum):
     DURABLE = "durable"
     RECEIVED = "received"
     APPLIED = "applied"
+
+
+class InUse(BusyError):
+    """The mount still has users; nothing was changed."""
 
 
 _STATUS_KEY = {Stage.RECEIVED: "received", Stage.APPLIED: "applied"}
@@ -143,14 +147,18 @@ def unmount(
     Raises:
         BusyError: not mounted; still in use, and by whom (nothing was changed then); or the
             driver is still busy after `STOP_S_MAX`.
+        HaltedError: it is gone, but its end was not a clean one: the disk failed or is full.
     """
     status = Fields(control_client.call(state_dir, {"cmd": "status"}))
     where = status.text("mountpoint")
     mountpoint = Path(where) if where else None
-    if mountpoint is not None:
-        _wait_unused(mountpoint, timeout_s, find_users)
-    with contextlib.suppress(control_client.DriverGone):  # So it did what it was asked to.
-        _stop(state_dir, mountpoint, find_users)
+    try:
+        if mountpoint is not None:
+            _wait_unused(mountpoint, timeout_s, find_users)
+        with contextlib.suppress(control_client.DriverGone):  # So it did what it was asked to.
+            _stop(state_dir, mountpoint, find_users)
+    except InUse as exc:
+        raise _explained(exc, state_dir) from exc
     end_s = time.monotonic() + STOP_S_MAX
     while lock_holder(state_dir / "lock") is not None or mountpoint in mounts():
         if time.monotonic() >= end_s:
@@ -159,7 +167,20 @@ def unmount(
                 hint="Leave it alone; aimfuse status shows when it is gone.",
             )
         time.sleep(POLL_S)
+    if status.text("state") != "halted":
+        _check_clean(state_dir)
     return mountpoint
+
+
+def _check_clean(state_dir: Path) -> None:
+    checkpoint, _ = read_slots(state_dir / "checkpoint")
+    if checkpoint is None or checkpoint.get("clean") or lock_holder(state_dir / "lock") is not None:
+        return
+    raise HaltedError(
+        f"{state_dir}: unmounted, but its end was not a clean one",
+        hint="Its log says why. Make room or look at the disks, then mount it again before "
+        "anything else uses the image: recovery redoes the journal.",
+    )
 
 
 def _stop(
@@ -173,11 +194,23 @@ def _stop(
         raise (_in_use(mountpoint, found) if mountpoint and found else exc) from exc
 
 
-def _in_use(mountpoint: Path, found: list[str]) -> BusyError:
-    return BusyError(
+def _in_use(mountpoint: Path, found: list[str]) -> InUse:
+    return InUse(
         f"{mountpoint} is in use by {users.named(found)}",
         hint="Unmount file systems, detach loop devices (losetup -d) and end programs first, "
         "then repeat.",
+    )
+
+
+def _explained(exc: InUse, state_dir: Path) -> InUse:
+    """Say so if the users cannot go: who waits for a full spool cannot even be killed."""
+    status = Fields(control_client.call(state_dir, {"cmd": "status"}))
+    if status.text("state") != "spool-full":
+        return exc
+    return InUse(
+        f"{exc}; its writers wait for room: {status.text('reason')}",
+        hint="Bring the destinations back, free space, or take a destination out of group.toml: "
+        "until then not even kill ends a writer. Then repeat.",
     )
 
 

@@ -1,11 +1,9 @@
 """A stock sshd behind a proxy: links cut and blocked, servers restarted, changed and full."""
 
-import contextlib
 import errno
 import os
 import random
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,6 +15,7 @@ from tests.contract.openssh import Sshd, start_sshd
 from tests.contract.proxy import Proxy
 from tests.e2e.crash.fold import sealed_files
 from tests.e2e.crash.machine import Far, Machine, Source, eventually
+from tests.e2e.crash.memory_disk import free_bytes, memory_disk
 from tests.e2e.crash.writes import BLOCK, History, Load
 
 pytestmark = [pytest.mark.fuse, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -133,7 +132,7 @@ def test_a_stopped_replayer_is_waited_for(link: Link) -> None:
 def test_a_full_server_disk_is_waited_for(machine: Machine, seed: int) -> None:
     stores = machine.root / "stores"
     stores.mkdir()
-    with _tmpfs(stores, "70m"):
+    with memory_disk(stores, "70m"):
         source, far = Source(machine, machine.root), Far(machine, machine.root)
         source.initialise(BLOCKS * BLOCK, far.url)
         far.start()
@@ -143,7 +142,7 @@ def test_a_full_server_disk_is_waited_for(machine: Machine, seed: int) -> None:
             load.wait_for_trouble(0.2)
         source.flush()
         ballast = stores / "ballast"
-        ballast.write_bytes(bytes(_free_bytes(stores) - 3 * BLOCK))
+        ballast.write_bytes(bytes(free_bytes(stores) - 3 * BLOCK))
         with Load(source.volume, history) as load:
             assert not load.wait_for_trouble(0.5), "the application noticed"
         eventually(lambda: source.destination("v").get("error"), "it says that there is no room")
@@ -165,7 +164,7 @@ def test_a_full_spool_makes_writers_wait_or_fail_and_goes_on_when_there_is_room(
 ) -> None:
     place = machine.root / "journal"
     place.mkdir()
-    with _tmpfs(place, "24m"):
+    with memory_disk(place, "24m"):
         source, far = Source(machine, machine.root, place / "state"), Far(machine, machine.root)
         source.initialise(BLOCKS * BLOCK, far.url)
         source.configure(
@@ -205,20 +204,3 @@ def test_a_full_spool_makes_writers_wait_or_fail_and_goes_on_when_there_is_room(
         assert far.mirror.read_bytes() == image
         source.unmount()
         machine.clean_up()
-
-
-@contextlib.contextmanager
-def _tmpfs(path: object, size: str) -> Iterator[None]:
-    if os.geteuid() != 0:
-        pytest.skip("a tmpfs needs root")
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(path)]
-    subprocess.run(command, check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(path)], check=True)
-
-
-def _free_bytes(path: object) -> int:
-    info = os.statvfs(str(path))
-    return info.f_bavail * info.f_frsize
