@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from aimfuse.cli.boundary import exit_on_error
+from aimfuse.cli.plain import App
 from aimfuse.config import GroupConfig, add_destination
 from aimfuse.config.edit import change_destination, drop_destination, edit, parse_destination
 from aimfuse.errors import UsageError
@@ -20,12 +21,12 @@ Image = Annotated[
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The destination's name.")]
 StateDir = Annotated[
     Path | None,
-    typer.Option("--state", metavar="DIR", help="The state directory, if not IMAGE.aim."),
+    typer.Option(
+        "--state", metavar="DIR", help="State directory, if not IMAGE.aim beside the image."
+    ),
 ]
 
-family = typer.Typer(
-    no_args_is_help=True, help="Add, remove, list, pause and resume a group's destinations."
-)
+family = App(help="Add, remove, list, pause and resume a group's destinations.")
 
 
 def register(app: typer.Typer) -> None:
@@ -40,7 +41,7 @@ def add(
     url: Annotated[
         str, typer.Argument(metavar="URL", help="Such as sftp://host/srv/mirror, dir:///backup/v.")
     ],
-    name: Annotated[str | None, typer.Option("--name", help="Default: the host.")] = None,
+    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Default: the host.")] = None,
     bandwidth: Annotated[
         str | None, typer.Option("--bandwidth", metavar="RATE", help="Cap, such as 20MiB/s.")
     ] = None,
@@ -57,7 +58,7 @@ def add(
     paused: Annotated[bool, typer.Option("--paused", help="Send nothing before resume.")] = False,
     state: StateDir = None,
 ) -> None:
-    """Mirror the group to one more place; it begins with a first copy."""
+    """Mirror to one more place; it begins with a first copy."""
     given = {
         "bandwidth": bandwidth, "windows": window, "spool_share": spool_share,
         "paused": paused or None,
@@ -87,7 +88,10 @@ def remove(
     ] = False,
     state: StateDir = None,
 ) -> None:
-    """Stop mirroring to a place and let go of what waits for it; the store stays as it is."""
+    """Stop mirroring to a place, and let go of what waits for it.
+
+    Its store stays as it is.
+    """
     with exit_on_error():
         # Imported when needed: the other commands do without.
         from aimfuse.coordinator.leftovers import remove_account  # noqa: PLC0415
@@ -108,7 +112,7 @@ def list_all(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     state: StateDir = None,
 ) -> None:
-    """List the destinations with their settings, and what waits for each."""
+    """List the destinations, and what waits for each."""
     from aimfuse.manager.members import describe, listing  # noqa: PLC0415 - as above
 
     with exit_on_error():
@@ -124,7 +128,7 @@ def list_all(
 
 @family.command("pause")
 def pause(image: Image, name: Name, state: StateDir = None) -> None:
-    """Send nothing to a place until `resume`, also after restarts; its files wait."""
+    """Send nothing to a place until `resume`; its files wait."""
     with exit_on_error():
         _set(_state_dir(image, state), name, paused=True)
         typer.echo(f"{name} is paused. What it lacks stays in the spool.")
@@ -139,7 +143,7 @@ def resume(image: Image, name: Name, state: StateDir = None) -> None:
 
 
 def reload_settings(image: Image, state: StateDir = None) -> None:
-    """Check group.toml and take it over now, mounted or not; all of it or nothing."""
+    """Check group.toml and take it over now: all of it or nothing."""
     from aimfuse.manager.reload import reload  # noqa: PLC0415 - as above
 
     with exit_on_error():

@@ -32,7 +32,7 @@ def replay(
         bool, typer.Option("--once", help="Apply what has arrived, then exit.")
     ] = False,
 ) -> None:
-    """Apply arriving AIM files to the mirrors in DIR, until stopped."""
+    """Apply what arrives in DIR to its mirrors, until stopped."""
     _log_to_stderr()
 
     async def work() -> None:
@@ -46,7 +46,10 @@ def replay(
 def serve(
     directory: DirectoryArgument,
     listen: Annotated[
-        str, typer.Option("--listen", metavar="HOST:PORT", help="Port 0 takes a free one.")
+        str,
+        typer.Option(
+            "--listen", metavar="HOST:PORT", help="Address and port; 0 takes a free port."
+        ),
     ],
     authorized_keys: Annotated[
         Path | None,
@@ -57,7 +60,7 @@ def serve(
         ),
     ] = None,
 ) -> None:
-    """Receive AIM files over an embedded SFTP server, and apply them.
+    """Receive over an SFTP server of its own, and replay.
 
     Once it listens it prints three lines: `listening HOST:PORT`, `fingerprint SHA256:...` of
     its host key, and `known_hosts LINE` for the source's known_hosts file.

@@ -33,7 +33,10 @@ def inspect(
         int | None, typer.Option("--limit", metavar="N", min=0, help="List no more than so many.")
     ] = None,
 ) -> None:
-    """Show what an AIM file holds and whether it is sound. Exit code 10 if it is damaged."""
+    """Show what an AIM file holds, and whether it is sound.
+
+    Exit code 10 if it is damaged.
+    """
     with exit_on_error():
         if file.exists() and not file.is_file():  # A FIFO would be waited for.
             raise UsageError(f"{file} is not a regular file", hint="Name an AIM file.")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from aimfuse import __version__
+from aimfuse.cli.plain import App
 
 FAMILIES = {
     "source": ("init", "mount"),
@@ -19,13 +20,7 @@ FAMILIES = {
 }
 """The modules beside this one and their commands, in the order of the help text."""
 
-app = typer.Typer(
-    name="aimfuse",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,  # A bug's traceback goes into a report as it is.
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = App(name="aimfuse")
 
 
 def _print_version(wanted: bool) -> None:

@@ -23,7 +23,9 @@ ImageArgument = Annotated[
 ]
 StateOption = Annotated[
     Path | None,
-    typer.Option("--state", metavar="DIR", help="State directory instead of IMAGE.aim."),
+    typer.Option(
+        "--state", metavar="DIR", help="State directory, if not IMAGE.aim beside the image."
+    ),
 ]
 ToOption = Annotated[
     list[str] | None,
@@ -49,7 +51,9 @@ def init(
     image: ImageArgument,
     size: Annotated[
         str | None,
-        typer.Option("--size", metavar="SIZE", help="Make the image, this large, such as 10GiB."),
+        typer.Option(
+            "--size", metavar="SIZE", help="Make a new, empty image of this size, such as 10GiB."
+        ),
     ] = None,
     to: ToOption = None,
     state: StateOption = None,
@@ -58,11 +62,14 @@ def init(
         typer.Option(
             "--size-max",
             metavar="SIZE",
-            help="How large a volume may grow; default: the image's size.",
+            help="How large a volume may grow, such as 1TiB; default: as large as it is.",
         ),
     ] = None,
 ) -> None:
-    """Prepare an image, a block device or a directory of images for mirroring."""
+    """Prepare an image, a device or a directory for mirroring.
+
+    Nothing is written to the image. Settings, journal and state go to IMAGE.aim beside it.
+    """
     with exit_on_error():
         config = _initialise(image, state, to or [], size, size_max)
         typer.echo(f"{config.image}: ready; its state is in {config.state_dir}")
@@ -77,9 +84,12 @@ def mount(
     to: ToOption = None,
     state: StateOption = None,
     background: Annotated[
-        bool, typer.Option("--background", help="Return once it is mounted.")
+        bool,
+        typer.Option("--background", help="Return once it is mounted; log: IMAGE.aim/mount.log."),
     ] = False,
-    allow_other: Annotated[bool, typer.Option("--allow-other", help="Let other users in.")] = False,
+    allow_other: Annotated[
+        bool, typer.Option("--allow-other", help="Let other users use the mount, too.")
+    ] = False,
     writeback: Annotated[
         bool,
         typer.Option(
@@ -89,11 +99,18 @@ def mount(
     ] = False,
     resync: Annotated[
         bool,
-        typer.Option("--resync", help="Take the image as it is; mirrors need a full copy."),
+        typer.Option(
+            "--resync",
+            help="Take an image that was changed while not mounted as it is: a way out of a "
+            "refused mount. Mirrors need a full copy then.",
+        ),
     ] = False,
     ready_fd: Annotated[int | None, typer.Option("--ready-fd", hidden=True)] = None,
 ) -> None:
-    """Serve the image's volumes at MOUNTPOINT and mirror every write to all destinations."""
+    """Mount an image at MOUNTPOINT and mirror every write.
+
+    In the mount the image bears its own name: MOUNTPOINT/v.img. End it with `aimfuse umount`.
+    """
     with exit_on_error():
         config = _configured(image, state, to or [])
         if background:

@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
 def ship(
     image: Annotated[
         Path,
-        typer.Argument(metavar="IMAGE", help="The image, directory or device of the group."),
+        typer.Argument(metavar="IMAGE", help="Image file, block device or directory."),
     ],
     until_empty: Annotated[
         bool,
@@ -26,10 +26,12 @@ def ship(
     ] = False,
     state: Annotated[
         Path | None,
-        typer.Option("--state", metavar="DIR", help="State directory, if not IMAGE.aim."),
+        typer.Option(
+            "--state", metavar="DIR", help="State directory, if not IMAGE.aim beside the image."
+        ),
     ] = None,
 ) -> None:
-    """Ship sealed journal files, mounted or not; a mount does this by itself."""
+    """Send to the destinations what was journalled. A mount does this by itself."""
     with exit_on_error():
         # Imported when needed: the other commands do not wait for it.
         from aimfuse.coordinator.run import run_ship, yield_to_applications  # noqa: PLC0415

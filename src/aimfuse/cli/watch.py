@@ -23,7 +23,7 @@ Targets = Annotated[
     list[Path] | None,
     typer.Argument(
         metavar="TARGET",
-        help="Images, mountpoints, state directories, stores, directories of them.",
+        help="Images, mountpoints, state directories, stores, or directories of such.",
     ),
 ]
 Image = Annotated[
@@ -32,7 +32,9 @@ Image = Annotated[
 ]
 StateDir = Annotated[
     Path | None,
-    typer.Option("--state", metavar="DIR", help="The state directory, if not IMAGE.aim."),
+    typer.Option(
+        "--state", metavar="DIR", help="State directory, if not IMAGE.aim beside the image."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -53,7 +55,10 @@ def show_status(
         bool, typer.Option("--check", help="Exit with 1 if anything is in trouble.")
     ] = False,
 ) -> None:
-    """Show the state of sources and stores; without TARGETS, of all that is mounted here."""
+    """Show how sources and stores fare.
+
+    Without TARGET: all that is mounted here.
+    """
     with exit_on_error():
         found = find_targets(targets or [])
         states = [(target.kind, target.status()) for target in found]
@@ -72,11 +77,15 @@ def show_status(
 def show_dashboard(
     targets: Targets = None,
     interval: Annotated[
-        str, typer.Option("--interval", metavar="TIME", help="Time between two looks.")
+        str,
+        typer.Option("--interval", metavar="TIME", help="Time between two looks, such as 500ms."),
     ] = "1s",
     once: Annotated[bool, typer.Option("--once", help="Look once, print, and end.")] = False,
 ) -> None:
-    """Watch sources and stores live, both ends in one view. Ctrl-C ends it."""
+    """Watch sources and stores live. Ctrl-C ends it.
+
+    Without TARGET: all that is mounted here.
+    """
     with exit_on_error():
         interval_s = parse_duration_s(interval)
         watch = dashboard.Watch(targets or [])
@@ -86,10 +95,13 @@ def show_dashboard(
 def flush_group(
     image: Image,
     wait: Annotated[
-        Stage, typer.Option("--wait", help="How far everything written so far must have come.")
+        Stage,
+        typer.Option(
+            "--wait", help="In the journal here, received at the far side, or applied there."
+        ),
     ] = Stage.DURABLE,
     timeout: Annotated[
-        str, typer.Option("--timeout", metavar="TIME", help="How long to wait.")
+        str, typer.Option("--timeout", metavar="TIME", help="How long to wait, such as 90s.")
     ] = "5m",
     destination: Annotated[
         list[str] | None,
@@ -100,7 +112,7 @@ def flush_group(
     state: StateDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Close the journal's current file, and wait until it is durable, received or applied."""
+    """Wait until all that was written is durable, or at the mirrors."""
     with exit_on_error():
         state_dir = find_source(image, state)
         done = flush(state_dir, wait, parse_duration_s(timeout), destination or [])
@@ -139,7 +151,10 @@ def unmount_group(
     state: StateDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Unmount cleanly: write everything back, then stop the driver. Never forced, never lazy."""
+    """Unmount cleanly, once nobody uses the mount any more.
+
+    Never forced, never lazy. What is not with the destinations yet stays in the journal.
+    """
     with exit_on_error():
         state_dir = find_mounted(target, state)
         gone = unmount(state_dir, parse_duration_s(timeout))

@@ -186,12 +186,11 @@ class Backlog:
                     rescan_at = trio.current_time() + RESCAN_S
                     before = self.newest
                     self.load()
+                    note(None)
                     grew = grew or self.newest > before
             except OSError as exc:
                 note(exc)
                 grew = False
-            else:
-                note(None)
             if grew:
                 for subscriber in self.subscribers:
                     subscriber.notify()
