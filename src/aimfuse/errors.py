@@ -9,7 +9,7 @@ AimfuseError                 an expected failure: one line and a hint, never a t
 │   ├── CorruptRecord        bytes changed after they were written: stop
 │   └── ForeignFile          an AIM file of another group, epoch or number
 ├── ImageMismatch            the image is not the one that was left behind        exit 11
-├── StateLost                both slots of a small state are unreadable           exit 12
+├── StateLost                a small state, or the spool, cannot be read          exit 12
 ├── HaltedError              the volume refuses writes after a disk error         exit 13
 ├── VolumeError              one request is refused with the errno it carries     exit 1
 ├── StoreError               a store cannot go on without its operator            exit 14
@@ -98,13 +98,15 @@ class ImageMismatch(AimfuseError):
 
 
 class StateLost(AimfuseError):
-    """Neither slot of a small state at *path* can be read."""
+    """What was kept at *path* cannot be read: mostly, neither slot of a small state."""
 
     exit_code = 12
 
-    def __init__(self, path: Path, *, hint: str = "") -> None:
-        """Name the state whose two slots are both unreadable."""
-        super().__init__(f"{path}: neither slot is readable", hint=hint)
+    def __init__(
+        self, path: Path, problem: str = "neither slot is readable", *, hint: str = ""
+    ) -> None:
+        """Name the state and what is wrong with it."""
+        super().__init__(f"{path}: {problem}", hint=hint)
         self.path = path
 
 

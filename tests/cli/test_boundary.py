@@ -1,5 +1,6 @@
 """What a person at the terminal gets: versions, one-line errors, hints, exit codes."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import typer
 
 from aimfuse import __version__
 from aimfuse.cli.boundary import exit_on_error
-from aimfuse.errors import BusyError, HaltedError, Refused, Unavailable, UsageError
+from aimfuse.errors import AimfuseError, BusyError, HaltedError, Refused, Unavailable, UsageError
 
 
 def aimfuse(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -108,9 +109,20 @@ def test_an_image_that_is_there_is_not_made_anew(tmp_path: Path) -> None:
     assert (tmp_path / "v.img").read_bytes() == b"x"
 
 
+def test_the_exit_codes_in_the_manual_are_those_of_the_errors(repo_root: Path) -> None:
+    manual = (repo_root / "docs" / "operations.md").read_text()
+    (listed,) = re.findall(r"## Exit codes\n\n(0 done.*?)\. Errors are", manual, re.DOTALL)
+    codes = {int(one) for one in re.findall(r"(?:^|, )(\d+)\s", listed)}
+    kinds = [AimfuseError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    assert codes == {0, *(one.exit_code for one in kinds if one.__module__ == "aimfuse.errors")}
+
+
 def test_help_names_what_to_give() -> None:
     shown = aimfuse("init", "--help").stdout
     assert all(word in shown for word in ("IMAGE", "URL", "SIZE", "default: the", "image's size"))
-    assert "list[" not in shown
+    assert "Usage: python -m aimfuse init [OPTIONS] IMAGE\n" in shown
+    assert not any(noise in shown for noise in ("list[", "<path>", "<bool>", "{"))
     said = aimfuse("serve", "--help").stdout
     assert all(word in said for word in ("listening", "fingerprint", "known_hosts"))

@@ -41,7 +41,9 @@ def add(
     url: Annotated[
         str, typer.Argument(metavar="URL", help="Such as sftp://host/srv/mirror, dir:///backup/v.")
     ],
-    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Default: the host.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Default: the host.")
+    ] = None,
     bandwidth: Annotated[
         str | None, typer.Option("--bandwidth", metavar="RATE", help="Cap, such as 20MiB/s.")
     ] = None,

@@ -62,7 +62,7 @@ def init(
         typer.Option(
             "--size-max",
             metavar="SIZE",
-            help="How large a volume may grow, such as 1TiB; default: as large as it is.",
+            help="How large a volume may grow, such as 1TiB; default: the image's size.",
         ),
     ] = None,
 ) -> None:

@@ -1,5 +1,6 @@
 """`aimfuse ship`: move sealed journal files to their destinations."""
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,8 @@ def ship(
         # Imported when needed: the other commands do not wait for it.
         from aimfuse.coordinator.run import run_ship, yield_to_applications  # noqa: PLC0415
 
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+        logging.getLogger("asyncssh").setLevel(logging.WARNING)
         state_dir = state_dir_for(image, state)
         yield_to_applications()
 

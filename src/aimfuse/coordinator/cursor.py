@@ -94,7 +94,7 @@ class CursorFile:
         try:
             return Cursor(self._url) if state is None else replace(_load(state), url=self._url)
         except (KeyError, ValueError, TypeError) as exc:
-            raise StateLost(self._path, hint=f"The cursor lacks or spoils {exc}.") from exc
+            raise StateLost(self._path, f"the cursor lacks or spoils {exc}") from exc
 
     def write(self, cursor: Cursor) -> None:
         """Make *cursor* the newest, durable when this returns."""

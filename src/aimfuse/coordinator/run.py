@@ -115,6 +115,8 @@ class Coordinator:
             nursery.start_soon(self._keep_house)
             self._reconcile(nursery)
             self._report()
+            if not (self._config.destinations or until_empty):
+                log.info("no destinations in %s yet", self._config.state_dir / CONFIG_NAME)
             nursery.start_soon(self._follow_settings, nursery)
             if until_empty:
                 failure = await self._drain()

@@ -63,7 +63,7 @@ class Source:
             return None if state is None else _checkpoint(state)
         except (KeyError, ValueError, TypeError) as exc:
             path = self._state_dir / CHECKPOINT
-            raise StateLost(path, hint=f"The checkpoint lacks or spoils {exc}.") from exc
+            raise StateLost(path, f"the checkpoint lacks or spoils {exc}") from exc
 
     async def ask(self, command: str, answer_s_max: float) -> dict[str, Any]:
         """Return the driver's answer to *command*.

@@ -73,7 +73,7 @@ class CheckpointFile:
         try:
             return None if state is None else _from_state(state)
         except (KeyError, ValueError, TypeError) as exc:
-            raise StateLost(Path(NAME), hint=f"The checkpoint lacks or spoils {exc}.") from exc
+            raise StateLost(Path(NAME), f"the checkpoint lacks or spoils {exc}") from exc
 
     def write(self, checkpoint: Checkpoint) -> None:
         """Make *checkpoint* the newest, durable when this returns."""

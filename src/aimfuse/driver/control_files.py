@@ -48,7 +48,9 @@ def check_label(label: str) -> str:
         UsageError: empty, above 255 bytes, or with control characters.
     """
     if not label or len(label.encode()) > NAME_BYTES_MAX or not label.isprintable():
-        raise UsageError(f"{label!r} cannot be a bookmark: one line of text, at most 255 bytes")
+        raise UsageError(
+            f"{label!r} cannot be a bookmark", hint="Give one line of text, at most 255 bytes."
+        )
     return label
 
 

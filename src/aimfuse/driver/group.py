@@ -116,7 +116,9 @@ def open_group(
     if not resync and not disk.exists(paths.spool):
         raise StateLost(
             paths.spool,
-            hint="The spool is missing. Mount its disk, or run `aimfuse mount --resync`.",
+            "the spool is missing",
+            hint="Mount its disk, or put it back. If it is lost, `aimfuse mount --resync` takes "
+            "the image as it is; every mirror then needs a full copy.",
         )
     if resync:
         before = _start_over(disk, paths, before)
@@ -380,7 +382,10 @@ def _is_directory(path: Path) -> bool:
     mode = _mode(path)
     if stat.S_ISDIR(mode) or stat.S_ISREG(mode) or stat.S_ISBLK(mode):
         return stat.S_ISDIR(mode)
-    raise UsageError(f"{path} is neither a file, nor a block device, nor a directory")
+    raise UsageError(
+        f"{path} is neither a file, nor a block device, nor a directory",
+        hint="Name the image that is to be mirrored.",
+    )
 
 
 def _is_device(path: Path) -> bool:

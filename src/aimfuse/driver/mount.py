@@ -235,12 +235,22 @@ def check_mountpoint(mountpoint: Path, image: Path, inside: list[Path]) -> None:
     """
     _clean_dead_mount(mountpoint, image)
     if not mountpoint.is_dir():
-        raise UsageError(f"{mountpoint} is no directory", hint=f"Run `mkdir {mountpoint}` first.")
+        hint = f"Run `mkdir {mountpoint}` first."
+        if mountpoint.exists():
+            hint = "Choose an empty directory."
+        raise UsageError(f"{mountpoint} is no directory", hint=hint)
     if os.path.ismount(mountpoint):
-        raise BusyError(f"something is mounted at {mountpoint} already")
+        way_out = "umount" if _mounted_source(mountpoint) is None else "aimfuse umount"
+        raise BusyError(
+            f"something is mounted at {mountpoint} already",
+            hint=f"Choose another directory, or end that mount first: {way_out} {mountpoint}",
+        )
     for path in (image, *inside):
         if path.resolve().is_relative_to(mountpoint.resolve()):
-            raise UsageError(f"{path} lies below the mountpoint {mountpoint}")
+            raise UsageError(
+                f"{path} lies below the mountpoint {mountpoint}: the mount would hide it",
+                hint="Choose an empty directory elsewhere.",
+            )
     if any(mountpoint.iterdir()):
         raise UsageError(
             f"{mountpoint} is not empty: the mount would hide what is in it",
@@ -259,7 +269,10 @@ def _clean_dead_mount(mountpoint: Path, image: Path) -> None:
         return
     source = _mounted_source(mountpoint)
     if source != _source_name(image):
-        raise BusyError(f"{mountpoint} is a dead mount of {source or 'something else'}")
+        raise BusyError(
+            f"{mountpoint} is a dead mount of {source or 'something else'}",
+            hint=f"Take it away first: fusermount3 -uz {mountpoint}",
+        )
     log.warning("%s was left by a driver that died: cleaning up", mountpoint)
     subprocess.run(["fusermount3", "-uz", "--", str(mountpoint)], check=False)
 

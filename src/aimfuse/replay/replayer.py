@@ -183,7 +183,9 @@ class Replayer:
         try:
             names = list(islice(look.scan(self.directory), STORES_MAX + 1))
         except OSError as exc:
-            raise UsageError(f"{self.directory} cannot be read: {exc.strerror}") from exc
+            hint = f"Run `mkdir {self.directory}` first, or look at its permissions."
+            message = f"{self.directory} cannot be read: {exc.strerror}"
+            raise UsageError(message, hint=hint) from exc
         if len(names) > STORES_MAX:
             problems.add(
                 f"{self.directory} has more names than the {STORES_MAX} that are looked at"

@@ -111,7 +111,8 @@ def _read_authorised(path: Path) -> asyncssh.SSHAuthorizedKeys:
         return asyncssh.read_authorized_keys(str(path))
     except (OSError, ValueError) as exc:
         hint = f"Append the source's public key (~/.ssh/id_ed25519.pub there) to {path}."
-        raise UsageError(f"nobody could log in: {path}: {exc}", hint=hint) from exc
+        reason = exc.strerror if isinstance(exc, OSError) else exc
+        raise UsageError(f"nobody could log in: {path}: {reason}", hint=hint) from exc
 
 
 def _host_key(disk: Disk, path: Path) -> asyncssh.SSHKey:
@@ -166,7 +167,9 @@ class _Listener:
                 window=WINDOW_BYTES,
             )
         except OSError as exc:
-            raise BusyError(f"cannot listen on {host} port {port}: {exc}") from exc
+            hint = "Is another server there already, and is the address one of this host's?"
+            reason = exc.strerror or exc
+            raise BusyError(f"cannot listen on {host} port {port}: {reason}", hint=hint) from exc
         bound: int = self._acceptor.get_port()
         return bound
 
