@@ -59,6 +59,7 @@ class Result:
 _RANDOM = "4 KiB random writes, in memory"
 _SEQUENTIAL = "1 MiB sequential writes, in memory"
 _FSYNC = "4 KiB random write + fsync, on disk"
+_QUEUE = "100,000 files queued"
 _RSS = "memory, 10,000 files queued"
 
 ROWS = (
@@ -70,6 +71,8 @@ ROWS = (
     Row("fsync-qemu", "fsync", _FSYNC, "IOPS", 1.0, QEMU),
     Row("lag", "lag", "lag at a steady 5 MB/s, p99", "s", 2.0),
     Row("backlog", "backlog", "shipping a backlog of 1 GiB", "MB/s", 0.8, SCP),
+    Row("queue-start", "queue-start", f"{_QUEUE}: start of the coordinator", "s", 3.0),
+    Row("queue-status", "queue-status", f"{_QUEUE}: status", "s", 0.5),
     Row("rss-driver", "rss-driver", f"{_RSS}: driver", "MB", 150.0),
     Row("rss-coordinator", "rss-coordinator", f"{_RSS}: coordinator", "MB", 150.0),
     Row("rss-replayer", "rss-replayer", f"{_RSS}: replayer", "MB", 150.0),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import lag, load, memory, rows
+from bench import lag, load, memory, rows, waiting
 from bench.backlog import Backlog
 from bench.bare import bare
 from bench.load import GIB, MIB, Work
@@ -66,6 +66,13 @@ class Bench:
         if self._wants("backlog"):
             with self._attempt("backlog"), self._directory(memory_dir) as near:
                 self._backlog(near)
+        if self._wants("queue"):
+            with self._attempt("queue"), self._directory(disk_dir) as near:
+                for name, seconds in waiting.measure(
+                    self._runner, near, self._options.rounds
+                ).items():
+                    for one in seconds:
+                        self._note(f"queue-{name}", OURS, one, "s")
         if self._wants("rss"):
             with self._attempt("rss"), self._directory(memory_dir) as near:
                 for name, megabytes in memory.measure(self._runner, near).items():

@@ -214,3 +214,22 @@ async def test_windows_and_caps_change_without_a_new_connection(
         source.configure(replace(A, bandwidth_bytes_s=30 * MIB))
         await until(lambda: link.store.number == source.head.number)
     assert link.opens == 1
+
+
+async def test_clocks_that_step_at_either_end_change_no_order_and_make_no_negative_lag(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    dice = make_dice()
+    source, link = SampleSource(tmp_path, A), Link()
+    async with shipping(source, tools_for(source, dice, a=link)):
+        await until(lambda: link.store.phase == "consistent")
+        for block in range(12):
+            source.wall.now_ns += dice.choice([-1, 1]) * dice.randrange(86400) * SECOND_NS
+            source.write(block, 1 + block)
+            await trio.sleep(dice.random())
+            assert status(source)["lag"]["seconds"] >= 0
+        await until(lambda: link.store.number == source.head.number)
+        await until(lambda: status(source)["lag"] == {"seconds": 0.0, "bytes": 0, "files": 0})
+    assert bytes(link.store.mirror) == source.contents()
+    sent = [name for name in link.store.deliveries if not name.startswith("sync")]
+    assert sent == sorted(sent)

@@ -27,12 +27,6 @@ def test_the_answer_of_the_driver_is_returned(serve: Callable[[Answerer], Path])
     assert control_client.call(state_dir, {"cmd": "roll"}) == {"ok": True, "asked": "roll"}
 
 
-async def test_the_trio_client_returns_the_same(serve: Callable[[Answerer], Path]) -> None:
-    state_dir = serve(lambda request: line(ok=True, asked=request["cmd"]))
-    answer = await control_client.call_async(state_dir, {"cmd": "roll"})
-    assert answer == {"ok": True, "asked": "roll"}
-
-
 def test_an_answer_of_many_pieces_is_put_together(serve: Callable[[Answerer], Path]) -> None:
     state_dir = serve(lambda _request: line(text="x" * 1_000_000))
     assert len(control_client.call(state_dir, {"cmd": "status"})["text"]) == 1_000_000
@@ -60,12 +54,6 @@ def test_a_silent_driver_is_given_up(serve: Callable[[Answerer], Path]) -> None:
     state_dir = serve(lambda _request: None)
     with pytest.raises(BusyError, match="did not answer within"):
         control_client.call(state_dir, {"cmd": "status"}, 0.1)
-
-
-async def test_a_silent_driver_is_given_up_under_trio(serve: Callable[[Answerer], Path]) -> None:
-    state_dir = serve(lambda _request: None)
-    with pytest.raises(BusyError, match="did not answer"):
-        await control_client.call_async(state_dir, {"cmd": "status"}, 0.1)
 
 
 def test_without_a_socket_it_is_not_mounted(tmp_path: Path) -> None:

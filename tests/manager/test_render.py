@@ -219,3 +219,58 @@ def test_the_snapshot_of_a_json_round_trip_is_the_same(made: Any) -> None:
     status = made.source()
     again = json.loads(json.dumps(status))
     assert snapshot([status], [], made.now_ns) == snapshot([again], [], made.now_ns)
+
+
+def test_the_spool_says_when_it_is_full_and_each_destination_when_it_is_drained(made: Any) -> None:
+    snap = snapshot(
+        [
+            made.source(
+                made.destination(
+                    pinned={"files": 12, "bytes": 3 * made.mib},
+                    forecast={"full_in_s": 3 * 3600 + 12 * 60, "drained_in_s": None},
+                ),
+                made.destination(name="b", forecast={"full_in_s": None, "drained_in_s": 14 * 60}),
+                made.destination(name="c", forecast=None),
+            )
+        ],
+        [],
+        made.now_ns,
+    )
+    shown = words(snap, 110)
+    assert "full in 3 h 12 min at this rate" in shown
+    assert "12 files · 3.0 MiB in the spool" in shown
+    assert "drained in 14 min 0 s" in shown
+
+
+def test_a_destination_at_rest_is_no_alarm_but_what_waits_for_it_shows(made: Any) -> None:
+    kept = {"pinned": {"files": 1, "bytes": 5}, "queued": {"files": 1, "bytes": 5}}
+    paused = made.destination(name="a", state="paused", **kept)
+    waiting = made.destination(name="b", state="waiting", opens="Mon 22:00", **kept)
+    snap = snapshot([made.source(paused, waiting)], [], made.now_ns)
+    assert snap.level < Level.WARN
+    assert words(snap, 110).count("1 file · 5 B in the spool") == 2
+    assert "sends again Mon 22:00" in words(snap, 110)
+
+
+def test_each_end_shows_what_the_other_says(made: Any) -> None:
+    ack = {"phase": "consistent", "free_bytes": 7 * made.mib, "missing": [9], "damaged": ["x.aim"]}
+    near = words(snapshot([made.source(made.destination(ack=ack))], [], made.now_ns), 110)
+    assert "through file 411" in near
+    assert "7.0 MiB free there" in near
+    assert "waits for missing files: 9" in near
+    assert "got damaged files: x.aim" in near
+    said = {
+        "time_ns": made.now_ns, "newest": {"epoch": 1, "number": 413}, "accepted_seq": 184_220,
+        "state": "active", "spool": {"files": 4, "bytes": 9 * made.mib},
+    }  # fmt: skip
+    far = words(snapshot([], [made.store(source=said)], made.now_ns), 110)
+    assert "active newest file 413 record 184,220 spool 4 files · 9.0 MiB" in far
+
+
+@pytest.mark.parametrize("step_s", [-7200, -90, 90, 7200])
+def test_a_clock_that_was_set_makes_no_negative_time(made: Any, step_s: int) -> None:
+    now_ns = made.now_ns + step_s * made.second
+    snap = snapshot([made.source()], [made.store(heard_ns=now_ns - made.second)], now_ns)
+    shown = words(snap, 110)
+    assert not any(word.startswith("-") and word[1:2].isdigit() for word in shown.split())
+    assert not snap.stores[0].problems  # It was heard a second ago by the clock of its host.

@@ -104,3 +104,12 @@ async def test_a_running_replayer_is_seen_and_not_disturbed(source: Source, stor
         nursery.cancel_scope.cancel()
     assert store_status(store)["replayer"] is None
     assert store_status(store)["applied"]["number"] == source.number
+
+
+def test_when_the_source_was_heard_goes_by_the_clock_of_the_store(
+    source: Source, store: Path
+) -> None:
+    heartbeat(store, source)
+    said = store_status(store)
+    assert abs(said["heard_ns"] - time.time_ns()) < 60 * SECOND_NS
+    assert said["source"]["time_ns"] < said["heard_ns"]

@@ -5,6 +5,7 @@ numbers have no holes, and an epoch either goes on or is followed by the next on
 now and then repairs what that could miss.
 """
 
+import contextlib
 import os
 from array import array
 from bisect import bisect_left, bisect_right
@@ -25,6 +26,8 @@ FOLLOW_BUSY_S = 0.05
 FOLLOW_IDLE_S = 0.1
 RESCAN_S = 60.0
 _BURST_FILES = 1000
+_NUMBER = slice(9, 21)
+"""Where a file's name has its number."""
 
 
 class Backlog:
@@ -75,6 +78,14 @@ class Backlog:
         """Return the bytes of the known files with *after* < number <= *through*."""
         low, high = bisect_right(self._numbers, after), bisect_right(self._numbers, through)
         return 0 if low >= high else self._end_bytes(high - 1) - self._end_bytes(low - 1)
+
+    def summary(self) -> dict[str, int]:
+        """Return the known files as a sum that others can check against what they see."""
+        newest = self._numbers[-1] if self._numbers else 0
+        return {
+            "first": self.oldest, "last": newest, "files": len(self),
+            "bytes": self.bytes_between(0, newest),
+        }  # fmt: skip
 
     def count_above(self, number: int) -> int:
         """Return how many known files come after file *number*."""
@@ -142,20 +153,17 @@ class Backlog:
         Raises:
             OSError: the spool could not be listed.
         """
-        found = []
-        with os.scandir(self.spool) as entries:
-            for entry in entries:
-                name = parse(entry.name)
-                if isinstance(name, JournalName) and (
-                    not self._numbers or name.number > self.newest
-                ):
-                    found.append((name, entry.stat(follow_symlinks=False).st_size))
-        for name, size in sorted(found):
+        above = f"{self.newest:012d}" if self._numbers else ""
+        # A hundred thousand names: nothing is made of one before it is known to be new.
+        names = (name for name in os.listdir(self.spool) if name[_NUMBER] > above)  # noqa: PTH208
+        parsed = (name for one in sorted(names) if isinstance(name := parse(one), JournalName))
+        for name in parsed:
             # A listing can miss a file that gets its name while it runs, though it shows one
             # that got its name later.
             while self._numbers and self.newest + 1 < name.number and self.look():
                 continue
-            self._add(name, size)
+            with contextlib.suppress(FileNotFoundError):  # Released since.
+                self._add(name, os.stat(f"{self.spool}/{name.sealed}").st_size)  # noqa: PTH116
 
     def look(self) -> bool:
         """Learn the file that follows the newest one; tell whether there was one."""

@@ -1,5 +1,6 @@
 """The books of one destination: where it stands, what is on its way, and its cursor on disk."""
 
+import contextlib
 import json
 import os
 import random
@@ -18,6 +19,7 @@ from aimfuse.coordinator.cursor import Cursor, CursorFile
 from aimfuse.coordinator.decide import History
 from aimfuse.coordinator.delivery import Delivery
 from aimfuse.coordinator.extents import SYNC_FILE_BYTES
+from aimfuse.coordinator.forecast import Trend
 from aimfuse.coordinator.gate import Gate
 from aimfuse.coordinator.lag import Lag, Stage, seconds_behind
 from aimfuse.coordinator.rate import RateMeter
@@ -93,6 +95,7 @@ class Place:
         self.cursor = Cursor(config.url)
         self.ack: Ack | None = None
         self.meter = RateMeter()
+        self._trend = Trend()
         self.gate = Gate(config.windows, parts.wall_ns)
         self.bucket = TokenBucket(config.bandwidth_bytes_s)
         self.state = "new"
@@ -305,6 +308,8 @@ class Place:
             "retry_in_s": None if self._retry_at is None else max(0.0, self._retry_at - now),
             "queued": lag.queued.to_json(),
             "pinned": {**self.pinned().to_json(), "bytes_max": self.config.spool_share_bytes},
+            "spool": self.parts.backlog.summary(),
+            "forecast": self._forecast(now),
             "in_flight": [{"name": f.name, "bytes": f.bytes, "sent": f.sent} for f in flights],
             "received_not_applied": lag.received.to_json(),
             "received": {"number": self.delivery.confirmed},
@@ -321,6 +326,18 @@ class Place:
             "updated_ns": self.parts.wall_ns(),
             "stuck": pending and now - self._moved_at >= STUCK_S,
         }
+
+    def _forecast(self, now: float) -> dict[str, float | None]:
+        """Return how the spool's share goes on if all stays as it is."""
+        pinned, journal = self.pinned().bytes, self.parts.config.journal
+        self._trend.note(now, pinned)
+        room = [journal.spool_bytes_max - pinned]
+        if self.config.spool_share_bytes is not None:
+            room.append(self.config.spool_share_bytes - pinned)
+        with contextlib.suppress(OSError):
+            free = self.parts.disk.free_bytes(self.parts.backlog.spool)
+            room.append(free - journal.spool_reserve_bytes)
+        return self._trend.forecast(pinned, max(0, min(room)))
 
     def write_status(self) -> None:
         """Replace ``status.json``; atomic, not durable, for it is only for reading now."""
@@ -367,7 +384,7 @@ def heartbeat(parts: Parts, driver: dict[str, Any] | None) -> bytes:
         "epoch": backlog.head.epoch,
         "accepted_seq": status.get("accepted_seq", max(seqs)),
         "newest": {"epoch": backlog.head.epoch, "number": backlog.newest},
-        "spool": {"files": len(backlog), "bytes": backlog.bytes_between(0, backlog.newest)},
+        "spool": status.get("spool") or backlog.summary(),
         "state": status.get("state", "unmounted"),
     }
     return json.dumps(content).encode()

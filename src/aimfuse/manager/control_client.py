@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-import trio
-
 from aimfuse.errors import AimfuseError, BusyError
 
 SOCKET_NAME = "control.sock"
@@ -72,21 +70,6 @@ def call(state_dir: Path, request: Answer, timeout_s: float = CALL_S_MAX) -> Ans
     return _parse(state_dir, bytes(answer))
 
 
-async def call_async(state_dir: Path, request: Answer, timeout_s: float = CALL_S_MAX) -> Answer:
-    """Do as `call` does, under trio. Cancelled, it leaves the request to the driver."""
-    with _foreign_errors(state_dir, timeout_s), _address(state_dir) as address:
-        with trio.fail_after(timeout_s):
-            async with await trio.open_unix_socket(address) as link:
-                await link.send_all(_line(request))
-                answer = bytearray()
-                while not answer.endswith(b"\n") and len(answer) <= ANSWER_BYTES_MAX:
-                    data = await link.receive_some(_READ_BYTES)
-                    if not data:
-                        break
-                    answer += data
-    return _parse(state_dir, bytes(answer))
-
-
 @contextmanager
 def _address(state_dir: Path) -> Generator[str]:
     fd = os.open(state_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -100,12 +83,12 @@ def _address(state_dir: Path) -> Generator[str]:
 def _foreign_errors(state_dir: Path, timeout_s: float) -> Generator[None]:
     try:
         yield
-    except (TimeoutError, trio.TooSlowError) as exc:
+    except TimeoutError as exc:
         message = f"{state_dir}: the driver did not answer within {timeout_s:g} s"
         raise BusyError(message, hint="Look at its log; `aimfuse status` shows who it is.") from exc
     except (FileNotFoundError, ConnectionRefusedError) as exc:
         raise NotMounted(f"{state_dir}: not mounted", hint=_WAY_OUT) from exc
-    except (ConnectionError, trio.BrokenResourceError) as exc:
+    except ConnectionError as exc:
         message = f"{state_dir}: the driver went away before it answered"
         raise DriverGone(message, hint="See `aimfuse status`, then mount it again.") from exc
     except PermissionError as exc:

@@ -57,6 +57,7 @@ def store_status(store: Path) -> State:
         "lag": _lag(applied, ack, source, now_ns),
         "free_bytes": free_bytes(store),
         "source": source,
+        "heard_ns": _changed_ns(store / INBOX / "source.json"),
         "ack_time_ns": ack.get("time_ns"),
         "generation": ack.get("generation"),
         "time_ns": now_ns,
@@ -85,6 +86,13 @@ def _aim_files(inbox: Path) -> tuple[int, int]:
     if files and note.is_file():
         return files - 1, max(0, size - note.stat().st_size)
     return files, size
+
+
+def _changed_ns(path: Path) -> int | None:
+    try:
+        return path.stat(follow_symlinks=False).st_mtime_ns
+    except OSError:
+        return None
 
 
 def _names(directory: Path) -> list[str]:

@@ -74,6 +74,14 @@ class Lag:
 
 
 @dataclass(frozen=True, slots=True)
+class Forecast:
+    """When a spool is full, or drained, if all goes on as it does; None where nobody can say."""
+
+    full_in_s: float | None = None
+    drained_in_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """Something an operator must see, and what to do about it."""
 
@@ -101,6 +109,11 @@ class Destination:
     queued: Amount
     in_flight: tuple[Upload, ...]
     received: Amount
+    received_number: int
+    pinned: Amount
+    forecast: Forecast
+    opens: str
+    store_free_bytes: int | None
     applied_number: int
     applied_seq: int
     lag: Lag
@@ -158,6 +171,10 @@ class Store:
     mirror_time_ns: int | None
     lag: Lag
     source_time_ns: int | None
+    source_state: str
+    source_newest: int | None
+    source_seq: int | None
+    source_spool: Amount
     free_bytes: int | None
     problems: tuple[Problem, ...]
 
@@ -279,6 +296,11 @@ def _destination(status: Fields, now_ns: int, idle: str) -> Destination:
             for one in status.parts("in_flight")
         ),
         received=_amount(status.part("received_not_applied")),
+        received_number=status.part("received").count("number"),
+        pinned=_amount(status.part("pinned")),
+        forecast=_forecast(status.part("forecast")),
+        opens=status.text("opens"),
+        store_free_bytes=ack.maybe("free_bytes"),
         applied_number=applied.count("number"),
         applied_seq=applied.count("seq"),
         lag=Lag(lag.seconds("seconds"), lag.maybe("bytes"), lag.maybe("files")),
@@ -305,7 +327,8 @@ def _destination_problems(
     if status.flag("stuck"):
         found.append(Problem("work is pending and nothing moves", "", Level.BAD))
     updated_ns = status.maybe("updated_ns")
-    age_s = (now_ns - updated_ns) / SECOND_NS if updated_ns else 0.0
+    # A time to come is as old as one that is past: a clock was set back.
+    age_s = abs(now_ns - updated_ns) / SECOND_NS if updated_ns else 0.0
     if idle and (age_s > STALE_S or state == "stopped"):
         text = f"not shipping (unmounted): run `aimfuse ship {idle}`"
         found.append(Problem(text, "", Level.WARN))
@@ -352,6 +375,10 @@ def _store(status: Fields, now_ns: int) -> Store:
         mirror_time_ns=status.maybe("mirror_time_ns"),
         lag=Lag(lag.seconds("seconds"), lag.maybe("bytes"), lag.maybe("files")),
         source_time_ns=source.maybe("time_ns"),
+        source_state=source.text("state"),
+        source_newest=source.part("newest").maybe("number"),
+        source_seq=source.maybe("accepted_seq"),
+        source_spool=_amount(source.part("spool")),
         free_bytes=status.maybe("free_bytes"),
         problems=tuple(problems),
     )
@@ -365,8 +392,9 @@ def _store_problems(status: Fields, level: Level, pid: int | None, now_ns: int) 
     if pid is None:
         hint = "Run `aimfuse replay` on the directory it lies in."
         found.append(Problem("no replayer is running", hint, Level.WARN))
-    heard_ns = status.part("source").maybe("time_ns")
-    silent_s = (now_ns - heard_ns) / SECOND_NS if heard_ns else 0.0
+    # By the clock of this host, if it tells: the source's may show anything.
+    heard_ns = status.maybe("heard_ns") or status.part("source").maybe("time_ns")
+    silent_s = max(0, now_ns - heard_ns) / SECOND_NS if heard_ns else 0.0
     if silent_s > SILENT_SOURCE_S:
         text = f"nothing heard from the source for {format_seconds(silent_s)}"
         found.append(Problem(text, "", Level.WARN))
@@ -384,6 +412,10 @@ def _listed(names: Sequence[Any]) -> str:
 
 def _amount(part: Fields) -> Amount:
     return Amount(part.count("files"), part.count("bytes"))
+
+
+def _forecast(part: Fields) -> Forecast:
+    return Forecast(part.seconds("full_in_s"), part.seconds("drained_in_s"))
 
 
 def _sync(part: Fields) -> Sync | None:

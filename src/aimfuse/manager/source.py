@@ -15,7 +15,7 @@ from aimfuse.errors import AimfuseError, ConfigError
 from aimfuse.manager import control_client
 from aimfuse.manager.fields import Fields
 from aimfuse.manager.files import State, free_bytes, lock_holder, read_json, read_slots
-from aimfuse.manager.spool import SpoolFiles, list_spool
+from aimfuse.manager.spool import KnownSum, SpoolFiles, list_spool
 from aimfuse.units import SECOND_NS
 
 LOOKS_MAX = 3
@@ -62,11 +62,12 @@ def _held(pid: int, problem: AimfuseError) -> State:
 def assemble(state_dir: Path) -> State:
     """Return the state of a group that nobody serves, from its files alone."""
     settings, config_problem = _settings(state_dir)
-    spool = list_spool(settings.spool if settings else state_dir / "spool")
+    sums = _known_sums(state_dir)
+    spool = list_spool(settings.spool if settings else state_dir / "spool", sums)
     checkpoint, problem = read_slots(state_dir / "checkpoint")
     known = checkpoint or {}
     newest = spool.newest
-    seal = spool.seal(newest) if newest else None
+    seal = spool.seal(newest.sealed) if newest else None
     last_seq = seal.last_seq if seal and seal.record_count else known.get("seq", 0)
     state, reason = _state(checkpoint, problem or config_problem, spool)
     return {
@@ -84,7 +85,7 @@ def assemble(state_dir: Path) -> State:
         "checkpoint": {"number": known.get("number", 0), "seq": known.get("seq", 0)},
         "active": None,
         "spool": {
-            "files": len(spool.sealed),
+            "files": spool.files,
             "bytes": spool.bytes,
             "bytes_max": settings.journal.spool_bytes_max if settings else None,
             "free_bytes": free_bytes(spool.directory),
@@ -101,6 +102,15 @@ def assemble(state_dir: Path) -> State:
     }
 
 
+def _known_sums(state_dir: Path) -> list[KnownSum]:
+    """Return what coordinators have added up of the spool."""
+    found = []
+    for path in (state_dir / "destinations").glob("*/status.json"):
+        one = Fields(read_json(path)).part("spool")
+        found.append(KnownSum(*map(one.count, ("first", "last", "files", "bytes"))))
+    return found
+
+
 def _settings(state_dir: Path) -> tuple[GroupConfig | None, str]:
     try:
         return config.load(state_dir), ""
@@ -114,7 +124,7 @@ def _state(checkpoint: State | None, problem: str, spool: SpoolFiles) -> tuple[s
         return "damaged", problem
     if checkpoint is None:
         return "unmounted", "never mounted"
-    if not checkpoint.get("clean") or spool.open:
+    if not checkpoint.get("clean") or spool.is_open:
         return "unclean", "not unmounted cleanly: the next mount redoes the journal"
     return "unmounted", ""
 
@@ -197,6 +207,7 @@ def _destination(
             "files": lag_files,
         },
         "rate_bytes_s": 0.0,
+        "forecast": None,
         "sync": status.get("sync"),
         "stuck": False,
     }

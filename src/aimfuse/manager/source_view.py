@@ -25,6 +25,7 @@ from aimfuse.units import format_bytes, format_seconds
 
 SPOOL_WARN_RATIO = 0.7
 SPOOL_ALARM_RATIO = 0.9
+SPOOL_SOON_S = 4 * 3600.0
 TWO_COLUMNS_WIDTH = 120
 UPLOADS_SHOWN_MAX = 8
 _GUTTER = 4
@@ -82,6 +83,11 @@ def _spool(source: Source, scene: Scene) -> Lines:
     chunks += [Text(format_bytes(used) + of), Text(files(source.spool.files))]
     if source.spool_free_bytes is not None and scene.detail is Detail.FULL:
         chunks.append(Text(f"{format_bytes(source.spool_free_bytes)} free on disk", style="dim"))
+    full_in = [s for one in source.destinations if (s := one.forecast.full_in_s) is not None]
+    if full_in:
+        soon = min(full_in)
+        text = f"full in {format_seconds(soon)} at this rate"
+        chunks.append(Text(text, style="yellow" if soon < SPOOL_SOON_S else ""))
     return row("spool", chunks, scene.look)
 
 
@@ -123,10 +129,11 @@ def _block(one: Destination, source: Source) -> _Block:
 def _stages(one: Destination, source: Source, scene: Scene) -> Lines:
     look, full = scene.look, scene.detail is Detail.FULL
     lines = sync_lines(one.sync, look) if one.sync is not None else []
+    lines += _kept(one, scene)
     if full:
         lines += row("queued", [Text(amount(one.queued.files, one.queued.bytes))], look)
         lines += _in_flight(one.in_flight, scene)
-        lines += row("received", [Text(amount(one.received.files, one.received.bytes))], look)
+        lines += _received(one, scene)
     else:
         lines += _on_the_way(one, scene)
     lines += _applied(one, scene)
@@ -137,6 +144,27 @@ def _stages(one: Destination, source: Source, scene: Scene) -> Lines:
         speed = Text(f"{format_bytes(one.rate_bytes_s)}/s")
         lines += row("rate", [speed, sparkline(values, look, "green")], look)
     return lines
+
+
+def _kept(one: Destination, scene: Scene) -> Lines:
+    """Return what stays in the spool for it, and what becomes of that."""
+    chunks = []
+    if one.state == "waiting" and one.opens:
+        chunks.append(Text(f"sends again {safe(one.opens)}"))
+    if one.pinned.files:
+        chunks.append(Text(f"{amount(one.pinned.files, one.pinned.bytes)} in the spool"))
+    if one.forecast.drained_in_s is not None:
+        chunks.append(Text(f"drained in {format_seconds(one.forecast.drained_in_s)}"))
+    return row("kept", chunks, scene.look) if chunks else []
+
+
+def _received(one: Destination, scene: Scene) -> Lines:
+    chunks = [Text(amount(one.received.files, one.received.bytes))]
+    if one.received_number:
+        chunks.append(Text(f"through file {one.received_number:,}"))
+    if one.store_free_bytes is not None:
+        chunks.append(Text(f"{format_bytes(one.store_free_bytes)} free there", style="dim"))
+    return row("received", chunks, scene.look)
 
 
 def _on_the_way(one: Destination, scene: Scene) -> Lines:

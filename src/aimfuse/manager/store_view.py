@@ -50,10 +50,23 @@ def _stages(store: Store, scene: Scene) -> Lines:
         return lines
     free = format_bytes(store.free_bytes) if store.free_bytes is not None else "unknown"
     lines += row("disk", [Text(f"{free} free")], look)
-    if store.source_time_ns:
-        heard = f"last heard at {scene.clock(store.source_time_ns)}"
-        lines += row("source", [Text(heard, style="dim")], look)
-    return lines
+    return lines + _source(store, scene)
+
+
+def _source(store: Store, scene: Scene) -> Lines:
+    """Return what the source last said of itself."""
+    if not store.source_time_ns:
+        return []
+    chunks = [Text(f"last heard at {scene.clock(store.source_time_ns)}", style="dim")]
+    if store.source_state:
+        chunks.append(Text(safe(store.source_state)))
+    if store.source_newest is not None:
+        chunks.append(Text(f"newest file {store.source_newest:,}"))
+    if store.source_seq is not None:
+        chunks.append(Text(f"record {store.source_seq:,}"))
+    if store.source_spool.files:
+        chunks.append(Text(f"spool {amount(store.source_spool.files, store.source_spool.bytes)}"))
+    return row("source", chunks, scene.look)
 
 
 def _mirror(store: Store, scene: Scene) -> list[Text]:
