@@ -211,6 +211,8 @@ class Backlog:
             if not self.look():
                 break
             grew = True
+        if not grew:
+            self.spool.stat()  # A file that is not there is no error, a spool is.
         return grew
 
     def _add(self, name: JournalName, size: int) -> None:
