@@ -12,7 +12,7 @@ import trio
 
 from aimfuse import config as configuration
 from aimfuse.config import GroupConfig
-from aimfuse.disk import process_disk
+from aimfuse.disk import process_disk, weakness
 from aimfuse.driver.group import (
     GroupLimits,
     GroupLock,
@@ -74,6 +74,7 @@ def run_mount(request: MountRequest, mounted: Callable[[], None]) -> None:
     lock = GroupLock(paths)  # First: who serves the image already says more than where.
     try:
         check_mountpoint(request.mountpoint, paths.image, [paths.state_dir, paths.spool])
+        _warn_of_weak_storage(paths)
         become_part_of_the_io_path()
         journal = config.journal
         limits = GroupLimits(
@@ -193,6 +194,13 @@ _LIVE = {
     "spool_reserve": "spool_reserve_bytes", "when_full": "when_full",
 }  # fmt: skip
 """Keys of the journal that a mounted group takes over, and their attributes."""
+
+
+def _warn_of_weak_storage(paths: GroupPaths) -> None:
+    found = [(path, weakness(path)) for path in (paths.image, paths.state_dir, paths.spool)]
+    for path, problem in found:
+        if problem:
+            log.warning("%s is %s", path, problem)
 
 
 def _coordinator(config: GroupConfig) -> Supervisor:

@@ -12,6 +12,7 @@ import fcntl
 import importlib
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -35,6 +36,21 @@ _NO_HOLES = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EINVA
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_libc.statfs.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
+
+_IN_MEMORY = "in memory: a power cut or a reboot takes everything on it"
+_FAR_AWAY = (
+    "on a network file system: what is synced is as durable as its server makes it, a lock may "
+    "not keep out another host, and while the server is away everything hangs"
+)
+_BY_A_PROGRAM = "on a FUSE file system: what is synced is as durable as its program makes it"
+_WEAK_KINDS = {
+    0x01021994: _IN_MEMORY, 0x858458F6: _IN_MEMORY,  # tmpfs, ramfs
+    0x6969: _FAR_AWAY, 0xFF534D42: _FAR_AWAY, 0xFE534D42: _FAR_AWAY,  # NFS, CIFS, SMB2
+    0x00C36400: _FAR_AWAY, 0x01021997: _FAR_AWAY,  # Ceph, 9P
+    0x65735546: _BY_A_PROGRAM,
+}  # fmt: skip
+"""What is to be said of file systems, by the f_type of statfs(2)."""
 
 
 class Disk:
@@ -291,6 +307,17 @@ def try_lock(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def weakness(path: Path) -> str:
+    """Return what to be warned of on the file system of *path*; "" where nothing is known."""
+    if path.is_block_device():  # Its name lies in memory, its bytes do not.
+        return ""
+    info = ctypes.create_string_buffer(256)  # struct statfs; its first field is a long, f_type.
+    if _libc.statfs(os.fsencode(path), info) != 0:
+        return ""
+    kind = int.from_bytes(info.raw[: ctypes.sizeof(ctypes.c_long)], sys.byteorder)
+    return _WEAK_KINDS.get(kind & 0xFFFFFFFF, "")
 
 
 def note_owner(disk: Disk, label: str, fd: int) -> None:

@@ -237,7 +237,7 @@ def test_a_dead_mount_of_another_image_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("require_root_loop")
-def test_a_group_on_a_memory_file_system_works(tmp_path: Path) -> None:
+def test_a_group_on_a_memory_file_system_works_and_warns(tmp_path: Path) -> None:
     memory = tmp_path / "memory"
     memory.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", memory], check=True)
@@ -250,6 +250,9 @@ def test_a_group_on_a_memory_file_system_works(tmp_path: Path) -> None:
             source.mount()
             assert source.volume.read_bytes()[:14] == b"kept in memory"
             assert source.umount() == 0
+            said = source.log.read_text()
+            assert all(f"{path} is in memory" in said for path in (source.image, source.spool))
+        assert f"{memory} is in memory" in aimfuse("replay", str(memory), "--once").stderr
     finally:
         subprocess.run(["umount", memory], check=True)
 

@@ -10,6 +10,7 @@ import trio
 import typer
 
 from aimfuse.cli.boundary import exit_on_error
+from aimfuse.disk import weakness
 from aimfuse.replay.replayer import Replayer
 from aimfuse.replay.serve import serve as serve_directory
 from aimfuse.replay.serve import split_address
@@ -34,6 +35,8 @@ def replay(
 ) -> None:
     """Apply what arrives in DIR to its mirrors, until stopped."""
     _log_to_stderr()
+    if problem := weakness(directory):
+        logging.getLogger(__name__).warning("%s is %s", directory, problem)
 
     async def work() -> None:
         replayer = Replayer(directory)
