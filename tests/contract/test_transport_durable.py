@@ -6,9 +6,11 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 
 from aimfuse.disk import Buffer, Disk
 from aimfuse.errors import Unavailable
@@ -184,3 +186,21 @@ async def test_an_ack_that_may_not_be_read_says_whose_permissions_to_look_at(
     finally:
         await transport.aclose()
     assert "umask" in caught.value.hint
+
+
+async def test_a_mount_that_hangs_takes_no_threads_of_other_destinations(
+    tmp_path: Path, make_file: MakeFile
+) -> None:
+    hung, disk, source = tmp_path / "hung", WatchedDisk(), make_file("a", 64 * KIB)
+    stuck, well = DirectoryTransport(hung, disk), DirectoryTransport(tmp_path / "well")
+    await stuck.open()
+    await well.open()
+    disk.hang_at = "write"
+    async with trio.open_nursery() as nursery:
+        for number in range(60):  # More than trio's threads for everybody.
+            nursery.start_soon(partial(stuck.put, source, f"{number}.aim"))
+        await trio.sleep(0.1)
+        with trio.fail_after(20):
+            await well.put(source, "a.aim")
+        disk.go_on.set()
+    assert len(list((hung / "inbox").iterdir())) == 60

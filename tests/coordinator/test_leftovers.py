@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
 from trio.testing import MockClock
 
 from aimfuse.config import DestinationConfig, load
@@ -136,3 +137,20 @@ def test_what_a_crash_left_of_a_removal_pins_nothing_and_goes_with_the_next(
     assert not remove_account(Disk(), source.state_dir, "a")
     assert not trash.exists()
     assert load(source.state_dir).destinations
+
+
+async def test_half_a_file_that_is_being_written_stops_no_destination(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    source, a, b = SampleSource(tmp_path, A, B), Link(), Link()
+    path = source.state_dir / "group.toml"
+    whole = path.read_text()
+    async with shipping(source, tools_for(source, make_dice(4), a=a, b=b)):
+        await until(lambda: b.store.phase == "consistent" and a.store.phase == "consistent")
+        for turn in range(20):  # At every phase of the looks.
+            path.write_text(whole[: whole.rindex("[[destination]]")])
+            await trio.sleep(0.1)
+            path.write_text(whole + "\n" * turn)
+            await trio.sleep(1.5 + turn / 31)
+        await until(lambda: status(source, "b")["state"] == "idle")
+    assert (a.opens, b.opens) == (1, 1)

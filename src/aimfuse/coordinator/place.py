@@ -127,6 +127,11 @@ class Place:
         self.bucket.rate_bytes_s = config.bandwidth_bytes_s
         self.signal.notify()
 
+    @property
+    def is_paced(self) -> bool:
+        """Tell whether anything could make a block wait."""
+        return bool(self.config.windows) or self.config.bandwidth_bytes_s is not None
+
     async def may_send(self, count_bytes: int) -> None:
         """Return once *count_bytes* more may be sent: in a window, and below the cap."""
         await self.gate.wait()

@@ -32,7 +32,8 @@ from aimfuse.units import FileNumber
 
 SHIP_LOCK = "ship.lock"
 GROUP_LOCK = "lock"
-SETTINGS_POLL_S = 1.0
+SETTINGS_POLL_S = 0.5
+LET_GO_S_MAX = 8.0
 HOUSEKEEPING_S = 2.0
 DRAIN_POLL_S = 0.05
 
@@ -195,12 +196,14 @@ class Coordinator:
 
     async def _follow_settings(self, nursery: trio.Nursery) -> None:
         path = self._config.state_dir / CONFIG_NAME
+        looked = self._seen
         while True:
             await trio.sleep(SETTINGS_POLL_S)
-            now = _identity(path)
-            if now == self._seen:
+            earlier, looked = looked, _identity(path)
+            # Twice the same: half a file, as an editor writes it, can be sound and lack a table.
+            if looked in {self._seen, None} or looked != earlier:
                 continue
-            self._seen = now
+            self._seen = looked
             try:
                 config = self._take_settings(load(self._config.state_dir, self._disk))
             except ConfigError as exc:
@@ -211,7 +214,15 @@ class Coordinator:
             self._parts.config = config
             self._reconcile(nursery)
             self._retry_all()
+            await self._let_go()
             self._report(changed_keys(before, config, "destination"))
+
+    async def _let_go(self) -> None:
+        """Wait until what is in the settings no more has ended: its account may go then."""
+        names = {one.name for one in self._config.destinations}
+        with trio.move_on_after(LET_GO_S_MAX):
+            while not names.issuperset(self._running):  # noqa: ASYNC110 - several may end
+                await trio.sleep(DRAIN_POLL_S)
 
     def _take_settings(self, config: GroupConfig) -> GroupConfig:
         """Return *config* with image and spool as they are: those change at a mount only."""

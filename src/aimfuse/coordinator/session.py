@@ -159,7 +159,9 @@ class Session:
                 await self.place.may_send(count_bytes)
                 scope.deadline = trio.current_time() + stall_s
 
-            await send(progress=moved, pace=pace, fresh=flight.fresh)
+            # Asking costs a change of threads per block: not where nothing could say no.
+            asks = pace if self.place.is_paced else None
+            await send(progress=moved, pace=asks, fresh=flight.fresh)
         if scope.cancelled_caught:
             raise Unavailable(f"{flight.name} did not move for {stall_s:.0f} s")
         flight.sent = flight.bytes

@@ -34,6 +34,7 @@ from aimfuse.units import MIB
 T = TypeVar("T")
 
 STRETCH_BYTES = 4 * MIB
+THREADS_MAX = 8
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -48,6 +49,8 @@ class DirectoryTransport:
         self._stretch_bytes = STRETCH_BYTES
         if largest is not None:
             self._stretch_bytes = min(STRETCH_BYTES, max(largest, BLOCK_BYTES_FLOOR))
+        # Of its own: a mount that hangs takes these threads, and none of other destinations.
+        self._limiter = trio.CapacityLimiter(THREADS_MAX)
         self._store = store
         self._inbox = store / INBOX
         self._disk = disk or process_disk()
@@ -177,7 +180,7 @@ class DirectoryTransport:
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Run *work* on the store in a worker thread; the one place that maps its errors."""
         try:
-            return await trio.to_thread.run_sync(work)
+            return await trio.to_thread.run_sync(work, limiter=self._limiter)
         except OSError as exc:
             if exc.errno in _FULL:
                 hint = "Free space there; sending goes on by itself."
