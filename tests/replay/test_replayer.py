@@ -1,5 +1,6 @@
 """The replayer finds stores by itself, keeps them apart, and stops and starts in order."""
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable
@@ -189,7 +190,7 @@ async def test_a_fault_of_ours_halts_one_store_until_the_next_start(tmp_path: Pa
 
     class Buggy(Disk):
         def open(self, label: str, path: Path, flags: int, mode: int = 0o600) -> int:
-            if label == "apply:open" and "bad" in path.parts:
+            if label == "apply:open" and "bad" in path.resolve().parts:
                 raise ZeroDivisionError
             return super().open(label, path, flags, mode)
 
@@ -244,6 +245,46 @@ async def test_a_store_that_is_replaced_at_once_is_noticed_too(tmp_path: Path) -
         await until(shows(store, other))
         nursery.cancel_scope.cancel()
     assert mirror_of(tmp_path / "away") == source.snapshot()
+
+
+@pytest.mark.expects_warnings
+async def test_a_store_that_is_replaced_in_the_middle_of_a_file_gives_the_next_one_nothing(
+    tmp_path: Path,
+) -> None:
+    source, other = made_source(tmp_path, "one"), made_source(tmp_path, "two", b"2" * 16)
+    store, fresh = tmp_path / "stores" / "vm", tmp_path / "fresh"
+    begin(store, source)
+    begin(fresh, other)
+    mirror, moved = mirror_of(fresh), False
+
+    def move(_at: int, label: str) -> None:
+        nonlocal moved
+        if label == "apply:open" and not moved:
+            moved = True
+            store.rename(tmp_path / "away")
+            fresh.rename(store)
+
+    deliver(store, next_file(source, b"of the store that is moved away"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Replayer(store.parent, Steps(move), FAST).run)
+        await until((store / "lock").exists)
+        nursery.cancel_scope.cancel()
+    assert moved
+    assert mirror_of(store) == mirror
+    await Replayer(tmp_path / "away").run_once()
+    assert mirror_of(tmp_path / "away") == source.snapshot()
+
+
+@pytest.mark.expects_warnings
+async def test_what_a_store_says_names_its_path_and_not_a_descriptor(tmp_path: Path) -> None:
+    store, source = tmp_path / "store", made_source(tmp_path, "one")
+    begin(store, source)
+    spoiled = next_file(source, b"x").read_bytes()[:-1] + b"?"
+    (store / "inbox" / "00000001-000000000002.aim").write_bytes(spoiled)
+    with contextlib.suppress(StoreError):
+        await Replayer(store).run_once()
+    (reason,) = (store / "quarantine").glob("*.reason")
+    assert str(store / "inbox") in reason.read_text()
 
 
 async def test_sources_may_read_the_ack_whatever_the_umask(tmp_path: Path) -> None:

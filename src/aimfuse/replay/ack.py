@@ -8,7 +8,6 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from aimfuse.disk import read_file
 from aimfuse.replay.state import Json
@@ -35,7 +34,7 @@ class AckFile:
         self._written_ns = 0
         self._written: object = None
         self._failed = False
-        self.last = read_ack(store, store.path)
+        self.last = _read_ack(store)
         generation = self.last.get("generation", 0)
         floor = clock() // _MILLISECOND_NS
         self._generation = max(generation if isinstance(generation, int) else 0, floor)
@@ -64,7 +63,7 @@ class AckFile:
     def _write(self, ack: Json) -> None:
         self._generation += 1
         ack = {"version": 1, "generation": self._generation, **ack}
-        disk, target = self._store.disk, self._store.path / ACK
+        disk, target = self._store.disk, self._store.home / ACK
         part = target.with_name(target.name + ".part")
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
         fd = disk.open("ack:create", part, flags, _MODE)
@@ -78,10 +77,10 @@ class AckFile:
         self.last = ack
 
 
-def read_ack(store: Store, directory: Path) -> Json:
+def _read_ack(store: Store) -> Json:
     """Return the store's last ack, empty when there is none or it is unreadable."""
     try:
-        data = json.loads(read_file(store.disk, directory / ACK, ACK_BYTES_MAX))
+        data = json.loads(read_file(store.disk, store.home / ACK, ACK_BYTES_MAX))
     except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}

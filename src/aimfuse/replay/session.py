@@ -357,7 +357,8 @@ class Session:
     # Refusing and failing.
 
     def _set_aside(self, path: Path, reason: str, *, expendable: bool = False) -> bool:
-        return self._quarantine.set_aside(path, reason, self._clock(), expendable=expendable)
+        shown = self.store.shown(reason)
+        return self._quarantine.set_aside(path, shown, self._clock(), expendable=expendable)
 
     def _note_damaged(self, name: AnyName) -> None:
         if len(self._damaged) < LIST_MAX:
@@ -365,16 +366,17 @@ class Session:
 
     def _halt(self, exc: HistoryBroken, path: Path) -> None:
         """Stop for good: the reason becomes durable before the file is set aside."""
-        self.store.save(replace(self.store.state, phase=Phase.HALTED, reason=str(exc)))
-        self._stop(str(exc))
-        self._set_aside(path, str(exc))
+        reason = self.store.shown(str(exc))
+        self.store.save(replace(self.store.state, phase=Phase.HALTED, reason=reason))
+        self._stop(reason)
+        self._set_aside(path, reason)
 
     def _stop(self, reason: str) -> None:
-        self.halted = reason
-        log.error("%s halted: %s", self.store.path, reason)
+        self.halted = self.store.shown(reason)
+        log.error("%s halted: %s", self.store.path, self.halted)
 
     def _fail(self, exc: Exception) -> None:
-        text = f"{type(exc).__name__}: {exc}"
+        text = self.store.shown(f"{type(exc).__name__}: {exc}")
         if text != self.error:
             log.warning("%s: %s; it will be tried again", self.store.path, text)
         self.error = text
@@ -430,7 +432,7 @@ class Session:
             "oldest_waiting_ns": min(oldest, default=0),
             "mirror_time_ns": head.time_ns if head else 0,
             "progress_ns": self._progress_ns,
-            "free_bytes": self.store.disk.free_bytes(self.store.path),
+            "free_bytes": self.store.disk.free_bytes(self.store.home),
             "error": self._shown_error(),
             "quarantined": self._quarantine.count,
             "stale": self.stale_count,

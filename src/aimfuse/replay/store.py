@@ -40,33 +40,48 @@ class Store:
         self.disk = disk
         self.look = look or Look()
         self.path = path
-        self.inbox = path / INBOX
-        self.work = path / "work"
-        self.volumes = path / "volumes"
-        self.mirror = path / "mirror"
-        self.quarantine = path / "quarantine"
         self.state = StoreState()
-        self._slots = Slots(disk, path / "state", "store-state")
         self._lock_fd = -1
+        self._home_fd = -1
+        self._name_places(path)
+
+    def _name_places(self, home: Path) -> None:
+        self.home = home
+        self.inbox = home / INBOX
+        self.work = home / "work"
+        self.volumes = home / "volumes"
+        self.mirror = home / "mirror"
+        self.quarantine = home / "quarantine"
+        self._slots = Slots(self.disk, home / "state", "store-state")
 
     def lock(self) -> None:
         """Take the lock that makes this process the store's one replayer.
+
+        From here on every place is reached by way of the directory's descriptor: a store that is
+        moved in the middle of a file gets the rest of it, and not what lies at its path then.
 
         Raises:
             BusyError: another one has it. Nothing was changed.
             OSError: as the disk gave it.
         """
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-        fd = self.disk.open("store:lock", self.path / "lock", flags)
-        if not try_lock(fd):
-            pid = self.disk.pread(fd, _PID_BYTES_MAX, 0).decode("ascii", "replace").strip()
-            self.disk.close(fd)
+        self._home_fd = self.disk.open("store:hold", self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self._name_places(Path(f"/proc/self/fd/{self._home_fd}"))
+            self._lock_fd = self.disk.open("store:lock", self.home / "lock", flags)
+            self._take_lock()
+        except (BusyError, OSError):
+            self.close()
+            raise
+        note_owner(self.disk, "store:lock_pid", self._lock_fd)
+
+    def _take_lock(self) -> None:
+        if not try_lock(self._lock_fd):
+            pid = self.disk.pread(self._lock_fd, _PID_BYTES_MAX, 0).decode("ascii", "replace")
             raise BusyError(
-                f"{self.path} has a replayer already, process {pid or 'unknown'}",
+                f"{self.path} has a replayer already, process {pid.strip() or 'unknown'}",
                 hint="One replayer per store: stop the other one first.",
             )
-        self._lock_fd = fd
-        note_owner(self.disk, "store:lock_pid", fd)
 
     def is_here(self) -> bool:
         """Tell whether the path still leads to the store that was locked.
@@ -81,6 +96,10 @@ class Store:
             return False
         return entry is not None and entry.inode == self.disk.inode(self._lock_fd)
 
+    def shown(self, text: str) -> str:
+        """Return *text* with the store's path in it as people know it."""
+        return text.replace(str(self.home), str(self.path))
+
     def open(self) -> None:
         """Make what is missing, read the state, finish what a crash left; repeatable.
 
@@ -90,15 +109,17 @@ class Store:
             OSError: as the disk gave it.
         """
         for name in (INBOX, *_OWN_DIRECTORIES):
-            self._make_directory(self.path / name)
+            self._make_directory(self.home / name)
         self.state = self._read_state()
         self._tidy()
 
     def close(self) -> None:
         """Let the lock go; the directory may be opened again."""
-        if self._lock_fd >= 0:
-            self.disk.close(self._lock_fd)
-            self._lock_fd = -1
+        for fd in (self._lock_fd, self._home_fd):
+            if fd >= 0:
+                self.disk.close(fd)
+        self._lock_fd = self._home_fd = -1
+        self._name_places(self.path)
 
     def save(self, state: StoreState) -> None:
         """Make *state* durable, then current. After an `OSError` the old one still counts.
@@ -167,7 +188,7 @@ class Store:
             ) from exc
 
     def _slot_paths(self) -> tuple[Path, Path]:
-        return self.path / "state.0", self.path / "state.1"
+        return self.home / "state.0", self.home / "state.1"
 
     def _tidy(self) -> None:
         """Remove what a crash left over, and make the names right that it left wrong."""
