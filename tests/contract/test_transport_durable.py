@@ -148,6 +148,30 @@ async def test_a_far_side_that_lost_the_end_of_the_file_gets_no_final_name(
     assert delivered(embedded) == ["a.aim.part"]
 
 
+class VanishingDisk(Disk):
+    """Fails a write, and the store is gone by the time that somebody asks why."""
+
+    def __init__(self, store: Path) -> None:
+        self._store = store
+
+    def step(self, label: str) -> None:
+        if label == "serve:write":
+            self._store.rename(self._store.with_name("away"))
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+async def test_a_write_that_fails_where_nobody_knows_the_free_space_is_tried_again_later(
+    embedded: EmbeddedSide, make_file: MakeFile
+) -> None:
+    store = embedded.root / "store"
+    await embedded.stop()
+    embedded.disk = VanishingDisk(store)
+    await embedded.restart()
+    async with opened(embedded.transport(store)) as link:
+        with pytest.raises(Unavailable):
+            await link.put(make_file("a", KIB), "a.aim")
+
+
 async def test_a_server_whose_disk_hangs_is_given_up(
     embedded: EmbeddedSide, make_file: MakeFile
 ) -> None:

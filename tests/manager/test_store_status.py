@@ -11,22 +11,17 @@ from aimfuse.manager.far import store_status
 from aimfuse.replay.replayer import Replayer
 from aimfuse.units import SECOND_NS
 from tests.replay.source import Source, deliver, inbox_of
-from tests.replay.stores import begin, catch_up, until
+from tests.replay.stores import begun, catch_up, made_source, until
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Source:
-    made = Source(tmp_path / "spool")
-    made.create("v.img", 3000)
-    made.roll()
-    return made
+    return made_source(tmp_path / "spool")
 
 
 @pytest.fixture
 def store(tmp_path: Path, source: Source) -> Path:
-    path = tmp_path / "store"
-    begin(path, source)
-    return path
+    return begun(tmp_path / "store", source)
 
 
 def next_file(source: Source) -> Path:
@@ -49,7 +44,7 @@ def test_an_idle_store_has_no_lag(source: Source, store: Path) -> None:
     assert status["lag"] == {"seconds": 0.0, "files": 0}
     assert status["phase"] == "consistent"
     assert status["replayer"] is None
-    assert status["volumes"] == [{"id": 1, "name": "v.img", "size": 3000}]
+    assert status["volumes"] == [{"id": 1, "name": "v.img", "size": 5000}]
     assert json.loads(json.dumps(status)) == status
 
 

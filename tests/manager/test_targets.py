@@ -19,7 +19,7 @@ from aimfuse.journal.names import JournalName
 from aimfuse.journal.records import RecordType
 from aimfuse.journal.slots import Slots
 from aimfuse.journal.writer import AimWriter
-from aimfuse.manager import source
+from aimfuse.manager import far, source
 from aimfuse.manager.far import store_status
 from aimfuse.manager.files import lock_holder, read_json
 from aimfuse.manager.model import Level, snapshot
@@ -105,6 +105,21 @@ def test_image_and_state_directory_name_the_same_source(image: Path) -> None:
 def test_a_directory_of_stores_names_each_of_them(store: Path) -> None:
     assert [one.path for one in find_targets([store.parent])] == [store]
     assert [one.kind for one in find_targets([store])] == [Kind.STORE]
+
+
+def test_a_directory_that_may_not_be_looked_into_hides_no_other(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (store.parent / "a").mkdir()
+    is_store = far.is_store
+
+    def forbid(path: Path) -> bool:
+        if path.name == "a":
+            raise PermissionError
+        return is_store(path)
+
+    monkeypatch.setattr(far, "is_store", forbid)
+    assert [one.path for one in find_targets([store.parent])] == [store]
 
 
 def test_what_is_nothing_of_ours_is_refused_with_a_way_out(tmp_path: Path) -> None:

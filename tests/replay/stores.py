@@ -46,6 +46,20 @@ def begin(store: Path, source: Source) -> None:
     assert session.store.state.phase is Phase.CONSISTENT, session.error or session.halted
 
 
+def made_source(spool: Path) -> Source:
+    """Return a source with one volume and one sealed journal file."""
+    made = Source(spool)
+    made.create("v.img", 5000)
+    made.roll()
+    return made
+
+
+def begun(store: Path, source: Source) -> Path:
+    """Return the path of a new store with its first sync behind it."""
+    begin(store, source)
+    return store
+
+
 def report(session: Session) -> Json:
     """Return what the last ack says."""
     return dict(session._ack.last)  # noqa: SLF001 - the file itself may be on a simulated disk

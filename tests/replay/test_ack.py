@@ -4,28 +4,11 @@ import json
 import time
 from pathlib import Path
 
-import pytest
-
 from aimfuse.disk import Disk
 from aimfuse.replay.session import Session
 from aimfuse.units import SECOND_NS
 from tests.replay.source import Source, deliver
-from tests.replay.stores import begin, exhaust, opened
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Source:
-    made = Source(tmp_path / "spool")
-    made.create("v.img", 3000)
-    made.roll()
-    return made
-
-
-@pytest.fixture
-def store(tmp_path: Path, source: Source) -> Path:
-    path = tmp_path / "store"
-    begin(path, source)
-    return path
+from tests.replay.stores import exhaust, opened
 
 
 def next_file(source: Source) -> Path:

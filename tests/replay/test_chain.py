@@ -8,24 +8,9 @@ import pytest
 from aimfuse.journal.records import RecordType
 from aimfuse.replay.state import Phase
 from tests.replay.source import Source, deliver, inbox_of, mirror_of
-from tests.replay.stores import begin, catch_up, report
+from tests.replay.stores import catch_up, report
 
 FOREIGN = bytes(reversed(range(16)))
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Source:
-    made = Source(tmp_path / "spool")
-    made.create("v.img", 5000)
-    made.roll()
-    return made
-
-
-@pytest.fixture
-def store(tmp_path: Path, source: Source) -> Path:
-    path = tmp_path / "store"
-    begin(path, source)
-    return path
 
 
 def write_file(source: Source, fill: int) -> Path:

@@ -15,26 +15,11 @@ from aimfuse.replay.session import Session
 from aimfuse.units import SECOND_NS
 from tests.replay.faults import Steps
 from tests.replay.source import Source, deliver, inbox_of, mirror_of
-from tests.replay.stores import begin, catch_up, exhaust, opened, report
+from tests.replay.stores import catch_up, exhaust, opened, report
 
 pytestmark = pytest.mark.expects_warnings
 
 OLD_S = 10.0
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Source:
-    made = Source(tmp_path / "spool")
-    made.create("v.img", 300)
-    made.roll()
-    return made
-
-
-@pytest.fixture
-def store(tmp_path: Path, source: Source) -> Path:
-    path = tmp_path / "store"
-    begin(path, source)
-    return path
 
 
 def next_file(source: Source, data: bytes = b"new") -> Path:

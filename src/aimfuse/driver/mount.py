@@ -284,8 +284,9 @@ def _source_name(image: Path) -> str:
 
 def _mounted_source(mountpoint: Path) -> str | None:
     found = None
-    with contextlib.suppress(OSError), Path("/proc/self/mounts").open() as mounts:
-        for line in mounts:
+    with contextlib.suppress(OSError):
+        table = os.fsdecode(Path("/proc/self/mounts").read_bytes())  # Other mounts' names, too.
+        for line in filter(None, table.split("\n")):
             source, where, kind, *_ = line.split(" ")
             if kind == f"fuse.{FSTYPE}" and _unescape(where) == str(mountpoint):
                 found = _unescape(source)
@@ -293,4 +294,4 @@ def _mounted_source(mountpoint: Path) -> str | None:
 
 
 def _unescape(word: str) -> str:
-    return word.encode().decode("unicode_escape").encode("latin-1").decode()
+    return os.fsdecode(os.fsencode(word).decode("unicode_escape").encode("latin-1"))

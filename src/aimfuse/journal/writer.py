@@ -140,10 +140,6 @@ class AimWriter:
         """Append a mark behind record *seq*; errors as for `append`."""
         self._frame(kind, 0, seq, offset, 0, time_ns, payload)
 
-    def read(self, length: int, offset: int) -> bytes:
-        """Return what was written, from the file."""
-        return self._disk.pread(self._fd, length, offset)
-
     def write_out(self) -> None:
         """Write what `append` has deferred; blocks.
 

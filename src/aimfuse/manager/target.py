@@ -103,16 +103,16 @@ def _mounted() -> dict[Path, str]:
     found = {}
     with contextlib.suppress(OSError):
         table = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
-        for line in table.splitlines():
+        for line in filter(None, table.split("\n")):  # A name may hold what else ends a line.
             before, _, after = line.partition(" - ")
             kind, image, *_ = after.split(" ")
             if kind.startswith("fuse") and kind.endswith("aimfuse"):
-                found[Path(_unescape(before.split(" ")[4]))] = _unescape(image)
+                found[Path(unescape(before.split(" ")[4]))] = unescape(image)
     return found
 
 
-def _unescape(text: str) -> str:
-    r"""Undo the kernel's ``\040`` for a space and the like."""
+def unescape(text: str) -> str:
+    r"""Undo what a mount table writes for odd bytes: ``\040`` for a space and the like."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
@@ -144,8 +144,11 @@ def _inside(path: Path) -> Iterator[Target]:
     if far.is_store(path):
         yield Target(Kind.STORE, path)
         return
+    children: list[Path] = []
     with contextlib.suppress(OSError):
-        for child in sorted(path.iterdir())[:STORES_MAX]:
+        children = sorted(path.iterdir())[:STORES_MAX]
+    for child in children:
+        with contextlib.suppress(OSError):  # One that may not be looked into hides no other.
             if _is_state_dir(child):
                 yield Target(Kind.SOURCE, child)
             elif child.is_dir() and far.is_store(child):
@@ -161,7 +164,10 @@ def _state_dir_of_mount(mountpoint: Path) -> Path:
 
     Asked in a thread, because a mount that hangs hangs its readers.
     """
-    image = Path(_mounted()[mountpoint])
+    named = _mounted().get(mountpoint)
+    if named is None:
+        raise BusyError(f"{mountpoint} is being unmounted", hint="Look again in a moment.")
+    image = Path(named)
     beside = image.with_name(image.name + STATE_SUFFIX) if image.name else image
     if _is_state_dir(beside):
         return beside

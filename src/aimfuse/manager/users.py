@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from aimfuse.manager.target import unescape
+
 _LINKS = ("cwd", "root", "exe")
 USERS_SHOWN_MAX = 8
 
@@ -46,9 +48,9 @@ def _mounts() -> list[tuple[str, str]]:
     found = []
     with contextlib.suppress(OSError):
         table = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace")
-        for line in table.splitlines():
+        for line in filter(None, table.split("\n")):
             source, place, *_ = line.split(" ")
-            found.append((source, place.replace("\\040", " ")))
+            found.append((source, unescape(place)))
     return found
 
 

@@ -50,6 +50,7 @@ _FULL_BYTES = MIB
 """With less than this free, a write that failed for no stated reason failed for space."""
 
 _WATCH_S = 0.5
+_URL_HINT = "Write sftp://[user@]host[:port]/path."
 _FOREIGN = (asyncssh.Error, OSError, EOFError, AsyncioCancelledItselfError, ExceptionGroup)
 
 log = logging.getLogger(__name__)
@@ -202,10 +203,10 @@ class _Place:
             parts = urlsplit(url)
             port = parts.port
         except ValueError as exc:
-            raise UsageError(f"{url!r}: {exc}") from exc
+            raise UsageError(f"{url!r}: {exc}", hint=_URL_HINT) from exc
         path = unquote(parts.path)
         if not parts.hostname or not path or parts.query or parts.fragment:
-            raise UsageError(f"{url!r}: write sftp://[user@]host[:port]/path")
+            raise UsageError(f"{url!r} names no host and path", hint=_URL_HINT)
         if parts.password is not None:
             hint = "Use a key: an entry in ~/.ssh/config, an identity file or an agent."
             raise UsageError(f"sftp://{parts.hostname}: no passwords in URLs", hint=hint)
@@ -459,14 +460,12 @@ class _Session:
         """Raise a better error if the server's disk is full: SFTP itself only says "failure"."""
         while isinstance(exc, BaseExceptionGroup):
             exc = exc.exceptions[0]
-        vague = isinstance(exc, asyncssh.SFTPFailure)
+        free_bytes: int | None = None
         if isinstance(exc, asyncssh.SFTPNoSpaceOnFilesystem | asyncssh.SFTPQuotaExceeded):
-            free_bytes: int | None = 0
-        elif vague:
+            free_bytes = 0
+        elif isinstance(exc, asyncssh.SFTPFailure):
             with contextlib.suppress(asyncssh.Error, OSError):
                 free_bytes = await self.free_bytes()
-        else:
-            return
         if free_bytes is not None and free_bytes < _FULL_BYTES:
             hint = "Free space there; sending goes on by itself."
             raise Unavailable(f"{self._place} is full", hint=hint) from exc
