@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from aimfuse.config import DestinationConfig
 from aimfuse.units import KIB, MIB
 from tests.e2e.host import FarHost, Source, aimfuse, until
 
@@ -164,3 +166,30 @@ def test_a_table_taken_out_by_hand_is_shown_and_keeps_its_files(
         f"{head}[[destination]]{first}[[destination]]{second}"
     )
     source.wait_mirrored(far, "two")
+
+
+def test_a_rule_sends_some_volumes_and_goes_on_after_a_kill(tmp_path: Path, far: FarHost) -> None:
+    with Source(tmp_path / "near", None, name="group") as source:
+        for name in ("db-1", "home"):
+            (source.image / name).write_bytes(os.urandom(100 * KIB))
+        some = DestinationConfig("some", far.url("some"), volumes=("db-*",), exclude=("*.tmp",))
+        source.init(to=[far.url("all"), some])
+        source.mount()
+        source.wait_mirrored(far, "some")
+        names = ["db-1", "home", "db-2", "db-3.tmp"]
+        for turn in range(6):
+            for name in names:
+                (source.mountpoint / name).write_bytes(os.urandom(64 * KIB + turn))
+            source.call("roll")
+            if turn == 3:
+                os.kill(source.status()["coordinator"]["pid"], signal.SIGKILL)
+        (source.mountpoint / "db-1").rename(source.mountpoint / "renamed")
+        (source.mountpoint / "home").rename(source.mountpoint / "db-2")
+        for store in ("all", "some"):
+            source.wait_mirrored(far, store)
+        volume = (source.mountpoint / "renamed").read_bytes()
+        assert far.mirror("renamed", "some").read_bytes() == volume
+        assert [path.name for path in far.mirror("", "some").iterdir()] == ["renamed"]
+        assert {path.name for path in far.mirror("", "all").iterdir()} == {
+            "renamed", "db-2", "db-3.tmp",
+        }  # fmt: skip

@@ -78,6 +78,8 @@ def test_every_setting_survives_being_saved_and_loaded(state_dir: Path) -> None:
                 retry_s_max=600.0,
                 give_up_s=5.0,
                 spool_share_bytes=3 * GIB,
+                volumes=("db-*", "home.img"),
+                exclude=("*.tmp",),
                 max_in_flight=8,
                 inbox_bytes_max=9 * MIB,
                 stall_s_max=12.5,
@@ -215,6 +217,8 @@ def test_image_and_state_directory_can_be_moved_together(tmp_path: Path) -> None
                 ('windows=["22:00-25:00"]', "windows", '["22:00-06:00"'),
                 ("windows=[22]", "windows", '["22:00-06:00"'),
                 ('retry_min="2m"', "retry_min", "retry_max larger"),
+                ('volumes="db"', "volumes", '["db-*"'),
+                ('exclude=["a/b"]', "exclude", '["db-*"'),
                 ("spool_share=0", "spool_share", "from 1MiB"),
             ]
         ),

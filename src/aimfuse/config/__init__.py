@@ -77,7 +77,8 @@ class DestinationConfig:
     """One place that the group is mirrored to, and how to reach it.
 
     `bandwidth_bytes_s` caps what is sent, None does not; `windows` are the times at which
-    files are sent, none are all; pauses between tries grow from `retry_s_min` to
+    files are sent, none are all; `volumes` and `exclude` are patterns of the names that are
+    sent and that are not; pauses between tries grow from `retry_s_min` to
     `retry_s_max`; `give_up_s` of failures end a wait for an empty spool; `spool_share_bytes`
     is how much of the spool may be kept for it alone, None as much as there is.
     `inbox_bytes_max` bounds what is sent ahead of the store's confirmation. A path that is
@@ -89,6 +90,8 @@ class DestinationConfig:
     paused: bool = False
     bandwidth_bytes_s: int | None = None
     windows: tuple[Window, ...] = ()
+    volumes: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
     retry_s_min: float = 0.5
     retry_s_max: float = 60.0
     give_up_s: float = 120.0

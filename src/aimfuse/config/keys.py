@@ -17,6 +17,7 @@ from aimfuse.units import GIB, KIB, MIB, TIB, parse_duration_s, parse_size
 VOLUME_BYTES_MAX = 1 << 62
 IN_FLIGHT_MAX = 64
 WINDOWS_MAX = 64
+PATTERNS_MAX = 1000
 SCHEMES = ("sftp", "dir")
 """How a destination can be reached; each has a transport."""
 
@@ -122,6 +123,14 @@ def _windows(given: object) -> tuple[Window, ...]:
     return tuple(map(parse_window, given))
 
 
+def _patterns(given: object) -> tuple[str, ...]:
+    if not isinstance(given, list) or not all(isinstance(one, str) and one for one in given):
+        raise ValueError("is no list of names")
+    if len(given) > PATTERNS_MAX or any("/" in one for one in given):
+        raise ValueError(f"has a name with a slash, or more than {PATTERNS_MAX}")
+    return tuple(given)
+
+
 def check_url(given: object) -> str:
     """Return a destination's URL whose scheme is known.
 
@@ -183,6 +192,7 @@ def _render_paths(base: Path, paths: tuple[Path, ...]) -> list[str]:
     return [render_path(base, path) for path in paths]
 
 
+_PATTERNS_REMEDY = 'Give a list of names or patterns, such as ["db-*", "home.img"].'
 _NAME_REMEDY = "Use letters, digits, '.', '_' and '-', at most 63, starting with a letter or digit."
 
 MOUNT: Keys = {
@@ -213,6 +223,8 @@ DESTINATION: Keys = {
         'Give local times, such as ["22:00-06:00", "Sat,Sun 00:00-24:00"].',
         lambda _base, windows: [str(one) for one in windows],
     ),
+    "volumes": Key("volumes", _patterns, _PATTERNS_REMEDY, lambda _base, names: list(names)),
+    "exclude": Key("exclude", _patterns, _PATTERNS_REMEDY, lambda _base, names: list(names)),
     "retry_min": _duration_key("retry_s_min", 0.05, 3600.0),
     "retry_max": _duration_key("retry_s_max", 0.05, 86400.0),
     "give_up_time": _duration_key("give_up_s", 0.0, 7 * 86400.0),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aimfuse.coordinator.acks import Position
+from aimfuse.coordinator.route import Rule
 from aimfuse.disk import Disk
 from aimfuse.errors import StateLost
 from aimfuse.journal.header import NO_DIGEST
@@ -56,6 +57,9 @@ class Cursor:
     applied: int = 0
     sync: SyncState | None = None
     halted: str | None = field(default=None)
+    rule: Rule | None = None
+    members: frozenset[int] = frozenset()
+    """With a rule: the volumes that are sent, as of `number`; `digest` is the copy's."""
 
     @property
     def is_new(self) -> bool:
@@ -113,6 +117,8 @@ def _dump(cursor: Cursor) -> dict[str, Any]:
         "applied": cursor.applied,
         "sync": _dump_sync(cursor.sync) if cursor.sync else None,
         "reason": cursor.halted,
+        "rule": [cursor.rule.volumes, cursor.rule.exclude] if cursor.rule else None,
+        "members": sorted(cursor.members),
     }
 
 
@@ -127,6 +133,8 @@ def _load(state: dict[str, Any]) -> Cursor:
         int(state["applied"]),
         _load_sync(state["sync"]) if state["sync"] else None,
         state["reason"] if state["state"] == "halted" else None,
+        Rule(*map(tuple, rule)) if (rule := state.get("rule")) else None,
+        frozenset(state.get("members") or ()),
     )
 
 

@@ -12,6 +12,7 @@ from aimfuse.coordinator.bandwidth import BLOCK_BYTES_MAX, block_bytes_max
 from aimfuse.coordinator.complaint import Complaint
 from aimfuse.coordinator.decide import AwaitStore, BeginSync, ContinueSync, Halt, Ship, decide
 from aimfuse.coordinator.place import Parts, Place
+from aimfuse.coordinator.route import rule_of
 from aimfuse.coordinator.session import TICK_S, Session
 from aimfuse.coordinator.sync import FirstSync, begin_sync, sweep
 from aimfuse.errors import AimfuseError, Refused, StateLost, Unavailable, UsageError
@@ -24,7 +25,7 @@ HALTED_RETRY_S = 5 * 60.0
 
 _FIXED = (
     "name", "url", "paused", "stall_s_max", "known_hosts", "identity_files", "ssh_config",
-    "use_agent",
+    "use_agent", "volumes", "exclude",
 )  # fmt: skip
 """Settings that a running destination has used already."""
 
@@ -146,10 +147,21 @@ class Destination:
                 log.info("%s: the first copy begins: %s", place.config.name, reason)
                 await begin_sync(place)
             case ContinueSync(index, start):
+                self._check_rule()
                 await FirstSync(session, checkpoint.group, index, start).run()
             case Ship(first):
+                self._check_rule()
                 sweep(place)
                 await session.ship(checkpoint.group, first)
+
+    def _check_rule(self) -> None:
+        """Refuse to go on under another rule than the one that the mirror was begun with."""
+        if self.place.cursor.is_new or self.place.cursor.rule == rule_of(self.place.config):
+            return
+        raise Halt(
+            "`volumes` or `exclude` changed: the mirror was begun with others",
+            hint="Put them back, or move the store away: the next contact begins a first sync.",
+        )
 
     async def _after(self, failure: Failure) -> None:
         """Wait as long as this failure asks for."""

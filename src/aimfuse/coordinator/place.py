@@ -24,6 +24,7 @@ from aimfuse.coordinator.gate import Gate
 from aimfuse.coordinator.lag import Lag, Stage, seconds_behind
 from aimfuse.coordinator.rate import RateMeter
 from aimfuse.coordinator.retention import retention_lock
+from aimfuse.coordinator.route import ROUTED, Base, Route
 from aimfuse.coordinator.signal import Signal
 from aimfuse.coordinator.source import Source, SourceCheckpoint
 from aimfuse.disk import Disk, process_disk
@@ -96,6 +97,7 @@ class Place:
         self.ack: Ack | None = None
         self.meter = RateMeter()
         self._trend = Trend()
+        self.route: Route | None = None
         self.gate = Gate(config.windows, parts.wall_ns)
         self.bucket = TokenBucket(config.bandwidth_bytes_s)
         self.state = "new"
@@ -119,6 +121,17 @@ class Place:
             self.parts.disk.mkdir("destination:mkdir", path)
         self.cursor = self._saved = self._file.read()
         self.delivery.rewind(self.cursor.number, self.cursor.applied)
+        self.open_route()
+
+    def open_route(self) -> None:
+        """Begin the copies of a destination with a rule where the cursor is."""
+        at = self.cursor
+        self.route = None
+        if at.rule is not None:
+            base = Base(at.number, at.epoch, at.digest, at.members)
+            directory = self.directory / ROUTED
+            self.route = Route(self.parts.disk, self.parts.backlog, directory, at.rule, base)
+            self.route.sweep()
 
     def configure(self, config: DestinationConfig) -> None:
         """Go on under other settings; only for those that need no new connection."""
@@ -173,7 +186,7 @@ class Place:
 
     def history(self, checkpoint: SourceCheckpoint) -> History:
         """Return our side of the history, to hold a store's against."""
-        heads = [checkpoint.head]
+        heads = [] if self.route else [checkpoint.head]  # Copies have digests of their own.
         if self.cursor.sync:
             heads.append(self.cursor.sync.head)
         if self.cursor.number and self.cursor.digest != NO_DIGEST:
@@ -190,7 +203,7 @@ class Place:
             self.delivery.rewind(ack.confirmed, ack.applied_number)
         self.delivery.start(first, trio.current_time())
         self.cursor = replace(
-            self.cursor, group=group, pin=self.delivery.confirmed, sync=None, halted=None
+            self.cursor, group=group, pin=self._known_confirmed(), sync=None, halted=None
         )
         self.take_ack(ack)
 
@@ -240,6 +253,8 @@ class Place:
                 async with retention_lock(self.parts.disk, self.parts.config.state_dir):
                     await trio.to_thread.run_sync(self._file.write, cursor)
             self._saved = cursor
+            if self.route is not None:
+                self.route.forget_through(cursor.number)
             if self.cursor is before:  # Otherwise it went on while this one was written.
                 self.cursor = cursor
 
@@ -255,13 +270,25 @@ class Place:
             self.cursor = self._saved = await trio.to_thread.run_sync(write)
 
     def _moved_cursor(self) -> Cursor:
-        cursor, delivery = self.cursor, self.delivery
+        cursor, number = self.cursor, self._known_confirmed()
         if not self.is_shipping:
             return cursor
-        if cursor.number != delivery.confirmed:
-            epoch, digest = self._identify(delivery.confirmed)
-            cursor = replace(cursor, number=delivery.confirmed, epoch=epoch, digest=digest)
-        return replace(cursor, pin=delivery.confirmed, applied=delivery.applied)
+        if cursor.number != number and self.route is not None:
+            at = self.route.base_at(number)
+            cursor = replace(
+                cursor, number=number, epoch=at.epoch, digest=at.digest, members=at.members
+            )
+        elif cursor.number != number:
+            epoch, digest = self._identify(number)
+            cursor = replace(cursor, number=number, epoch=epoch, digest=digest)
+        return replace(cursor, pin=number, applied=min(self.delivery.applied, number))
+
+    def _known_confirmed(self) -> int:
+        """Return how far the cursor can follow: with a rule, to the copies that were made."""
+        confirmed = self.delivery.confirmed
+        if self.route is None:
+            return confirmed
+        return max(self.route.first, min(confirmed, self.route.through))
 
     def _identify(self, number: int) -> tuple[int, bytes]:
         found = self.parts.backlog.header(number)
@@ -273,6 +300,8 @@ class Place:
         return self.cursor.epoch, NO_DIGEST
 
     def _digests(self, number: int) -> tuple[bytes, bytes] | None:
+        if self.route is not None:
+            return self.route.digests(number)
         found = self.parts.backlog.header(number)
         return (found[1].digest, found[1].prev_digest) if found else None
 

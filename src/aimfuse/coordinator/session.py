@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import trio
 
@@ -61,6 +62,9 @@ class Session:
         place = self.place
         ack = place.ack
         assert ack is not None
+        if place.route is not None:  # What was confirmed before we noted it.
+            place.route.sweep()
+            await place.route.follow(ack.confirmed)
         place.begin_shipping(group, first, ack)
         async with trio.open_nursery() as nursery:
             while True:
@@ -128,13 +132,28 @@ class Session:
             await trio.to_thread.run_sync(backlog.check, name, group)
             if flight.fresh:  # The far side found damage: is it ours?
                 await trio.to_thread.run_sync(read_sealed, self._parts.disk, path)
-            await self.put(flight, partial(self.transport.put, path, name.sealed))
+            await self._put_copy(flight, number, path, name.sealed)
         except FileNotFoundError as exc:
             if self._is_confirmed(number):
                 return
             raise Halt(f"{name.sealed} is missing from the spool", hint=_NEW_COPY) from exc
         except JournalError as exc:
             raise Halt(f"the spool is damaged: {exc}", hint=_NEW_COPY) from exc
+
+    async def _put_copy(self, flight: Flight, number: int, path: Path, name: str) -> None:
+        """Send the file, or, to a destination with a rule, its copy."""
+        route = self.place.route
+        if route is None:
+            await self.put(flight, partial(self.transport.put, path, name))
+            return
+        if number <= route.first:  # Confirmed, and so durable there, while it waited.
+            return
+        copy = await route.copy(number)
+        try:
+            flight.bytes = copy.stat().st_size
+            await self.put(flight, partial(self.transport.put, copy, name))
+        finally:
+            route.drop(number)
 
     def _is_confirmed(self, number: int) -> bool:
         """Tell whether an ack has overtaken the sending: then the file may be released."""

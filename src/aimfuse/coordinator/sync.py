@@ -18,6 +18,7 @@ from aimfuse.coordinator.delivery import DAMAGED_GRACE_S, SILENCE_S, Flight, Gra
 from aimfuse.coordinator.extents import ImageReader, write_sync_file
 from aimfuse.coordinator.place import Place
 from aimfuse.coordinator.retention import retention_lock
+from aimfuse.coordinator.route import rule_of
 from aimfuse.coordinator.session import TICK_S, Session
 from aimfuse.errors import ImageMismatch, Unavailable
 
@@ -40,6 +41,7 @@ async def begin_sync(place: Place) -> None:
     sync = place.cursor.sync
     assert sync is not None
     place.delivery.rewind(sync.head.number, sync.head.number)
+    place.open_route()
     reader = ImageReader(place.parts.disk, place.parts.config.image, sync)
     total = await trio.to_thread.run_sync(reader.data_bytes)
     place.cursor = replace(place.cursor, sync=replace(sync, total_bytes=total))
@@ -54,10 +56,18 @@ def _first_cursor(place: Place) -> Cursor:
         )
     head = checkpoint.head
     sync_id = place.parts.tools.dice.getrandbits(64) or 1
-    sync = SyncState(sync_id, head, checkpoint.volumes, checkpoint.next_volume)
+    rule = rule_of(place.config)
+    volumes = tuple(one for one in checkpoint.volumes if not rule or rule.takes(one.entry.name))
+    if checkpoint.volumes and not volumes and not place.parts.config.image.is_dir():
+        raise Halt(
+            "its rule takes none of the group's volumes",
+            hint="Correct `volumes` or `exclude` in group.toml.",
+        )
+    members = frozenset(int(one.entry.volume) for one in volumes) if rule else frozenset[int]()
+    sync = SyncState(sync_id, head, volumes, checkpoint.next_volume)
     return Cursor(
         place.config.url, checkpoint.group, head.number, head.epoch, head.number,
-        head.digest, head.number, sync,
+        head.digest, head.number, sync, None, rule, members,
     )  # fmt: skip
 
 
