@@ -128,6 +128,8 @@ class Route:
         for one in range(self._base.number + 1, number + 1):
             del self._made[one]
         self._base = base
+        for one in [ahead for ahead in self._ready if ahead <= number]:
+            self.drop(one)  # Made ahead for a flight that was not needed any more.
 
     def digests(self, number: int) -> tuple[bytes, bytes] | None:
         """Return the digests of a copy and of the one before, None if it is not known."""
