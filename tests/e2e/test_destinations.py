@@ -99,8 +99,9 @@ def test_destinations_come_pause_and_go_while_the_volume_is_in_use(
     assert (two["state"], two["bandwidth_bytes_s"]) == ("paused", 20 * MIB)
     assert aimfuse("status", "--check", source.image).returncode == 0
     refused = aimfuse("destination", "remove", source.image, "two")
-    assert refused.returncode != 0
+    assert refused.returncode == 2
     assert "has not got 1 file" in refused.stderr
+    assert "--yes" in refused.stderr
     kept = max(source.spool.glob("*.aim"))
     assert aimfuse("destination", "remove", source.image, "two", "--yes").returncode == 0
     assert list(listed(source)) == ["one"]

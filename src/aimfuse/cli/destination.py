@@ -1,6 +1,7 @@
 """`destination` and `reload`: where a group is mirrored to, changed while it is in use."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -193,5 +194,6 @@ def _confirm(one: dict[str, Any], name: str, *, yes: bool) -> None:
     what = waiting(one)
     if not what or yes:
         return
-    if not typer.confirm(f"{name} has not got {what}. Remove it, and let them go?", err=True):
+    question = f"{name} has not got {what}. Remove it, and let them go?"
+    if not sys.stdin.isatty() or not typer.confirm(question, err=True):
         raise UsageError(f"{name} has not got {what}", hint="Add --yes to let them go.")
