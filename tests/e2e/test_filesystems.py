@@ -1,14 +1,15 @@
 """Real file systems on a loop device over the volume: here and in the mirror they are clean."""
 
+import os
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from aimfuse.units import MIB
-from tests.e2e.host import FarHost, Source
+from tests.e2e.host import QUICK, FarHost, Source
 
 pytestmark = [
     pytest.mark.fuse,
@@ -158,5 +159,32 @@ def test_a_killed_driver_costs_a_file_system_no_synced_file(tmp_path: Path) -> N
         source.detach(device)
         source.wait_mirrored(far)
         assert source.umount() == 0
+        run("cmp", source.image, far.mirror())
+        run(*kind.check, far.mirror())
+
+
+def test_a_volume_grows_beneath_an_attached_loop_device(tmp_path: Path) -> None:
+    kind, room = KINDS["ext4"], 48 * MIB
+    with FarHost(tmp_path / "far") as far, Source(tmp_path / "near", 16 * MIB) as source:
+        far.start()
+        source.init(to=[far.url()], journal=replace(QUICK, size_bytes_max=room))
+        source.mount()
+        device = source.attach()
+        run(*kind.make, device)
+        with source.file_system(device) as place:
+            (place / "before").write_bytes(b"before" * 10_000)
+            os.truncate(source.volume, room)
+            assert int(run("blockdev", "--getsize64", device)) == 16 * MIB
+            run("losetup", "--set-capacity", device)
+            assert int(run("blockdev", "--getsize64", device)) == room
+        run("fsck.ext4", "-f", "-p", device)
+        run("resize2fs", device)  # While it is mounted this takes rights that containers lack.
+        with source.file_system(device) as place:
+            assert (place / "before").read_bytes() == b"before" * 10_000
+            (place / "after").write_bytes(b"after" * 5 * MIB)  # More than there was before.
+        source.detach(device)
+        source.wait_mirrored(far)
+        assert source.umount() == 0
+        assert source.image.stat().st_size == room
         run("cmp", source.image, far.mirror())
         run(*kind.check, far.mirror())
