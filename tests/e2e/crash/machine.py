@@ -190,6 +190,11 @@ class Source:
         """Return how the driver ended, None while it runs."""
         return self.driver.poll() if self.driver else None
 
+    def ended(self) -> int:
+        """Wait until the driver has ended by itself; return how."""
+        assert self.driver is not None
+        return self.driver.wait(PATIENCE_S)
+
     def unmount(self) -> None:
         """End the mount cleanly."""
         assert self.driver is not None

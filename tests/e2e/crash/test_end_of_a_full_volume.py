@@ -53,7 +53,7 @@ def test_an_unmount_says_that_writers_wait_for_room_and_works_once_there_is_some
     far.kill()
     image = source.volume.read_bytes()
     machine.run("umount", source.mountpoint)
-    assert source.exit_code() == 0
+    assert source.ended() == 0
     assert source.image.read_bytes() == far.mirror.read_bytes() == image
     assert history.recovered(image) == history.completed
 
@@ -103,7 +103,7 @@ def test_an_unmount_tells_of_an_end_that_was_not_clean(machine: Machine, seed: i
     write_without_sync(source, history)
     told = machine.run("umount", source.mountpoint, expect=HALTED)
     assert "not a clean one" in told.stderr
-    assert source.exit_code() == HALTED
+    assert source.ended() == HALTED
     source.must_mount()
     source.unmount()
     assert history.recovered(source.image.read_bytes()) == len(history.writes)
