@@ -87,6 +87,13 @@ class Disk:
             got += len(data)
         return b"".join(parts)
 
+    def pread_into(self, fd: int, view: memoryview, offset: int) -> int:
+        """Read into *view* from *offset*; return how much, less only at the end of the file."""
+        got = 0
+        while got < len(view) and (count := os.preadv(fd, [view[got:]], offset + got)):
+            got += count
+        return got
+
     def pwrite(self, label: str, fd: int, buffers: Sequence[Buffer], offset: int) -> None:
         """Write all *buffers* back to back at *offset*, durable after `fdatasync`."""
         self.step(label)

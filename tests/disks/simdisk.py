@@ -71,6 +71,11 @@ class SimDisk(Machine, Disk):
             del self._open[fd]
             self._drop_nameless()
 
+    def pread_into(self, fd: int, view: memoryview, offset: int) -> int:
+        data = self.pread(fd, len(view), offset)
+        view[: len(data)] = data
+        return len(data)
+
     def pread(self, fd: int, length: int, offset: int) -> bytes:
         with self._lock:
             descriptor = self._descriptor(fd)
