@@ -71,6 +71,12 @@ def test_what_was_appended_is_read_back(lengths: list[int], first_seq: int) -> N
     assert [entry.name for entry in table] == ["v.img"]
 
 
+def test_a_file_of_several_pieces_has_the_digest_of_the_whole() -> None:
+    lengths = [300_000, 7, 500_000, 0, 1]
+    file = check_sealed(ANY, sealed_file(lengths))
+    assert [record.payload_bytes for record in file.records()] == lengths
+
+
 def test_the_header_says_what_the_file_holds() -> None:
     data = sealed_file([5, 0, 9], first_seq=4)
     seal = seal_of(data)

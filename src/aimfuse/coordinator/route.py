@@ -238,7 +238,7 @@ def filtered(aim: AimFile, rule: Rule, members: set[int], epoch: int, prev_diges
         payload_bytes=payload_bytes, prev_digest=prev_digest, digest=NO_DIGEST,
     )  # fmt: skip
     header = _header(identity, seal)
-    digest = file_digest(header, bytes(body), iocbs)
+    digest = file_digest(header, (bytes(body), iocbs))
     return _header(identity, replace(seal, digest=digest)) + bytes(body) + iocbs
 
 

@@ -1,6 +1,6 @@
 """Read AIM files: all of a sealed one or nothing, and as much as is sound of an open one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,10 +65,11 @@ class AimFile:
         return None
 
 
-def file_digest(header: bytes | memoryview, *rest: bytes | memoryview) -> bytes:
+def file_digest(header: bytes | memoryview, rest: Iterable[bytes | memoryview] = ()) -> bytes:
     """Return the digest of a whole AIM file: the sums of the seal read as zeros.
 
-    The file is *header*, at least its first 4096 bytes, followed by *rest*; nothing is copied.
+    The file is *header*, at least its first 4096 bytes, followed by *rest*, each part of
+    which is used before the next one is asked for; nothing is copied.
     """
     view = memoryview(header)
     digest = blake3(view[:DIGEST_AT]).update(_DIGEST_GAP).update(view[DIGEST_END_AT:])

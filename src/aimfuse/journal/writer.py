@@ -15,6 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from aimfuse.disk import Disk
@@ -216,7 +217,7 @@ class AimWriter:
             self.payload_bytes, next_epoch, next_number, prev_digest, NO_DIGEST,
         )  # fmt: skip
         unsigned = encode_identity(self.identity)[:SEAL_AT] + encode_seal(seal)
-        digest = file_digest(unsigned.ljust(HEADER_BYTES, b"\0"), *self._body(), table)
+        digest = file_digest(unsigned.ljust(HEADER_BYTES, b"\0"), chain(self._body(), (table,)))
         return replace(seal, digest=digest)
 
     def _body(self) -> Iterator[memoryview]:
