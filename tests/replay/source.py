@@ -1,11 +1,13 @@
 """A made-up source: a model of volumes, and the AIM files that tell its history."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from aimfuse.disk import Disk
+from aimfuse.journal.contents import fold_into, read_contents
+from aimfuse.journal.dirty import DirtyMap
 from aimfuse.journal.header import NO_DIGEST, FileKind, Identity, Parent
 from aimfuse.journal.names import JournalName, SyncName
 from aimfuse.journal.records import RecordType, VolumeEntry, encode_table
@@ -144,25 +146,75 @@ class Source:
             yield self._sync_file(sync_id, index, said, group)
             at = end
 
+    def resync(
+        self,
+        gone: Iterable[Path],
+        to: int | None = None,
+        *,
+        sync_id: int = SYNC_ID + 1,
+        chunk: int = 4096,
+        index: int = 0,
+        round_number: int = 0,
+        whole: bool = False,
+    ) -> Iterator[Path]:
+        """Make the staged files of a copy of what the *gone* journal files changed.
+
+        Its origin is the last sealed position, its data what is there when they are made. With
+        *whole* it is of everything. Without *to* another round has to follow.
+        """
+        dirty = DirtyMap()
+        fold_into(dirty, (read_contents(Disk(), path) for path in gone))
+        for volume, held in self.volumes.items() if whole else ():
+            dirty.add(volume, 0, len(held.data))
+        places = [
+            (volume, at, min(chunk, offset + length - at))
+            for volume, offset, length in dirty.extents()
+            for at in range(offset, offset + length, chunk)
+        ] or [(0, 0, 0)]
+        origin = {"epoch": self.epoch, "number": self.number, "seq": self.seq,
+                  "digest": self.digest.hex()}  # fmt: skip
+        table, start = self.table, (0, 0)
+        for count, (volume, at, length) in enumerate(places):
+            held = self.volumes.get(volume, Volume(""))
+            data = bytes(held.data[at : at + length])
+            end = (volume, at + length)
+            last = to is not None and count == len(places) - 1
+            said: dict[str, object] = {
+                "id": f"{sync_id:016x}", "index": index + count, "start": start, "end": end,
+                "last": last, "from": origin, "staged": True, "round": round_number,
+            }  # fmt: skip
+            if last:
+                said["to"] = to
+            yield self._sync_file(
+                sync_id, index + count, said, [(volume, at, data)], table=table, zeros=True
+            )
+            start = end
+
     def _sync_file(
         self,
         sync_id: int,
         index: int,
         said: dict[str, object],
         pieces: list[tuple[int, int, bytes]],
+        *,
+        table: bytes | None = None,
+        zeros: bool = False,
     ) -> Path:
         identity = Identity(
             self.group, Epoch(self.epoch), FileNumber(index + 1), 1, Parent(), FileKind.SYNC,
             sync_id,
         )  # fmt: skip
         writer = AimWriter.create(Disk(), self.spool, identity, None)
-        writer.mark(RecordType.TABLE, Seq(0), 0, 1, self.table)
+        writer.mark(RecordType.TABLE, Seq(0), 0, 1, self.table if table is None else table)
         writer.mark(RecordType.SYNC, Seq(0), 0, 1, json.dumps(said).encode())
         seq = 0
         for volume, offset, data in pieces:
             if any(data):
                 seq += 1
                 writer.append(RecordType.WRITE, volume, Seq(seq), offset, len(data), 1, data)
+            elif zeros and data:
+                seq += 1
+                writer.append(RecordType.ZERO, volume, Seq(seq), offset, len(data), 1)
         writer.seal(NO_DIGEST, Epoch(0), FileNumber(0))
         writer.close()
         return writer.path.rename(self.spool / SyncName(sync_id, index).sealed)

@@ -54,7 +54,7 @@ def apply_journal(store: Store, aim: AimFile) -> None:
         phase = Phase.CONSISTENT
     table = plan.table()
     if phase is Phase.CONSISTENT:
-        known = state.volumes if state.phase is Phase.CONSISTENT else ()
+        known = state.volumes if state.phase is Phase.CONSISTENT else state.shown
         store.derive_links(known, table)
     store.save(
         replace(
@@ -64,6 +64,7 @@ def apply_journal(store: Store, aim: AimFile) -> None:
             phase=phase,
             volume_id_max=plan.id_max,
             volume_ids_exact=plan.ids_exact,
+            shown=() if phase is Phase.CONSISTENT else state.shown,
         )
     )
     store.remove_volumes(plan.gone)
@@ -99,16 +100,17 @@ def write_volume(
     fd = disk.open("apply:open", store.volume_path(volume), flags)
     try:
         if disk.size(fd) > before:
-            _set_size(disk, "apply:cut", fd, before)
-        _execute(disk, fd, aim, changes)
+            set_size(disk, "apply:cut", fd, before)
+        execute(disk, fd, aim, changes)
         if disk.size(fd) != after:
-            _set_size(disk, "apply:size", fd, after)
+            set_size(disk, "apply:size", fd, after)
         disk.fdatasync("apply:sync", fd)
     finally:
         disk.close(fd)
 
 
-def _execute(disk: Disk, fd: int, aim: AimFile, changes: Iterable[Iocb]) -> None:
+def execute(disk: Disk, fd: int, aim: AimFile, changes: Iterable[Iocb]) -> None:
+    """Carry *changes* of *aim* out on one file, in order; nothing is durable yet."""
     batch = _Batch(disk, fd)
     data, runs, add = aim.data, batch.runs, batch.begin
     for iocb in changes:
@@ -124,7 +126,7 @@ def _execute(disk: Disk, fd: int, aim: AimFile, changes: Iterable[Iocb]) -> None
         if iocb.type is _ZERO:
             _zero(disk, fd, iocb.offset, iocb.length)
         else:
-            _set_size(disk, "apply:truncate", fd, iocb.length)
+            set_size(disk, "apply:truncate", fd, iocb.length)
     batch.flush()
 
 
@@ -163,7 +165,7 @@ def _zero(disk: Disk, fd: int, offset: int, length: int) -> None:
         disk.truncate("apply:extend", fd, offset + length)
 
 
-def _set_size(disk: Disk, label: str, fd: int, size: int) -> None:
+def set_size(disk: Disk, label: str, fd: int, size: int) -> None:
     """Set the file's size; what lay beyond it reads as zeros from then on.
 
     The rest of the last block is zeroed by a call of its own: after a failed sync the cache

@@ -5,17 +5,19 @@ like afterwards. Order within a volume is kept; between volumes it does not matt
 mirror is promised at file boundaries only.
 """
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from aimfuse.journal.reader import AimFile
 from aimfuse.journal.records import VOLUMES_MAX, Iocb, RecordType, VolumeEntry, check_name
-from aimfuse.replay.state import HistoryBroken, StoreState
+from aimfuse.replay.state import HistoryBroken, HistoryGap, StoreState
 from aimfuse.units import VolumeId
 
 VOLUME_BYTES_MAX = (1 << 63) - 1
 """No volume is larger: a file's offset is a signed 64-bit number."""
 
+_REASON_CHARACTERS_MAX = 200
 _HARMLESS = {RecordType.FLUSH, RecordType.BOOKMARK, RecordType.VERIFY}
 _MARKS = {RecordType.COMMIT, RecordType.TABLE}
 _WRITE = RecordType.WRITE
@@ -114,9 +116,8 @@ def _plan_other(plan: Plan, aim: AimFile, iocb: Iocb) -> None:
     if kind in _HARMLESS or kind in _MARKS:
         return
     if kind is RecordType.GAP:
-        raise HistoryBroken(
-            f"gap: the journal is broken at record {iocb.seq} of {aim.path.name}, "
-            "the mirror needs a new sync"
+        raise HistoryGap(
+            f"gap: the journal is broken at record {iocb.seq} of {aim.path.name}: {_why(aim, iocb)}"
         )
     if kind is RecordType.SYNC:
         raise ValueError("a SYNC mark in a journal file")
@@ -126,6 +127,13 @@ def _plan_other(plan: Plan, aim: AimFile, iocb: Iocb) -> None:
         _plan_change(plan, aim, iocb)
     else:
         _check_gone(plan, iocb)
+
+
+def _why(aim: AimFile, gap: Iocb) -> str:
+    try:
+        return str(json.loads(bytes(aim.payload(gap)))["reason"])[:_REASON_CHARACTERS_MAX]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return "no reason given"
 
 
 def _plan_change(plan: Plan, aim: AimFile, iocb: Iocb) -> None:

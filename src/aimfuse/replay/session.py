@@ -25,12 +25,23 @@ from aimfuse.replay.apply import apply_journal
 from aimfuse.replay.chain import fork
 from aimfuse.replay.inbox import DamagedFile, Inbox, Later
 from aimfuse.replay.look import Look
-from aimfuse.replay.quarantine import Quarantine, safe_name
-from aimfuse.replay.state import Head, HistoryBroken, Json, Phase, UnfitFile
+from aimfuse.replay.order import REPLAYING, is_needless, next_copy
+from aimfuse.replay.quarantine import Quarantine
+from aimfuse.replay.report import is_needed, report_sync
+from aimfuse.replay.staging import StagedFiles
+from aimfuse.replay.state import (
+    Head,
+    HistoryBroken,
+    HistoryGap,
+    Json,
+    Phase,
+    UnfitFile,
+)
 from aimfuse.replay.store import Store
+from aimfuse.replay.switch import DamagedCopy, Switch
 from aimfuse.replay.sync import Turn, apply_sync, read_mark, turn
 from aimfuse.replay.work import Copy, Work
-from aimfuse.units import SECOND_NS, FileNumber
+from aimfuse.units import SECOND_NS
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +49,6 @@ NOTICE_NS = 300 * SECOND_NS
 ROUND_S = 0.1
 """A round ends after the file during which this much time has passed."""
 
-_REPLAYING = {Phase.CATCHING_UP, Phase.CONSISTENT}
 AnyName = JournalName | SyncName
 
 
@@ -71,6 +81,7 @@ class Session:
         self._ready = False
         self._again = True
         self._notice = ("", 0)
+        self._gap: tuple[int, str] | None = None
         self._progress_ns = clock()
         self._damaged: dict[str, None] = {}
         self._inbox_sizes: dict[AnyName, int] = {}
@@ -142,7 +153,9 @@ class Session:
         self.store.open()
         self._quarantine = Quarantine(self.store)
         self._inbox = Inbox(self.store, self._clock)
+        self._staged = StagedFiles(self.store)
         self._work = Work(self.store)
+        self._switch = Switch(self.store, self._work, self._staged)
         self._drop_applied()
         self._ack = AckFile(self.store, self._clock)
         remembered = self._ack.last.get("damaged")
@@ -180,7 +193,7 @@ class Session:
         if self._ahead is None or not self._names or not isinstance(name, JournalName):
             return
         behind, head = self._names[0], self.store.state.head
-        if self.store.state.phase not in _REPLAYING or head is None:
+        if self.store.state.phase not in REPLAYING or head is None:
             return
         if isinstance(behind, JournalName) and name.number == behind.number - 1 == head.number + 1:
             self._ahead.start(behind, partial(self._inbox.read, behind))
@@ -203,11 +216,17 @@ class Session:
         if name.number < head.number:
             return self._discard(name)
         known = self._work.journal.get(name.number)
-        if known is None and name.number > head.number + 1 and not self._work.has_room():
+        if known is None and name.number > head.number + 1 and not self._has_room():
             return False
         aim = self._read(name)
         self._look_ahead(name)
         return aim is not None and self._accept(name, aim, head, known)
+
+    def _has_room(self) -> bool:
+        """Tell whether a file that cannot be applied yet is taken in: always for a switch."""
+        staging = self.store.state.staging
+        is_wanted = staging is not None and staging.progress.done
+        return is_wanted or self._work.has_room()
 
     def _accept(self, name: JournalName, aim: AimFile, head: Head, known: Copy | None) -> bool:
         """Take in a sound journal file, unless its number is taken: by itself, or by a fork."""
@@ -218,14 +237,15 @@ class Session:
             self._halt(fork(aim, "another one under its number is here"), self._inbox.path(name))
             return True
         self._receive(name, aim)
-        if name.number == head.number + 1 and self.store.state.phase in _REPLAYING:
-            self._apply(self._work.journal[name.number], aim)
-            self._drain()
+        copy = self._work.journal[name.number]
+        if self._next_copy() is copy:
+            self._apply(copy, aim)
+        self._drain()
         return True
 
     def _take_sync(self, name: SyncName) -> bool:
-        sync = self.store.state.sync
-        if sync and sync.sync_id == name.sync_id and (sync.done or name.index < sync.next_index):
+        sync = self.store.state.under_way
+        if sync and sync.sync_id == name.sync_id and name.index < sync.next_index:
             self.stale_count += 1
             return self._discard(name)
         if name in self._work.sync:
@@ -237,8 +257,7 @@ class Session:
         if aim is None:
             return False
         mark = read_mark(aim)
-        when = turn(self.store.state, mark.sync_id, mark.index, mark.start)
-        if when is Turn.NEVER:
+        if turn(self.store.state, mark) is Turn.NEVER:
             self.stale_count += 1
             return self._discard(name)
         self._receive(name, aim)
@@ -285,24 +304,41 @@ class Session:
     def _drain(self) -> bool:
         """Apply private copies while the next one is there and the round lasts."""
         progress = False
-        while not self.halted and (copy := self._next_copy()) is not None:
-            self._redo(copy)
+        while not self.halted:
+            if self._switch.is_due():
+                self._do_switch()
+            elif (copy := self._next_copy()) is not None:
+                self._redo(copy)
+            else:
+                break
             progress = True
             if self._is_over():
                 self._again = True
                 break
         return progress
 
+    def _do_switch(self) -> None:
+        """Take one step of the switch, and deal with what it finds."""
+        try:
+            self._switch.step()
+        except DamagedCopy as exc:
+            self._note_damaged(exc.copy.name)
+            reason = f"the private copy was damaged: {exc}"
+            self._put_off(exc.copy, reason, expendable=True)
+            self._switch.start_over()
+        except HistoryGap:  # The image was taken as it is meanwhile: the copy is of no use.
+            self._staged.drop()
+        except HistoryBroken as exc:
+            self._halt(exc, None)
+        else:
+            self._progress_ns = self._clock()
+            self._drop_applied()
+
     def _next_copy(self) -> Copy | None:
-        state = self.store.state
-        if state.phase in _REPLAYING and state.head is not None:
-            return self._work.journal.get(FileNumber(state.head.number + 1))
-        for name, copy in self._work.sync.items():
-            sync_id = state.sync.sync_id if state.sync else None
-            next_index = state.sync.next_index if state.sync else 0
-            if name.index == (next_index if name.sync_id == sync_id else 0):
-                return copy
-        return None
+        held = self._gap[0] if self._gap else None
+        if is_needless(self.store.state, self._work, held):
+            self._staged.drop()
+        return next_copy(self.store.state, self._work, held)
 
     def _redo(self, copy: Copy) -> None:
         try:
@@ -319,6 +355,11 @@ class Session:
                 apply_journal(self.store, aim)
             else:
                 self._apply_sync(copy, aim)
+        except HistoryGap as exc:
+            assert isinstance(copy.name, JournalName)
+            self._gap = (copy.name.number, str(exc))
+            log.warning("%s: %s", self.store.path, exc)
+            return
         except HistoryBroken as exc:
             self._halt(exc, self.store.work / copy.name.sealed)
             self._work.forget(copy)
@@ -331,12 +372,17 @@ class Session:
 
     def _apply_sync(self, copy: Copy, aim: AimFile) -> None:
         mark = read_mark(aim)
-        state = self.store.state
-        if turn(state, mark.sync_id, mark.index, mark.start) is not Turn.NOW:
+        if turn(self.store.state, mark) is not Turn.NOW:
             self.stale_count += 1
             return
-        apply_sync(self.store, aim, mark)
-        done = self.store.state.phase is not Phase.SYNCING
+        if mark.staged:
+            assert isinstance(copy.name, SyncName)
+            self._staged.take(copy.name, aim, mark)
+            self._switch.start_over()
+            done = False
+        else:
+            apply_sync(self.store, aim, mark)
+            done = self.store.state.phase is not Phase.SYNCING
         for other in list(self._work.sync.values()):
             assert isinstance(other.name, SyncName)
             if other is not copy and (done or other.name.sync_id != mark.sync_id):
@@ -344,8 +390,11 @@ class Session:
         self._drop_applied()
 
     def _drop_applied(self) -> None:
-        """Drop journal files that the position has passed without needing them."""
-        head = self.store.state.head
+        """Drop files that the position, or the sync under way, has passed."""
+        head, sync = self.store.state.head, self.store.state.under_way
+        for name, one in list(self._work.sync.items()):
+            if sync and name.sync_id == sync.sync_id and name.index < sync.next_index:
+                self._work.drop(one)
         for number, copy in list(self._work.journal.items()):
             if head is None or number <= head.number:
                 self._work.drop(copy)
@@ -364,12 +413,13 @@ class Session:
         if len(self._damaged) < LIST_MAX:
             self._damaged[name.sealed] = None
 
-    def _halt(self, exc: HistoryBroken, path: Path) -> None:
+    def _halt(self, exc: HistoryBroken, path: Path | None) -> None:
         """Stop for good: the reason becomes durable before the file is set aside."""
         reason = self.store.shown(str(exc))
         self.store.save(replace(self.store.state, phase=Phase.HALTED, reason=reason))
         self._stop(reason)
-        self._set_aside(path, reason)
+        if path is not None:
+            self._set_aside(path, reason)
 
     def _stop(self, reason: str) -> None:
         self.halted = self.store.shown(reason)
@@ -397,20 +447,26 @@ class Session:
         state = self.store.state
         damaged = tuple(self._damaged)
         return (state, self._work.files, self._inbox_files, self._quarantine.count,
-                self._shown_error(), damaged, self.stale_count)  # fmt: skip
+                self._shown_error(), damaged, self.stale_count,
+                str(self._switch.progress()))  # fmt: skip
 
     def _shown_error(self) -> str | None:
         text, since_ns = self._notice
         recent = 0 <= self._clock() - since_ns < NOTICE_NS
-        return self.halted or self.error or (text if recent else "") or None
+        return self.halted or self.error or (text if recent else "") or self._needs_sync()
+
+    def _needs_sync(self) -> str | None:
+        """Return why the mirror cannot go on without a new copy, if that is so."""
+        head = self.store.state.head
+        behind = self._gap and head is not None and self._gap[0] == head.number + 1
+        return self._gap[1] if self._gap and behind else None
 
     def _report(self) -> Json:
-        state, sync, head = self.store.state, self.store.state.sync, self.store.state.head
+        state, head = self.store.state, self.store.state.head
         after = head.number if head else 0
         phase = Phase.HALTED if self.halted else state.phase
-        ahead = [n for n in self._damaged if _is_needed(n, after)][:LIST_MAX]
+        ahead = [n for n in self._damaged if is_needed(n, after)][:LIST_MAX]
         self._damaged = dict.fromkeys(ahead)
-        oldest = [c.first_time_ns for c in self._work.copies() if c.first_time_ns]
         return {
             "group": state.group.hex() if state.group else None,
             "time_ns": self._clock(),
@@ -419,17 +475,13 @@ class Session:
             "received": {"number": self._work.received(after)},
             "missing": self._work.missing(after, LIST_MAX),
             "damaged": ahead,
-            "sync": {
-                "id": f"{sync.sync_id:016x}",
-                "next_index": sync.next_index,
-                "next": list(sync.next_at),
-                "done": sync.done,
-            } if sync else None,
+            "sync": report_sync(state, self._work, self._switch),
+            "needs_sync": self._needs_sync(),
             "queue": {
                 "files": self._work.files + max(0, self._inbox_files),
                 "bytes": self._work.size_bytes + sum(self._inbox_sizes.values()),
             },
-            "oldest_waiting_ns": min(oldest, default=0),
+            "oldest_waiting_ns": self._work.oldest_ns(),
             "mirror_time_ns": head.time_ns if head else 0,
             "progress_ns": self._progress_ns,
             "free_bytes": self.store.disk.free_bytes(self.store.home),
@@ -437,8 +489,3 @@ class Session:
             "quarantined": self._quarantine.count,
             "stale": self.stale_count,
         }  # fmt: skip
-
-
-def _is_needed(text: str, applied: int) -> bool:
-    name = parse(safe_name(text))
-    return not isinstance(name, JournalName) or name.number > applied

@@ -13,11 +13,15 @@ Json = dict[str, Any]
 
 
 class Phase(StrEnum):
-    """How far a store has come; only in CONSISTENT is its mirror promised."""
+    """How far a store has come; only in CONSISTENT is its mirror promised.
+
+    SWITCHING: a staged copy is being brought into the mirror. It is finished whatever happens.
+    """
 
     EMPTY = "empty"
     SYNCING = "syncing"
     CATCHING_UP = "catching_up"
+    SWITCHING = "switching"
     CONSISTENT = "consistent"
     HALTED = "halted"
 
@@ -29,6 +33,10 @@ class HistoryBroken(StoreError):
         "The mirror stays at the last good position. Copy what is needed from it; to go on, "
         "move the store away, and the source begins a new one with a first sync."
     )
+
+
+class HistoryGap(HistoryBroken):
+    """The source says that history is broken here: the mirror waits for a new copy."""
 
 
 class UnfitFile(StoreError):
@@ -74,13 +82,18 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class SyncProgress:
-    """How far a first sync is: the next file's index and where it has to begin."""
+    """How far a sync is: the next file's index, and the round and place where it has to begin.
+
+    A sync of which parts were overtaken (the journal behind them has left the spool) goes
+    over these again in a further round, from a later origin.
+    """
 
     sync_id: int
     origin: Head
     next_index: int
     next_at: tuple[int, int]
     to: int | None = None
+    round: int = 0
 
     @property
     def done(self) -> bool:
@@ -95,6 +108,7 @@ class SyncProgress:
             "next_index": self.next_index,
             "next": list(self.next_at),
             "to": self.to,
+            "round": self.round,
         }
 
     @classmethod
@@ -107,6 +121,43 @@ class SyncProgress:
             natural(data["next_index"]),
             (natural(volume), natural(offset)),
             data["to"],
+            natural(data.get("round", 0)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """A copy of extents that waits in ``staging/`` until it can be switched in whole.
+
+    `volumes` are those at the copy's origin. `size_bytes` is what its files hold.
+    """
+
+    progress: SyncProgress
+    volumes: tuple[VolumeEntry, ...]
+    next_volume: int | None
+    size_bytes: int = 0
+    reason: str = ""
+
+    def to_json(self) -> Json:
+        """Return the form that state slots carry."""
+        return {
+            "progress": self.progress.to_json(),
+            "volumes": [volume_to_json(entry) for entry in self.volumes],
+            "next_volume": self.next_volume,
+            "bytes": self.size_bytes,
+            "reason": self.reason,
+        }
+
+    @classmethod
+    def from_json(cls, data: Json) -> "Staging":
+        """Read what `to_json` wrote; errors as for `Head.from_json`."""
+        next_volume = data["next_volume"]
+        return cls(
+            SyncProgress.from_json(data["progress"]),
+            _volumes(data["volumes"]),
+            None if next_volume is None else natural(next_volume),
+            natural(data["bytes"]),
+            data["reason"],
         )
 
 
@@ -116,6 +167,7 @@ class StoreState:
 
     `volume_id_max` is the highest volume id that was ever mentioned; while
     `volume_ids_exact` is false, higher ones may have come and gone before the first sync.
+    `shown` are the volumes that ``mirror/`` still names from before a switch.
     """
 
     group: bytes | None = None
@@ -126,6 +178,13 @@ class StoreState:
     reason: str = ""
     volume_id_max: int = 0
     volume_ids_exact: bool = False
+    staging: Staging | None = None
+    shown: tuple[VolumeEntry, ...] = ()
+
+    @property
+    def under_way(self) -> SyncProgress | None:
+        """Return the sync that may still take files, or else the last one."""
+        return self.staging.progress if self.staging else self.sync
 
     def to_json(self) -> Json:
         """Return the form that the state slots carry."""
@@ -138,6 +197,8 @@ class StoreState:
             "reason": self.reason,
             "volume_id_max": self.volume_id_max,
             "volume_ids_exact": self.volume_ids_exact,
+            "staging": self.staging.to_json() if self.staging else None,
+            "shown": [volume_to_json(entry) for entry in self.shown],
         }
 
     @classmethod
@@ -146,16 +207,21 @@ class StoreState:
         return cls(
             bytes.fromhex(data["group"]) if data["group"] else None,
             Head.from_json(data["head"]) if data["head"] else None,
-            tuple(
-                VolumeEntry(VolumeId(entry["id"]), entry["name"], entry["size"])
-                for entry in data["volumes"]
-            ),
+            _volumes(data["volumes"]),
             Phase(data["phase"]),
             SyncProgress.from_json(data["sync"]) if data["sync"] else None,
             data["reason"],
             data["volume_id_max"],
             data["volume_ids_exact"],
+            Staging.from_json(data["staging"]) if data.get("staging") else None,
+            _volumes(data.get("shown", [])),
         )
+
+
+def _volumes(listed: list[Json]) -> tuple[VolumeEntry, ...]:
+    return tuple(
+        VolumeEntry(VolumeId(entry["id"]), entry["name"], entry["size"]) for entry in listed
+    )
 
 
 def volume_to_json(entry: VolumeEntry) -> Json:

@@ -2,6 +2,7 @@
 
 STORE/inbox        files as they arrive; belongs to the sender, only read and emptied here
 STORE/work         private durable copies of received files, until they are applied
+STORE/staging      a copy of extents for the mirror, until it is switched in
 STORE/volumes      the mirror's data by volume id: ``00000001``
 STORE/mirror       hard links to them under the volumes' names, once they are consistent
 STORE/history      the place of applied files and before-images
@@ -24,7 +25,7 @@ from aimfuse.units import VolumeId
 INBOX = "inbox"
 ACK = "ack.json"
 HEARTBEAT = "source.json"
-_OWN_DIRECTORIES = ("work", "volumes", "mirror", "history", "quarantine")
+_OWN_DIRECTORIES = ("work", "staging", "volumes", "mirror", "history", "quarantine")
 _PID_BYTES_MAX = 20
 LINK_SUFFIX = ".link"
 
@@ -49,6 +50,7 @@ class Store:
         self.home = home
         self.inbox = home / INBOX
         self.work = home / "work"
+        self.staging = home / "staging"
         self.volumes = home / "volumes"
         self.mirror = home / "mirror"
         self.quarantine = home / "quarantine"
@@ -196,7 +198,7 @@ class Store:
         for name in self.disk.listdir(self.volumes):
             if name not in known:
                 self.disk.unlink("volumes:tidy", self.volumes / name)
-        if self.state.phase in {Phase.CATCHING_UP, Phase.CONSISTENT}:
+        if self.state.phase in {Phase.CATCHING_UP, Phase.SWITCHING, Phase.CONSISTENT}:
             self._check_data()
         if self._links_promised():
             wrong = [entry for entry in self.state.volumes if not self._is_linked(entry)]

@@ -1,4 +1,4 @@
-"""Apply the files of a first sync, as they arrive.
+"""Read the files of a sync, and apply those of a first one as they arrive.
 
 The first one (index 0) makes the volumes; each says where it starts and ends, so a file that
 does not continue exactly where the one before ended is not used. Until the journal has been
@@ -21,7 +21,11 @@ from aimfuse.units import VolumeId
 
 @dataclass(frozen=True, slots=True)
 class SyncMark:
-    """What a SYNC file says about itself; `to` and `next_volume` are not in every one."""
+    """What a SYNC file says about itself; `to` and `next_volume` are not in every one.
+
+    `round` rises each time the copy starts over for what was overtaken. A `staged` one is for
+    a mirror that exists.
+    """
 
     sync_id: int
     index: int
@@ -31,6 +35,8 @@ class SyncMark:
     last: bool
     to: int | None
     next_volume: int | None
+    round: int = 0
+    staged: bool = False
 
 
 class Turn(Enum):
@@ -60,22 +66,43 @@ def read_mark(aim: AimFile) -> SyncMark:
     return mark
 
 
-def turn(state: StoreState, sync_id: int, index: int, start: tuple[int, int]) -> Turn:
-    """Tell when file *index* of sync *sync_id*, which begins at *start*, is to be applied.
+def turn(state: StoreState, mark: SyncMark) -> Turn:
+    """Tell when the file with this *mark* is to be applied, or taken into ``staging/``.
 
     Raises:
-        UnfitFile: it belongs to a sync that this store cannot take any more.
+        UnfitFile: it belongs to a sync that this store cannot take.
     """
     sync = state.sync
-    if sync is not None and sync.sync_id == sync_id:
-        if sync.done or index < sync.next_index:
-            return Turn.NEVER
-        if index > sync.next_index:
-            return Turn.LATER
-        return Turn.NOW if index == 0 or start == sync.next_at else Turn.NEVER
+    if mark.staged:
+        return _staged_turn(state, mark)
+    if sync is not None and sync.sync_id == mark.sync_id:
+        return Turn.NEVER if sync.done else next_turn(sync, mark)
     if state.phase not in {Phase.EMPTY, Phase.SYNCING}:
         raise UnfitFile("the store has its first sync behind it and takes no other")
-    return Turn.NOW if index == 0 else Turn.LATER
+    return Turn.NOW if mark.index == 0 else Turn.LATER
+
+
+def next_turn(progress: SyncProgress, mark: SyncMark) -> Turn:
+    """Tell when another file of the sync under way is to be used."""
+    if mark.index != progress.next_index:
+        return Turn.NEVER if mark.index < progress.next_index else Turn.LATER
+    if mark.round == progress.round and not progress.done:
+        return Turn.NOW if mark.index == 0 or mark.start == progress.next_at else Turn.NEVER
+    return Turn.NOW if mark.round > progress.round and mark.start == (0, 0) else Turn.NEVER
+
+
+def _staged_turn(state: StoreState, mark: SyncMark) -> Turn:
+    if state.phase is Phase.SWITCHING or (state.sync and state.sync.sync_id == mark.sync_id):
+        return Turn.NEVER
+    if state.phase not in {Phase.CATCHING_UP, Phase.CONSISTENT} or state.head is None:
+        raise UnfitFile("a copy for a mirror that exists, but there is none")
+    if state.staging and state.staging.progress.sync_id == mark.sync_id:
+        return next_turn(state.staging.progress, mark)
+    if mark.index > 0:
+        return Turn.LATER
+    if mark.origin.number < state.head.number:
+        raise UnfitFile("a copy that is older than the mirror")
+    return Turn.NOW
 
 
 def apply_sync(store: Store, aim: AimFile, mark: SyncMark) -> None:
@@ -85,19 +112,23 @@ def apply_sync(store: Store, aim: AimFile, mark: SyncMark) -> None:
         UnfitFile: its records or its table are not those of a sync. Nothing changed.
         OSError: the disk failed. The file is to be applied again, from a copy read anew.
     """
-    table = _check_table(store.state, aim, mark)
-    changes = _plan(aim, {entry.volume for entry in table})
-    state = _begin(store, aim, mark, table) if mark.index == 0 else store.state
+    progress = store.state.sync if mark.index else None
+    table = check_table(aim, mark, store.state.volumes, progress)
+    changes = plan_sync(aim, {entry.volume for entry in table})
+    state = _begin(store, aim, mark, table) if progress is None else store.state
     assert state.sync is not None
-    created = {entry.volume for entry in table} if mark.index == 0 else set[VolumeId]()
+    known = {entry.volume: entry.size_bytes for entry in state.volumes} if progress else {}
+    created = {entry.volume for entry in table} - known.keys()
     for entry in table:
-        if entry.volume in changes or entry.volume in created:
-            before = 0 if entry.volume in created else entry.size_bytes
-            sizes = (before, entry.size_bytes)
+        sizes = (known.get(entry.volume, 0), entry.size_bytes)
+        if entry.volume in changes or entry.volume in created or sizes[0] != sizes[1]:
             write_volume(store, aim, entry.volume, changes.get(entry.volume, ()), sizes, created)
     if created:
         store.disk.sync_dir("sync:sync_dir", store.volumes)
-    progress = replace(state.sync, next_index=mark.index + 1, next_at=mark.end)
+    progress = replace(
+        state.sync,
+        origin=mark.origin, round=mark.round, next_index=mark.index + 1, next_at=mark.end,
+    )  # fmt: skip
     phase = Phase.SYNCING
     if mark.last:
         assert mark.to is not None
@@ -105,7 +136,27 @@ def apply_sync(store: Store, aim: AimFile, mark: SyncMark) -> None:
         phase = Phase.CATCHING_UP if mark.origin.number < mark.to else Phase.CONSISTENT
     if phase is Phase.CONSISTENT:
         store.derive_links((), table)
-    store.save(replace(state, sync=progress, phase=phase))
+    id_max, exact = volume_ids(table, mark.next_volume)
+    store.save(
+        replace(
+            state,
+            head=mark.origin,
+            volumes=table,
+            sync=progress,
+            phase=phase,
+            volume_id_max=id_max,
+            volume_ids_exact=exact,
+        )
+    )
+    store.remove_volumes(known.keys() - {entry.volume for entry in table})
+
+
+def volume_ids(table: tuple[VolumeEntry, ...], next_volume: int | None) -> tuple[int, bool]:
+    """Return the highest volume id that was used up, and whether there surely is no higher."""
+    id_max = max((entry.volume for entry in table), default=0)
+    if next_volume is None:
+        return id_max, False
+    return max(id_max, next_volume - 1), True
 
 
 def _begin(
@@ -113,11 +164,8 @@ def _begin(
 ) -> StoreState:
     """Make this the store's sync, durably, before the data of an earlier one is touched."""
     known = store.state.volumes
-    id_max = max((entry.volume for entry in table), default=0)
-    exact = mark.next_volume is not None
-    if mark.next_volume is not None:
-        id_max = max(id_max, mark.next_volume - 1)
-    progress = SyncProgress(mark.sync_id, mark.origin, 0, mark.start)
+    id_max, exact = volume_ids(table, mark.next_volume)
+    progress = SyncProgress(mark.sync_id, mark.origin, 0, mark.start, round=mark.round)
     store.save(
         StoreState(
             aim.identity.group,
@@ -133,7 +181,14 @@ def _begin(
     return store.state
 
 
-def _check_table(state: StoreState, aim: AimFile, mark: SyncMark) -> tuple[VolumeEntry, ...]:
+def check_table(
+    aim: AimFile, mark: SyncMark, known: tuple[VolumeEntry, ...], progress: SyncProgress | None
+) -> tuple[VolumeEntry, ...]:
+    """Return the volumes of a SYNC file's table, the *known* ones unless a round begins.
+
+    Raises:
+        UnfitFile: there is none, or it is damaged, or another one.
+    """
     try:
         table = aim.table()
     except ValueError as exc:
@@ -142,14 +197,21 @@ def _check_table(state: StoreState, aim: AimFile, mark: SyncMark) -> tuple[Volum
         raise UnfitFile("it does not begin with the table of volumes")
     if any(entry.size_bytes > VOLUME_BYTES_MAX for entry in table):
         raise UnfitFile("a volume of its table is larger than any volume")
-    if mark.index > 0 and table != state.volumes:
+    if progress is not None and mark.round == progress.round and table != known:
         raise UnfitFile("its table of volumes differs from that of the sync's first file")
     return table
 
 
-def _plan(aim: AimFile, known: set[VolumeId]) -> dict[VolumeId, list[Iocb]]:
+def plan_sync(aim: AimFile, known: set[VolumeId]) -> dict[VolumeId, list[Iocb]]:
+    """Return what a SYNC file writes, by volume, in order.
+
+    Raises:
+        UnfitFile: a record in it has no place in a sync, or not in that volume.
+    """
     changes: dict[VolumeId, list[Iocb]] = {}
     for iocb in aim.records():
+        if iocb.type is RecordType.GAP:  # Says why this copy is needed.
+            continue
         if iocb.type not in {RecordType.WRITE, RecordType.ZERO} or iocb.volume not in known:
             raise UnfitFile(f"record {iocb.seq} has no place in a sync")
         length = iocb.payload_bytes if iocb.type is RecordType.WRITE else iocb.length
@@ -175,6 +237,8 @@ def _parse_mark(aim: AimFile) -> SyncMark:
         bool(data["last"]),
         None if to is None else natural(to),
         None if next_volume is None else natural(next_volume),
+        natural(data.get("round", 0)),
+        bool(data.get("staged", False)),
     )
 
 

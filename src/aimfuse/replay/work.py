@@ -105,6 +105,10 @@ class Work:
         yield from self.journal.values()
         yield from self.sync.values()
 
+    def oldest_ns(self) -> int:
+        """Return the time of the oldest record that waits here, 0 for none."""
+        return min((one.first_time_ns for one in self.copies() if one.first_time_ns), default=0)
+
     def received(self, after: int) -> int:
         """Return the highest number such that all from *after* + 1 up to it are here."""
         number = after
