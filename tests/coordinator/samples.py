@@ -5,12 +5,15 @@ from pathlib import Path
 
 from aimfuse.config import DestinationConfig, GroupConfig, save
 from aimfuse.disk import Disk
+from aimfuse.driver.folding import fold_files, folded_through
 from aimfuse.errors import StateLost
+from aimfuse.journal.fold import Fold
 from aimfuse.journal.header import NO_DIGEST, Identity, Parent
 from aimfuse.journal.journal import Head
 from aimfuse.journal.names import JournalName
 from aimfuse.journal.records import RecordType, VolumeEntry, encode_table
 from aimfuse.journal.slots import Slots
+from aimfuse.journal.spool import release, sealed_names
 from aimfuse.journal.writer import AimWriter
 from aimfuse.units import SECOND_NS, Epoch, FileNumber, Seq, VolumeId
 
@@ -115,6 +118,20 @@ class SampleSource:
                 "inode": self.image.stat().st_ino,
             }],
         })  # fmt: skip
+
+    def fold(self, name: str, through: int | None = None) -> Fold:
+        """Let the files that a destination has not got go, as the driver does when full."""
+        directory = self.state_dir / "destinations" / name
+        pin = self.cursor(name).get("pin") or 0
+        assert isinstance(pin, int)
+        through = self.head.number if through is None else through
+        start = max(pin, folded_through(self.disk, directory))
+        names = [
+            one for one in sealed_names(self.disk, self.spool) if start < one.number <= through
+        ]
+        fold = fold_files(self.disk, self.spool, directory, pin, names)
+        release(self.disk, self.spool, FileNumber(through))
+        return fold
 
     def cursor(self, name: str) -> dict[str, object]:
         """Return a destination's cursor as the driver reads it."""

@@ -8,6 +8,7 @@ from aimfuse.coordinator.acks import Ack, AckHead, AckSync
 from aimfuse.coordinator.cursor import Cursor, SyncState
 from aimfuse.coordinator.decide import (
     AwaitStore,
+    BeginResync,
     BeginSync,
     ContinueSync,
     Halt,
@@ -15,6 +16,7 @@ from aimfuse.coordinator.decide import (
     Ship,
     decide,
 )
+from aimfuse.journal.fold import Fold
 from aimfuse.journal.header import NO_DIGEST
 from aimfuse.journal.journal import Head
 from aimfuse.units import Epoch, FileNumber, Seq
@@ -109,7 +111,6 @@ def test_a_store_that_says_nothing_is_waited_for() -> None:
         pytest.param(
             ack(2, applied=AckHead(1, 2, 2, digest(6), 0)), "not the one", id="by its successor"
         ),
-        pytest.param(ack(1), "lost files 2 to 5", id="lost what it had confirmed"),
     ],
 )
 def test_a_store_that_contradicts_us_halts(said: Ack, reason: str) -> None:
@@ -117,6 +118,61 @@ def test_a_store_that_contradicts_us_halts(said: Ack, reason: str) -> None:
         decide(said, SHIPPING, history())
 
 
-def test_a_file_that_has_left_the_spool_is_named() -> None:
-    with pytest.raises(Halt, match="file 2 is needed"):
-        decide(ack(1), NEW, history())
+RESYNC = replace(SYNC, head=head(6), staged=True, why="full")
+RESYNCING = Cursor("u", GROUP, 6, 1, 6, digest(6), 3, RESYNC)
+BEGUN = replace(RESYNCING, sync=replace(RESYNC, next_index=2))
+
+
+def folded(since: int, through: int) -> Fold:
+    return Fold(FileNumber(since), FileNumber(since), FileNumber(through), head(through))
+
+
+def staged(index: int, round_number: int = 0, received: int = 0, *, done: bool = False) -> Ack:
+    theirs = AckSync(7, index, (1, index * 100), done, round_number, staged=True, received=received)
+    return ack(2, sync=theirs)
+
+
+@pytest.mark.parametrize(
+    ("said", "cursor", "fold", "lost", "action"),
+    [
+        pytest.param(ack(4), SHIPPING, folded(3, 6), 0, (False, "files 5 to 6"), id="folded"),
+        pytest.param(ack(2), SHIPPING, folded(3, 6), 0, (True, "files 3 to 6"), id="not covered"),
+        pytest.param(ack(6), SHIPPING, folded(3, 6), 0, Ship(7), id="it had them after all"),
+        pytest.param(ack(4), SHIPPING, Fold(), 5, (True, "file 5 cannot"), id="a damaged file"),
+        pytest.param(ack(6), SHIPPING, Fold(), 5, Ship(7), id="damaged since"),
+        pytest.param(ack(1), SHIPPING, Fold(), 0, (True, "lost files 2 to 5"), id="went back"),
+        pytest.param(ack(1), NEW, Fold(), 0, (True, "file 2 is needed"), id="left the spool"),
+        pytest.param(ack(5, needs_sync="gap"), SHIPPING, Fold(), 0, (True, "gap"), id="a gap"),
+        pytest.param(ack(2), RESYNCING, Fold(), 0, ContinueSync(0, (0, 0)), id="nothing sent"),
+        pytest.param(ack(2), BEGUN, folded(2, 6), 0, (False, "full"), id="given up there"),
+        pytest.param(ack(2), BEGUN, folded(3, 6), 0, (True, "full"), id="given up, no map"),
+        pytest.param(staged(3), BEGUN, folded(2, 6), 0, ContinueSync(3, (1, 300)), id="goes on"),
+        pytest.param(staged(3, 0), replace(BEGUN, sync=replace(RESYNC, round=1)), Fold(), 0,
+                     ContinueSync(3, (0, 0)), id="a new round"),
+        pytest.param(staged(3, done=True), BEGUN, folded(2, 6), 0, Ship(7, behind_copy=True),
+                     id="its journal"),
+        pytest.param(staged(3, received=8, done=True), BEGUN, folded(2, 6), 0,
+                     Ship(9, behind_copy=True), id="the rest of its journal"),
+        pytest.param(staged(3, received=8, done=True), BEGUN, folded(2, 7), 0,
+                     ContinueSync(3, (1, 300)), id="overtaken"),
+        pytest.param(staged(3), BEGUN, Fold(), 8, (True, "file 8"), id="its journal is damaged"),
+        pytest.param(ack(8, sync=AckSync(7, 4, (1, 9), done=True)), BEGUN, folded(2, 6), 0,
+                     Ship(9), id="switched in"),
+        pytest.param(ack(7, sync=AckSync(7, 4, (1, 9), done=True)), BEGUN, folded(2, 9), 0,
+                     (False, "files 8 to 9"), id="switched in and behind again"),
+        pytest.param(ack(2, phase="switching"), SHIPPING, Fold(), 0, AwaitStore(""), id="another"),
+        pytest.param(EMPTY, BEGUN, Fold(), 0, BeginSync("the store is empty"), id="emptied"),
+    ],
+)  # fmt: skip
+def test_where_the_journal_has_gaps_a_staged_copy_takes_its_place(
+    said: Ack, cursor: Cursor, fold: Fold, lost: int, action: object
+) -> None:
+    found = decide(said, cursor, replace(history(), fold=fold, lost=lost))
+    if isinstance(action, tuple):
+        assert isinstance(found, BeginResync)
+        assert found.whole == action[0]
+        assert action[1] in found.reason
+    elif isinstance(action, AwaitStore):
+        assert isinstance(found, AwaitStore)
+    else:
+        assert found == action

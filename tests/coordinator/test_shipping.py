@@ -185,7 +185,7 @@ async def test_a_file_that_arrived_damaged_is_sent_again(
 
 
 @pytest.mark.expects_warnings
-async def test_a_file_damaged_in_the_spool_halts_and_is_not_shipped(
+async def test_a_file_damaged_in_the_spool_is_not_shipped_and_a_copy_begins(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     source, link = SampleSource(tmp_path, A), Link()
@@ -197,8 +197,13 @@ async def test_a_file_damaged_in_the_spool_halts_and_is_not_shipped(
         data = bytearray(hidden.read_bytes())
         data[20] ^= 1  # In the identity.
         path.write_bytes(bytes(data))
-        await until(lambda: status(source).get("state") == "halted", 100)
-    assert "damaged" in status(source)["error"]
+        await until(lambda: "checkpoint behind file 1" in str(status(source).get("error")), 100)
+        assert link.store.number == 0
+        source.checkpoint()
+        await until(lambda: any(one.startswith("sync-") for one in link.store.inbox), 100)
+    cursor = source.cursor("a")
+    assert cursor["state"] == "syncing"
+    assert cursor["pin"] == 1
     assert link.store.number == 0
 
 

@@ -41,7 +41,8 @@ def copied(directory: Path, sync: SyncState, image: Path, file_bytes: int) -> di
     while not last:
         stretch = reader.gather(start)
         assert stretch.start == start
-        path = write_sync_file(disk, directory, GROUP, sync, index, stretch, 5, 1)
+        to = 5 if stretch.last else None
+        path = write_sync_file(disk, directory, GROUP, sync, index, stretch, to, 1)
         aim = read_sealed(disk, path)
         assert path.stat().st_size <= file_bytes + 4 * KIB
         assert (aim.identity.kind, aim.identity.number) == (FileKind.SYNC, index + 1)

@@ -12,7 +12,7 @@ ACK_NAME = "ack.json"
 ACK_BYTES_MAX = 1 * MIB
 VERSION = 1
 LISTED_MAX = 64
-PHASES = ("empty", "syncing", "catching_up", "consistent", "halted")
+PHASES = ("empty", "syncing", "catching_up", "switching", "consistent", "halted")
 
 Position = tuple[int, int]
 """A place in a group: volume id, offset in bytes."""
@@ -34,12 +34,19 @@ class AckHead:
 
 @dataclass(frozen=True, slots=True)
 class AckSync:
-    """How far a sync has come: everything before file *next_index* is in the mirror."""
+    """How far a sync has come: everything before file *next_index* is in the mirror.
+
+    Of a `staged` one it waits beside the mirror, with the journal behind its origin through
+    file `received`.
+    """
 
     sync_id: int
     next_index: int
     next: Position
     done: bool
+    round: int = 0
+    staged: bool = False
+    received: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,8 @@ class Ack:
     mirror_time_ns: int = 0
     oldest_waiting_ns: int = 0
     error: str | None = None
+    needs_sync: str | None = None
+    """Why the mirror cannot go on without a new copy."""
     raw: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
@@ -69,6 +78,10 @@ class Ack:
     def applied_number(self) -> int:
         """Return the number of the newest applied file, 0 for none."""
         return self.applied.number if self.applied else 0
+
+    def copy_of(self, sync_id: int) -> AckSync | None:
+        """Return what the store says of the sync *sync_id*, None if it knows another or none."""
+        return self.sync if self.sync and self.sync.sync_id == sync_id else None
 
     @property
     def confirmed(self) -> int:
@@ -100,6 +113,7 @@ def parse_ack(data: bytes) -> Ack:
 
 def _ack(raw: dict[str, Any]) -> Ack:
     group, phase, error = raw["group"], raw["phase"], raw.get("error")
+    needs_sync = raw.get("needs_sync")
     if phase not in PHASES:
         raise ValueError(f"phase {phase!r}")
     return Ack(
@@ -115,6 +129,7 @@ def _ack(raw: dict[str, Any]) -> Ack:
         _number(raw.get("mirror_time_ns") or 0),
         _number(raw.get("oldest_waiting_ns") or 0),
         None if error is None else str(error)[:1000],
+        None if needs_sync is None else str(needs_sync)[:1000],
         raw,
     )
 
@@ -134,7 +149,8 @@ def _sync(raw: dict[str, Any] | None) -> AckSync | None:
     volume, offset = raw["next"]
     return AckSync(
         int.from_bytes(_hex(raw["id"], 8)), _number(raw["next_index"]),
-        (_number(volume), _number(offset)), bool(raw["done"]),
+        (_number(volume), _number(offset)), bool(raw["done"]), _number(raw.get("round") or 0),
+        bool(raw.get("staged")), _number(raw.get("received") or 0),
     )  # fmt: skip
 
 

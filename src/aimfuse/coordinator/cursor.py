@@ -31,7 +31,11 @@ class SyncVolume:
 
 @dataclass(frozen=True, slots=True)
 class SyncState:
-    """A first sync under way: copy of the image as of `head` or later, from `next` on."""
+    """A sync under way: copy of the image as of `head` or later, from `next` on.
+
+    It is of all the image, or, from round 1 on and if `staged`, of what a map beside the
+    cursor names. A `staged` one is for a mirror that exists; `why` it needs one.
+    """
 
     sync_id: int
     head: Head
@@ -42,6 +46,14 @@ class SyncState:
     next_index: int = 0
     next: Position = (0, 0)
     to: int | None = None
+    round: int = 0
+    staged: bool = False
+    why: str = ""
+
+    @property
+    def is_mapped(self) -> bool:
+        """Tell whether it is of what a map names, holes included, and not of all."""
+        return self.staged or self.round > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +155,9 @@ def _dump_sync(sync: SyncState) -> dict[str, Any]:
         "id": f"{sync.sync_id:016x}",
         "from": sync.head.number,
         "to": sync.to,
+        "round": sync.round,
+        "staged": sync.staged,
+        "why": sync.why,
         "next_index": sync.next_index,
         "next": list(sync.next),
         "total_bytes": sync.total_bytes,
@@ -178,4 +193,7 @@ def _load_sync(state: dict[str, Any]) -> SyncState:
         state["next_index"],
         (volume, offset),
         state["to"],
+        state.get("round", 0),
+        state.get("staged", False),
+        state.get("why", ""),
     )  # fmt: skip

@@ -1,11 +1,12 @@
 """What to do with a store, from its ack, our cursor and what the source has. No side effects."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from aimfuse.coordinator.acks import Ack, Position
-from aimfuse.coordinator.cursor import Cursor
+from aimfuse.coordinator.acks import Ack, AckSync, Position
+from aimfuse.coordinator.cursor import Cursor, SyncState
 from aimfuse.errors import StoreError
+from aimfuse.journal.fold import Fold
 from aimfuse.journal.header import NO_DIGEST
 from aimfuse.journal.journal import Head
 
@@ -37,13 +38,25 @@ class ContinueSync:
 
 
 @dataclass(frozen=True, slots=True)
+class BeginResync:
+    """The journal between the mirror and the spool is gone: begin a staged copy.
+
+    Of the dirty extents that the fold names, or of all, if *whole*.
+    """
+
+    reason: str
+    whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Ship:
-    """Send journal files, *first* first."""
+    """Send journal files, *first* first; *behind_copy*: those that a staged copy needs."""
 
     first: int
+    behind_copy: bool = False
 
 
-Action = AwaitStore | BeginSync | ContinueSync | Ship
+Action = AwaitStore | BeginSync | BeginResync | ContinueSync | Ship
 
 
 HeaderReader = Callable[[int], tuple[bytes, bytes] | None]
@@ -52,13 +65,18 @@ HeaderReader = Callable[[int], tuple[bytes, bytes] | None]
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The source's own history: heads that are known, and a way to read headers."""
+    """The source's own history: heads that are known, and a way to read headers.
+
+    What left the spool unsent is in `fold`; file `lost`, if not 0, cannot be sent any more.
+    """
 
     group: bytes
     newest: int
     oldest: int
     heads: tuple[Head, ...]
     read: HeaderReader
+    fold: Fold = field(default_factory=Fold)
+    lost: int = 0
 
     def digest(self, number: int) -> bytes | None:
         """Return the digest of file *number*: from a head, its header, or its successor's."""
@@ -85,9 +103,15 @@ def decide(ack: Ack | None, cursor: Cursor, history: History) -> Action:
     if ack.is_empty:
         return _into_empty(ack, cursor)
     if ack.phase == "syncing":
-        return _sync_under_way(ack, cursor)
+        return _sync_under_way(ack, cursor, history)
     check_history(ack, history)
-    return Ship(_first_to_ship(ack, cursor, history))
+    if cursor.sync and cursor.sync.staged:
+        theirs = ack.copy_of(cursor.sync.sync_id)
+        if theirs is None or theirs.staged:
+            return _resync_under_way(theirs, cursor.sync, ack, history)
+    elif ack.phase == "switching":
+        return AwaitStore("the store switches an earlier copy in")
+    return _ship_or_copy(ack, cursor, history)
 
 
 def check_store(ack: Ack, history: History) -> None:
@@ -134,29 +158,71 @@ def check_history(ack: Ack, history: History) -> None:
 
 def _into_empty(ack: Ack, cursor: Cursor) -> Action:
     sync = cursor.sync
-    if sync is None:
+    if sync is None or sync.staged:
         return BeginSync("the store is empty")
     if sync.next_index == 0 and ack.sync is None:
         return ContinueSync(0, (0, 0))
     return BeginSync("the store was emptied during the first sync")
 
 
-def _sync_under_way(ack: Ack, cursor: Cursor) -> Action:
+def _sync_under_way(ack: Ack, cursor: Cursor, history: History) -> Action:
     sync = cursor.sync
-    if ack.sync is None or sync is None:
+    if ack.sync is None or sync is None or sync.staged:
         return BeginSync("the store holds a part of a copy that this source knows nothing of")
+    if history.lost > sync.head.number:
+        return BeginSync("files that the copy needs cannot be sent")
     if ack.sync.sync_id == sync.sync_id:
+        if ack.sync.round < sync.round:  # What was overtaken begins from the front.
+            return ContinueSync(ack.sync.next_index, (0, 0))
         return ContinueSync(ack.sync.next_index, ack.sync.next)
     if sync.next_index == 0:
         return ContinueSync(0, (0, 0))
     return BeginSync("the store holds a part of another copy")
 
 
-def _first_to_ship(ack: Ack, cursor: Cursor, history: History) -> int:
-    first = ack.confirmed + 1
+def is_overtaken(sync: SyncState, history: History) -> bool:
+    """Tell whether files behind the copy's origin have left the spool since."""
+    return history.fold.through > sync.head.number or history.lost > sync.head.number
+
+
+def _resync_under_way(
+    theirs: AckSync | None, sync: SyncState, ack: Ack, history: History
+) -> Action:
+    if history.lost > sync.head.number:
+        return BeginResync(f"file {history.lost} cannot be sent", whole=True)
+    if theirs is None:
+        return _resync_unknown_there(sync, ack, history)
+    if theirs.round < sync.round:
+        return ContinueSync(theirs.next_index, (0, 0))
+    if theirs.done and theirs.round == sync.round and not is_overtaken(sync, history):
+        return Ship(max(theirs.received, int(sync.head.number)) + 1, behind_copy=True)
+    return ContinueSync(theirs.next_index, theirs.next)
+
+
+def _resync_unknown_there(sync: SyncState, ack: Ack, history: History) -> Action:
+    if ack.phase == "switching":
+        return AwaitStore("the store switches an earlier copy in")
+    if sync.next_index == 0:
+        return ContinueSync(0, (0, 0))
+    return BeginResync(sync.why, whole=not history.fold.covers(ack.confirmed))
+
+
+def _ship_or_copy(ack: Ack, cursor: Cursor, history: History) -> Action:
+    """Ship if the files are there that the mirror needs next, else begin a staged copy.
+
+    Nothing is in doubt here: the store is ours, and it is not ahead.
+    """
+    first, fold = ack.confirmed + 1, history.fold
+    if ack.needs_sync:
+        return BeginResync(ack.needs_sync, whole=True)
+    if history.lost >= first:
+        return BeginResync(f"file {history.lost} cannot be sent", whole=True)
+    if fold.through >= first:
+        why = f"files {first} to {fold.through} left the full spool before they were sent"
+        return BeginResync(why, whole=not fold.covers(ack.confirmed))
     if first < history.oldest and first <= history.newest:
-        lost = f"file {first} is needed there but has left the spool"
+        why = f"file {first} is needed there but has left the spool"
         if cursor.number > ack.confirmed:
-            lost = f"the store lost files {first} to {cursor.number}, which it had confirmed"
-        raise Halt(lost, hint="Move the store away; the next contact begins a first sync.")
-    return first
+            why = f"the store lost files {first} to {cursor.number}, which it had confirmed"
+        return BeginResync(why, whole=True)
+    return Ship(first)

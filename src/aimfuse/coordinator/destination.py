@@ -9,12 +9,23 @@ import trio
 from aimfuse.config import DestinationConfig
 from aimfuse.coordinator.backoff import Backoff
 from aimfuse.coordinator.bandwidth import BLOCK_BYTES_MAX, block_bytes_max
+from aimfuse.coordinator.begin import begin_resync, begin_sync
 from aimfuse.coordinator.complaint import Complaint
-from aimfuse.coordinator.decide import AwaitStore, BeginSync, ContinueSync, Halt, Ship, decide
+from aimfuse.coordinator.decide import (
+    Action,
+    AwaitStore,
+    BeginResync,
+    BeginSync,
+    ContinueSync,
+    Halt,
+    Ship,
+    decide,
+)
 from aimfuse.coordinator.place import Parts, Place
+from aimfuse.coordinator.request import forget_request, read_request
 from aimfuse.coordinator.route import rule_of
 from aimfuse.coordinator.session import TICK_S, Session
-from aimfuse.coordinator.sync import FirstSync, begin_sync, sweep
+from aimfuse.coordinator.sync import Copying, sweep
 from aimfuse.errors import AimfuseError, Refused, StateLost, Unavailable, UsageError
 
 CONNECT_S_MAX = 45.0
@@ -132,27 +143,58 @@ class Destination:
     async def _step(self, session: Session) -> None:
         place = self.place
         checkpoint = self._parts.checkpoint()
-        action = decide(place.ack, place.cursor, place.history(checkpoint))
+        place.look_at_fold()
+        action = self._wanted(decide(place.ack, place.cursor, place.history(checkpoint)))
         if not isinstance(action, AwaitStore):
             self._backoff.reset()
         match action:
             case AwaitStore(reason):
                 place.enter(place.cursor.state, Unavailable(reason))
                 await place.signal.wait(TICK_S)
-            case BeginSync() if not place.gate.is_open():
+            case BeginSync() | BeginResync() if not place.gate.is_open():
                 # Not yet: from its beginning on a copy keeps the journal in the spool.
                 place.enter("waiting")
                 await place.signal.wait(TICK_S)
             case BeginSync(reason):
                 log.info("%s: the first copy begins: %s", place.config.name, reason)
                 await begin_sync(place)
+                place.lost = 0
+            case BeginResync(reason, whole):
+                self._check_rule()
+                await self._begin_resync(reason, is_whole=whole)
             case ContinueSync(index, start):
                 self._check_rule()
-                await FirstSync(session, checkpoint.group, index, start).run()
-            case Ship(first):
+                await Copying(session, checkpoint.group, index, start).run()
+            case Ship(first, behind_copy):
                 self._check_rule()
-                sweep(place)
-                await session.ship(checkpoint.group, first)
+                if not behind_copy:
+                    sweep(place)
+                await session.ship(checkpoint.group, first, behind_copy=behind_copy)
+
+    def _wanted(self, action: Action) -> Action:
+        """Return *action*, or the copy that an operator asked for instead of shipping."""
+        if not isinstance(action, Ship) or action.behind_copy:
+            return action
+        request = read_request(self._parts.disk, self.place.directory)
+        if request is None:
+            if self.place.is_copy_wanted():  # Unreadable: not asked for.
+                forget_request(self._parts.disk, self.place.directory)
+            return action
+        return BeginResync(request.why, request.is_whole)
+
+    async def _begin_resync(self, reason: str, *, is_whole: bool) -> None:
+        """Begin a staged copy as soon as there is a checkpoint where it can."""
+        place, disk = self.place, self._parts.disk
+        request = read_request(disk, place.directory)
+        try:
+            await begin_resync(place, reason, is_whole=is_whole, request=request)
+        except Unavailable as exc:
+            place.enter("syncing", exc)
+            await place.signal.wait(TICK_S)
+        else:
+            log.info("%s: a resync begins: %s", place.config.name, reason)
+            place.lost = 0
+            forget_request(disk, place.directory)
 
     def _check_rule(self) -> None:
         """Refuse to go on under another rule than the one that the mirror was begun with."""

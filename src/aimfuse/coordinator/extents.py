@@ -1,9 +1,10 @@
 """Read the live image for a sync and write what was read as SYNC files.
 
 A SYNC file is an AIM file of kind SYNC, numbered index + 1: a TABLE mark, a SYNC mark (JSON:
-id, index, from, start, end, last, to, next_volume), then WRITE records with seq from 1. Holes
-and runs of zeros are left out: the copy goes to files that were just made. The image changes
-while it is read; that is right, for the journal from `head` on is replayed over the copy.
+id, index, from, start, end, last, to, next_volume, round, staged), then records with seq from 1.
+Of a whole copy holes and runs of zeros are left out, for it goes to files that were just made;
+of what a map names they are ZERO records. The image changes while it is read; that is right,
+for the journal from `head` on is replayed over the copy.
 
 Everything here blocks and belongs into worker threads.
 """
@@ -19,6 +20,7 @@ from aimfuse.coordinator.acks import Position
 from aimfuse.coordinator.cursor import SyncState, SyncVolume
 from aimfuse.disk import Disk
 from aimfuse.errors import ImageMismatch
+from aimfuse.journal.dirty import DirtyMap
 from aimfuse.journal.header import HEADER_BYTES, NO_DIGEST, FileKind, Identity
 from aimfuse.journal.names import SyncName
 from aimfuse.journal.records import IOCB_BYTES, RecordType, encode_table, padded
@@ -37,11 +39,12 @@ _LOOK_AGAIN_MAX = 3
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Bytes of one volume that are not all zero."""
+    """A stretch of one volume: its bytes, or None if they are all zero."""
 
     volume: int
     offset: int
-    data: bytes
+    length: int
+    data: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +62,11 @@ class ImageReader:
     """Reads the image files of a group, one volume at a time."""
 
     def __init__(
-        self, disk: Disk, image: Path, sync: SyncState, file_bytes: int = SYNC_FILE_BYTES
-    ) -> None:
+        self, disk: Disk, image: Path, sync: SyncState, file_bytes: int = SYNC_FILE_BYTES,
+        todo: DirtyMap | None = None,
+    ) -> None:  # fmt: skip
+        """Read everything but holes, or, with *todo*, what that names and holes, too."""
+        self._todo = todo
         self._disk = disk
         self._image = image
         self._volumes = sorted(sync.volumes, key=lambda one: one.entry.volume)
@@ -88,42 +94,80 @@ class ImageReader:
             OSError: it could not be read.
         """
         chunks: list[Chunk] = []
-        room, scanned = self._room, 0
+        room, scanned, read = self._room, 0, 0
         end = start
         for one in self._volumes:
             volume = int(one.entry.volume)
             if volume < start[0]:
                 continue
             begin = start[1] if volume == start[0] else 0
-            for offset, data in self._pieces(one, begin):
-                if room < len(data) + _FRAME_BYTES or scanned >= SCAN_BYTES_MAX:
-                    return Stretch(start, (volume, offset), tuple(chunks), scanned, last=False)
-                scanned += len(data)
-                for at, part in nonzero_runs(data):
-                    chunks.append(Chunk(volume, offset + at, part))
-                    room -= padded(len(part)) + _FRAME_BYTES
+            for piece in self._pieces(one, begin):
+                held = len(piece.data or b"")
+                if room < held + _FRAME_BYTES or read >= SCAN_BYTES_MAX:
+                    end = (volume, piece.offset)
+                    return Stretch(start, end, tuple(chunks), scanned, last=False)
+                scanned += piece.length
+                read += held
+                for chunk in self._chunks(piece):
+                    chunks.append(chunk)
+                    room -= padded(len(chunk.data or b"")) + _FRAME_BYTES
             end = (volume, one.entry.size_bytes)
         return Stretch(start, end, tuple(chunks), scanned, last=True)
 
-    def _pieces(self, one: SyncVolume, begin: int) -> Iterator[tuple[int, bytes]]:
-        """Yield (offset, bytes) of what is allocated, in pieces that fit a WRITE."""
+    def _pieces(self, one: SyncVolume, begin: int) -> Iterator[Chunk]:
+        """Yield what is allocated, and with a map holes, in pieces that fit a record."""
         fd = self._open(one)
         if fd is None:  # Gone since; the journal says so before the mirror is consistent.
             return
         try:
-            size = min(one.entry.size_bytes, self._disk.size(fd))
-            for low, high in self._disk.data_ranges(fd, begin, size):
-                at = low
-                while at < high:
-                    # Worst case every other block is zero: leave room for the frames.
-                    until = min(high, align_down(at, BLOCK_BYTES) + WRITE_BYTES_MAX)
-                    data = self._disk.pread(fd, until - at, at)
-                    if not data:  # Cut meanwhile; the journal has that too.
-                        return
-                    yield at, data
-                    at += len(data)
+            for low, high in self._wanted(one, begin):
+                yield from self._stretch(fd, one, low, high)
         finally:
             self._disk.close(fd)
+
+    def _wanted(self, one: SyncVolume, begin: int) -> Iterator[tuple[int, int]]:
+        """Yield (offset, end) of what is to be copied of a volume."""
+        volume, size = int(one.entry.volume), one.entry.size_bytes
+        if self._todo is None:
+            yield begin, size
+            return
+        for extent in self._todo.extents(volume, begin):
+            if extent.volume != volume:
+                return
+            end = min(size, extent.offset + extent.length)
+            if max(begin, extent.offset) < end:
+                yield max(begin, extent.offset), end
+
+    def _stretch(self, fd: int, one: SyncVolume, low: int, high: int) -> Iterator[Chunk]:
+        volume, at = int(one.entry.volume), low
+        for data_low, data_high in self._disk.data_ranges(fd, low, min(high, self._disk.size(fd))):
+            if at < data_low and self._todo is not None:
+                yield Chunk(volume, at, data_low - at, None)
+            at = data_low
+            while at < data_high:
+                # Worst case every other block is zero: leave room for the frames.
+                until = min(data_high, align_down(at, BLOCK_BYTES) + WRITE_BYTES_MAX)
+                data = self._disk.pread(fd, until - at, at)
+                if not data:  # Cut meanwhile; the journal has that too.
+                    return
+                yield Chunk(volume, at, len(data), data)
+                at += len(data)
+        if at < high and self._todo is not None:
+            yield Chunk(volume, at, high - at, None)
+
+    def _chunks(self, piece: Chunk) -> Iterator[Chunk]:
+        """Yield what goes into the file for a piece."""
+        if piece.data is None:
+            yield piece
+            return
+        at = 0
+        for start, part in nonzero_runs(piece.data):
+            if at < start and self._todo is not None:
+                yield Chunk(piece.volume, piece.offset + at, start - at, None)
+            yield Chunk(piece.volume, piece.offset + start, len(part), part)
+            at = start + len(part)
+        if at < piece.length and self._todo is not None:
+            yield Chunk(piece.volume, piece.offset + at, piece.length - at, None)
 
     def _open(self, one: SyncVolume) -> int | None:
         if not self._image.is_dir():
@@ -198,10 +242,13 @@ def write_sync_file(  # noqa: PLR0913 - what a file says, and where it goes
         writer.mark(RecordType.TABLE, Seq(0), 0, time_ns, table)
         mark = _mark(sync, index, stretch, to)
         writer.mark(RecordType.SYNC, Seq(0), 0, time_ns, mark)
-        for seq, chunk in enumerate(stretch.chunks, 1):
-            length = len(chunk.data)
+        begins = sync.staged and index == 0
+        if begins:
+            writer.append(RecordType.GAP, 0, Seq(1), 0, 0, time_ns, _gap(sync))
+        for seq, chunk in enumerate(stretch.chunks, 1 + begins):
+            kind = RecordType.ZERO if chunk.data is None else RecordType.WRITE
             writer.append(
-                RecordType.WRITE, chunk.volume, Seq(seq), chunk.offset, length, time_ns, chunk.data
+                kind, chunk.volume, Seq(seq), chunk.offset, chunk.length, time_ns, chunk.data or b""
             )
         writer.seal(NO_DIGEST, Epoch(0), FileNumber(0))
     finally:
@@ -222,9 +269,18 @@ def _mark(sync: SyncState, index: int, stretch: Stretch, to: int | None) -> byte
         },
         "start": list(stretch.start),
         "end": list(stretch.end),
-        "last": stretch.last,
-        "next_volume": sync.next_volume,
+        "last": to is not None,
+        "round": sync.round,
+        "staged": sync.staged,
     }  # fmt: skip
-    if stretch.last:
+    if sync.next_volume:
+        mark["next_volume"] = sync.next_volume
+    if to is not None:
         mark["to"] = to
     return json.dumps(mark, separators=(",", ":")).encode()
+
+
+def _gap(sync: SyncState) -> bytes:
+    """Return what the GAP record of a staged copy says: why, and up to which file it reaches."""
+    said = {"reason": sync.why, "through": sync.head.number}
+    return json.dumps(said, separators=(",", ":")).encode()

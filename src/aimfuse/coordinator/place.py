@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import random
 import time
@@ -15,7 +16,7 @@ from aimfuse.config import DestinationConfig, GroupConfig
 from aimfuse.coordinator.acks import Ack
 from aimfuse.coordinator.backlog import Backlog
 from aimfuse.coordinator.bandwidth import TokenBucket
-from aimfuse.coordinator.cursor import Cursor, CursorFile
+from aimfuse.coordinator.cursor import Cursor, CursorFile, SyncState
 from aimfuse.coordinator.decide import History
 from aimfuse.coordinator.delivery import Delivery
 from aimfuse.coordinator.extents import SYNC_FILE_BYTES
@@ -23,12 +24,15 @@ from aimfuse.coordinator.forecast import Trend
 from aimfuse.coordinator.gate import Gate
 from aimfuse.coordinator.lag import Lag, Stage, seconds_behind
 from aimfuse.coordinator.rate import RateMeter
+from aimfuse.coordinator.request import REQUEST
 from aimfuse.coordinator.retention import retention_lock
 from aimfuse.coordinator.route import ROUTED, Base, Route
 from aimfuse.coordinator.signal import Signal
 from aimfuse.coordinator.source import Source, SourceCheckpoint
+from aimfuse.coordinator.todo import Todo
 from aimfuse.disk import Disk, process_disk
 from aimfuse.errors import AimfuseError, Unavailable
+from aimfuse.journal.fold import Fold, FoldFile
 from aimfuse.journal.header import NO_DIGEST
 from aimfuse.journal.journal import Head
 from aimfuse.transport.base import Transport
@@ -36,6 +40,7 @@ from aimfuse.units import Epoch, FileNumber, Seq
 
 STATUS_NAME = "status.json"
 STUCK_S = 30.0
+FOLD_LOOK_S = 1.0
 _SENDING = {"syncing", "shipping"}
 
 Connect = Callable[[DestinationConfig], Transport]
@@ -98,6 +103,12 @@ class Place:
         self.meter = RateMeter()
         self._trend = Trend()
         self.route: Route | None = None
+        self.fold = Fold()
+        self.lost = 0
+        """A file that the mirror needs and that cannot be sent any more; 0 if none is known."""
+        self.todo = Todo(parts.disk, self.directory)
+        self._folds = FoldFile(parts.disk, self.directory)
+        self._looked_at = -math.inf
         self.gate = Gate(config.windows, parts.wall_ns)
         self.bucket = TokenBucket(config.bandwidth_bytes_s)
         self.state = "new"
@@ -150,6 +161,26 @@ class Place:
         await self.gate.wait()
         await self.bucket.take(count_bytes)
 
+    def look_at_fold(self, *, now: bool = True) -> None:
+        """Learn what has left the spool unsent; without *now* only after a while.
+
+        Raises:
+            StateLost, OSError: it cannot be read.
+        """
+        if now or trio.current_time() - self._looked_at >= FOLD_LOOK_S:
+            self._looked_at = trio.current_time()
+            self.fold = self._folds.read()
+
+    def is_overtaken(self) -> bool:
+        """Tell whether what is needed next has left the spool unsent."""
+        sync = self.cursor.sync
+        at = sync.head.number if sync else self.delivery.confirmed
+        return max(int(self.fold.through), self.lost) > at
+
+    def is_copy_wanted(self) -> bool:
+        """Tell whether an operator asked for a copy."""
+        return self.parts.disk.exists(self.directory / REQUEST)
+
     # State.
 
     def enter(
@@ -181,8 +212,17 @@ class Place:
 
     def take_ack(self, ack: Ack) -> None:
         """Note what the store has while files are shipped."""
+        ack = self.seen(ack)
         if self.delivery.take_ack(ack, trio.current_time()):
             self.note_progress()
+
+    def seen(self, ack: Ack) -> Ack:
+        """Return *ack* as shipping sees it: behind a staged copy, that copy's journal counts."""
+        sync = self.cursor.sync
+        theirs = ack.copy_of(sync.sync_id) if sync and sync.staged else None
+        if sync is None or theirs is None or not theirs.staged:
+            return ack
+        return replace(ack, applied=None, received=max(theirs.received, int(sync.head.number)))
 
     def history(self, checkpoint: SourceCheckpoint) -> History:
         """Return our side of the history, to hold a store's against."""
@@ -194,11 +234,20 @@ class Place:
             heads.append(Head(epoch, number, Seq(0), self.cursor.digest))
         backlog = self.parts.backlog
         return History(
-            checkpoint.group, backlog.newest, backlog.oldest, tuple(heads), self._digests
-        )
+            checkpoint.group, backlog.newest, backlog.oldest, tuple(heads), self._digests,
+            self.fold, self.lost,
+        )  # fmt: skip
 
-    def begin_shipping(self, group: bytes, first: int, ack: Ack) -> None:
-        """Leave new or syncing behind: the store has everything below *first*."""
+    def begin_shipping(self, group: bytes, first: int, ack: Ack, *, behind_copy: bool) -> None:
+        """Leave new or syncing behind: the store has everything below *first*.
+
+        *behind_copy*: the copy goes on; this is the journal that makes it consistent.
+        """
+        if behind_copy:
+            ack = self.seen(ack)
+            self.delivery.rewind(ack.confirmed, self.delivery.applied)
+            self.delivery.start(first, trio.current_time())
+            return
         if ack.confirmed < self.delivery.confirmed or self.cursor.is_new or self.cursor.sync:
             self.delivery.rewind(ack.confirmed, ack.applied_number)
         self.delivery.start(first, trio.current_time())
@@ -402,7 +451,25 @@ class Place:
             return None
         left = max(0, sync.total_bytes - sync.done_bytes)
         eta_s = left / rate_bytes_s if rate_bytes_s > 0 else None
-        return {"done_bytes": sync.done_bytes, "total_bytes": sync.total_bytes, "eta_s": eta_s}
+        return {
+            "done_bytes": sync.done_bytes,
+            "total_bytes": sync.total_bytes,
+            "eta_s": eta_s,
+            "rate_bytes_s": rate_bytes_s,
+            "staged": sync.staged,
+            "round": sync.round,
+            "why": sync.why or None,
+            "step": self._sync_step(sync),
+        }
+
+    def _sync_step(self, sync: SyncState) -> str:
+        """Return what is done to the copy now: copying, journal, checking or switching."""
+        theirs = self.ack.copy_of(sync.sync_id) if self.ack else None
+        if theirs is None or not theirs.done or theirs.round < sync.round:
+            return "copying"
+        if self.ack and self.ack.phase == "switching":
+            return "switching"
+        return "checking" if sync.to is not None and theirs.received >= sync.to else "journal"
 
 
 def heartbeat(parts: Parts, driver: dict[str, Any] | None) -> bytes:

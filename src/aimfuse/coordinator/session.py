@@ -1,5 +1,6 @@
 """One connection to one store: follow its ack, keep files in flight, say that we live."""
 
+import logging
 import math
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 import trio
 
 from aimfuse.coordinator.acks import ACK_BYTES_MAX, ACK_NAME, Ack, parse_ack
-from aimfuse.coordinator.decide import Halt, check_history, check_store
+from aimfuse.coordinator.decide import check_history, check_store
 from aimfuse.coordinator.delivery import Flight
 from aimfuse.coordinator.place import Place, heartbeat
 from aimfuse.coordinator.signal import Signal
@@ -27,6 +28,8 @@ HEARTBEAT_S = 5.0
 TICK_S = 1.0
 FREE_BYTES_MIN = 64 * MIB
 HEARTBEAT_NAME = "source.json"
+
+log = logging.getLogger(__name__)
 
 
 class Session:
@@ -57,17 +60,21 @@ class Session:
             while True:
                 await work()
 
-    async def ship(self, group: bytes, first: int) -> None:
-        """Keep files in flight for ever."""
+    async def ship(self, group: bytes, first: int, *, behind_copy: bool = False) -> None:
+        """Keep files in flight until something else has to be done.
+
+        That is a copy: what is needed next has left the spool, somebody asked for one, or one
+        that waited for its journal was switched in.
+        """
         place = self.place
         ack = place.ack
         assert ack is not None
         if place.route is not None:  # What was confirmed before we noted it.
             place.route.sweep()
-            await place.route.follow(ack.confirmed)
-        place.begin_shipping(group, first, ack)
+            await place.route.follow(place.seen(ack).confirmed)
+        place.begin_shipping(group, first, ack, behind_copy=behind_copy)
         async with trio.open_nursery() as nursery:
-            while True:
+            while not self._is_interrupted(behind_copy=behind_copy):
                 if place.ack is not ack and place.ack is not None:
                     ack = place.ack
                     self._check_ack()
@@ -75,6 +82,18 @@ class Session:
                 if not self._is_full():
                     self._fill(nursery, group)
                 await place.signal.wait(TICK_S)
+            nursery.cancel_scope.cancel()
+
+    def _is_interrupted(self, *, behind_copy: bool) -> bool:
+        place = self.place
+        place.look_at_fold(now=False)
+        if place.is_overtaken():
+            return True
+        ack, sync = place.ack, place.cursor.sync
+        if behind_copy:
+            theirs = ack.copy_of(sync.sync_id) if ack and sync else None
+            return theirs is None or not theirs.staged
+        return bool(ack and ack.needs_sync) or place.is_copy_wanted()
 
     def _fill(self, nursery: trio.Nursery, group: bytes) -> None:
         # No await here: picking a file and starting its task is one step.
@@ -83,7 +102,11 @@ class Session:
             picked := place.delivery.pick(config.max_in_flight, config.inbox_bytes_max)
         ):
             nursery.start_soon(self._send, group, *picked)
-        place.enter("shipping" if place.delivery.applied < self._parts.backlog.newest else "idle")
+        if place.cursor.sync is not None:
+            place.enter("syncing")
+        else:
+            is_behind = place.delivery.applied < self._parts.backlog.newest
+            place.enter("shipping" if is_behind else "idle")
 
     def _is_full(self) -> bool:
         free = self._free_bytes
@@ -104,7 +127,8 @@ class Session:
         assert ack is not None
         history = place.history(self._parts.checkpoint())
         check_store(ack, history)
-        if ack.is_empty or ack.phase == "syncing" or ack.confirmed < place.delivery.confirmed:
+        confirmed = place.seen(ack).confirmed
+        if ack.is_empty or ack.phase == "syncing" or confirmed < place.delivery.confirmed:
             raise Unavailable("the store has gone back behind what it had confirmed")
         check_history(ack, history)
 
@@ -126,7 +150,7 @@ class Session:
         if name is None:
             if self._is_confirmed(number):
                 return
-            raise Halt(f"file {number} is missing from the spool", hint=_NEW_COPY)
+            raise self._lost(number, f"file {number} is missing from the spool")
         path = backlog.path(name)
         try:
             await trio.to_thread.run_sync(backlog.check, name, group)
@@ -136,9 +160,18 @@ class Session:
         except FileNotFoundError as exc:
             if self._is_confirmed(number):
                 return
-            raise Halt(f"{name.sealed} is missing from the spool", hint=_NEW_COPY) from exc
+            raise self._lost(number, f"{name.sealed} is missing from the spool") from exc
         except JournalError as exc:
-            raise Halt(f"the spool is damaged: {exc}", hint=_NEW_COPY) from exc
+            raise self._lost(number, f"the spool is damaged: {exc}") from exc
+
+    def _lost(self, number: int, why: str) -> Unavailable:
+        """Note that a file cannot be sent, unless it was folded: a copy takes its place."""
+        place = self.place
+        place.look_at_fold()
+        if place.fold.through < number:
+            log.error("%s: %s; a copy of everything begins", place.config.name, why)
+            place.lost = max(place.lost, number)
+        return Unavailable(why)
 
     async def _put_copy(self, flight: Flight, number: int, path: Path, name: str) -> None:
         """Send the file, or, to a destination with a rule, its copy."""
@@ -248,9 +281,3 @@ def _ceiling(what: str) -> Generator[None]:
         yield
     if scope.cancelled_caught:
         raise Unavailable(f"no answer about {what} for {SMALL_S_MAX:.0f} s")
-
-
-_NEW_COPY = (
-    "The mirror stays at its last position. Move the store away: the next contact begins "
-    "a first sync."
-)

@@ -1,7 +1,9 @@
-"""The first copy to an empty store: a few SYNC files at a time, resumable at each of them.
+"""A copy on its way to a store: a few SYNC files at a time, resumable at each of them.
 
 The cursor says from which journal file the copy counts and pins everything after it, before
 the first byte is read. The store says how far it is; we go on from there, whatever was sent.
+When the spool overflows meanwhile, the copy goes into a further round: from a later origin,
+with what it had not brought over yet and what was in the files that left the spool.
 """
 
 import contextlib
@@ -12,63 +14,17 @@ from pathlib import Path
 import trio
 
 from aimfuse.coordinator.acks import Ack, Position
-from aimfuse.coordinator.cursor import Cursor, SyncState
+from aimfuse.coordinator.begin import begin_round
 from aimfuse.coordinator.decide import Halt, check_store
 from aimfuse.coordinator.delivery import DAMAGED_GRACE_S, SILENCE_S, Flight, Grace
 from aimfuse.coordinator.extents import ImageReader, write_sync_file
 from aimfuse.coordinator.place import Place
-from aimfuse.coordinator.retention import retention_lock
-from aimfuse.coordinator.route import rule_of
 from aimfuse.coordinator.session import TICK_S, Session
+from aimfuse.coordinator.todo import NotCovered
 from aimfuse.errors import ImageMismatch, Unavailable
 
 WINDOW_FILES = 4
 SYNC_DIR = "sync"
-
-
-async def begin_sync(place: Place) -> None:
-    """Pin the journal from the present checkpoint on and note a new sync in the cursor.
-
-    Under the retention lock, so that no file after that checkpoint is released in between.
-
-    Raises:
-        Unavailable: no checkpoint yet, or history is broken right behind it; or the lock
-            stayed taken.
-        StateLost: the checkpoint is unreadable.
-    """
-    async with retention_lock(place.parts.disk, place.parts.config.state_dir):
-        await place.set_cursor(lambda: _first_cursor(place))
-    sync = place.cursor.sync
-    assert sync is not None
-    place.delivery.rewind(sync.head.number, sync.head.number)
-    place.open_route()
-    reader = ImageReader(place.parts.disk, place.parts.config.image, sync)
-    total = await trio.to_thread.run_sync(reader.data_bytes)
-    place.cursor = replace(place.cursor, sync=replace(sync, total_bytes=total))
-
-
-def _first_cursor(place: Place) -> Cursor:
-    checkpoint = place.parts.checkpoint()
-    if checkpoint.gap is not None:  # The store would halt on the GAP record behind it.
-        raise Unavailable(
-            f"the first copy waits for the next checkpoint: {checkpoint.gap}",
-            hint="It begins by itself, once the image is mounted and has been written to.",
-        )
-    head = checkpoint.head
-    sync_id = place.parts.tools.dice.getrandbits(64) or 1
-    rule = rule_of(place.config)
-    volumes = tuple(one for one in checkpoint.volumes if not rule or rule.takes(one.entry.name))
-    if checkpoint.volumes and not volumes and not place.parts.config.image.is_dir():
-        raise Halt(
-            "its rule takes none of the group's volumes",
-            hint="Correct `volumes` or `exclude` in group.toml.",
-        )
-    members = frozenset(int(one.entry.volume) for one in volumes) if rule else frozenset[int]()
-    sync = SyncState(sync_id, head, volumes, checkpoint.next_volume)
-    return Cursor(
-        place.config.url, checkpoint.group, head.number, head.epoch, head.number,
-        head.digest, head.number, sync, None, rule, members,
-    )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -79,11 +35,12 @@ class _Outgoing:
     path: Path
     flight: Flight
     done_bytes: int
+    end: Position
     grace: Grace = field(default_factory=lambda: Grace(0.0))
     flying: bool = False
 
 
-class FirstSync:
+class Copying:
     """One run of a sync over one session, from where the store wants to go on."""
 
     def __init__(self, session: Session, group: bytes, index: int, start: Position) -> None:
@@ -95,9 +52,7 @@ class FirstSync:
         assert sync is not None
         self._sync = sync
         self._directory = self._place.directory / SYNC_DIR
-        self._reader = ImageReader(
-            self._parts.disk, self._parts.config.image, sync, self._parts.tools.sync_file_bytes
-        )
+        self._reader: ImageReader | None = None
         self._next_index = index
         self._next = start
         self._done_bytes = sync.done_bytes if index else 0
@@ -113,16 +68,24 @@ class FirstSync:
         """
         place = self._place
         self._parts.disk.mkdir("sync:mkdir", self._directory)
-        sweep(place)
+        _sweep_files(place)
         self._note(self._next_index, self._next, self._done_bytes)
+        try:
+            await self._open_reader()
+        except NotCovered as exc:
+            raise self._begin_anew(f"what was to be copied is not known: {exc}") from exc
         async with trio.open_nursery() as nursery:
             while not self._is_done():
                 place.enter("syncing")  # Before building: a busy driver may take minutes for it.
                 self._forget_confirmed()
-                if not self._is_last_built and len(self._out) < WINDOW_FILES:
+                place.look_at_fold()
+                if place.is_overtaken():
+                    if not self._out:
+                        await self._begin_round()
+                elif not self._is_last_built and len(self._out) < WINDOW_FILES:
                     await self._build()
                 self._send_what_is_due(nursery)
-                if self._is_last_built or len(self._out) >= WINDOW_FILES:
+                if self._is_last_built or len(self._out) >= WINDOW_FILES or place.is_overtaken():
                     await place.signal.wait(TICK_S)
             nursery.cancel_scope.cancel()
 
@@ -131,6 +94,11 @@ class FirstSync:
         if ack is None:
             return False
         check_store(ack, self._place.history(self._parts.checkpoint()))
+        if self._sync.staged:
+            theirs = ack.copy_of(self._sync.sync_id)
+            has_all = theirs and theirs.done and theirs.round == self._sync.round
+            has_switched = theirs and not theirs.staged
+            return bool(has_switched or (has_all and not self._place.is_overtaken()))
         if ack.phase in {"catching_up", "consistent"}:
             return True
         if self._next_index > WINDOW_FILES and ack.is_empty:
@@ -139,24 +107,54 @@ class FirstSync:
 
     def _forget_confirmed(self) -> None:
         """Note what the store has applied, and drop our copies of it."""
-        ack = self._ours(self._place.ack)
-        if ack is None or ack.sync is None:
+        ack = self._place.ack
+        theirs = ack.copy_of(self._sync.sync_id) if ack else None
+        if ack is None:
             return
-        for index in [one for one in self._out if one < ack.sync.next_index]:
+        if theirs is None:
+            if self._sync.staged and self._is_given_up(ack):
+                raise Unavailable("the store has given up the copy")
+            return
+        for index in [one for one in self._out if one < theirs.next_index]:
             out = self._out.pop(index)
             if not out.flying:
                 self._unlink(out.path)
-            self._note(ack.sync.next_index, ack.sync.next, out.done_bytes)
+            if index + 1 == theirs.next_index and theirs.next != out.end:
+                raise Unavailable("the store took an earlier part than the one sent now")
+            self._note(theirs.next_index, theirs.next, out.done_bytes)
             self._place.note_progress()
-        if ack.sync.next_index > self._next_index:
+        if theirs.next_index > self._next_index:
             raise Unavailable("the store is ahead of what was sent to it")
 
-    def _ours(self, ack: Ack | None) -> Ack | None:
-        same = ack is not None and ack.sync and ack.sync.sync_id == self._sync.sync_id
-        return ack if same else None
+    def _is_given_up(self, ack: Ack) -> bool:
+        """Tell whether a staged copy is gone that was there: see the store's reasons."""
+        return self._next_index > WINDOW_FILES or ack.needs_sync not in {None, self._sync.why}
+
+    async def _open_reader(self) -> None:
+        parts = self._parts
+        todo = await trio.to_thread.run_sync(self._place.todo.read, self._sync)
+        self._reader = ImageReader(
+            parts.disk, parts.config.image, self._sync, parts.tools.sync_file_bytes, todo
+        )
+
+    async def _begin_round(self) -> None:
+        """Go on from a later origin; nothing is on its way now."""
+        if not await begin_round(self._place, self._next, self._next_index):
+            raise self._begin_anew("what was overtaken is not known")
+        sync = self._place.cursor.sync
+        assert sync is not None
+        self._sync, self._next, self._done_bytes = sync, (0, 0), 0
+        self._is_last_built = False
+        await self._open_reader()
+
+    def _begin_anew(self, why: str) -> Unavailable:
+        """Note that only a copy of everything helps; the next session begins one."""
+        self._place.lost = max(self._place.lost, self._sync.head.number + 1)
+        return Unavailable(why)
 
     async def _build(self) -> None:
         index, start = self._next_index, self._next
+        assert self._reader is not None
         try:
             stretch = await trio.to_thread.run_sync(self._reader.gather, start)
         except ImageMismatch as exc:
@@ -175,7 +173,7 @@ class FirstSync:
         )  # fmt: skip
         self._done_bytes += stretch.scanned_bytes
         flight = Flight(path.name, path.stat().st_size)
-        self._out[index] = _Outgoing(index, path, flight, self._done_bytes)
+        self._out[index] = _Outgoing(index, path, flight, self._done_bytes, stretch.end)
         self._next_index, self._next = index + 1, stretch.end
         self._is_last_built = stretch.last
 
@@ -214,7 +212,12 @@ class FirstSync:
 
 
 def sweep(place: Place) -> None:
-    """Remove the SYNC files that an earlier run left behind."""
+    """Remove what earlier copies left behind."""
+    _sweep_files(place)
+    place.todo.forget_others(None)
+
+
+def _sweep_files(place: Place) -> None:
     directory = place.directory / SYNC_DIR
     for name in place.parts.disk.listdir(directory) if directory.exists() else ():
         _unlink(place, directory / name)

@@ -465,6 +465,7 @@ class Session:
         state, head = self.store.state, self.store.state.head
         after = head.number if head else 0
         phase = Phase.HALTED if self.halted else state.phase
+        behind = max(after, state.staging.progress.origin.number) if state.staging else after
         ahead = [n for n in self._damaged if is_needed(n, after)][:LIST_MAX]
         self._damaged = dict.fromkeys(ahead)
         return {
@@ -473,7 +474,7 @@ class Session:
             "phase": phase.value,
             "applied": head.to_json() if head else None,
             "received": {"number": self._work.received(after)},
-            "missing": self._work.missing(after, LIST_MAX),
+            "missing": self._work.missing(behind, LIST_MAX),
             "damaged": ahead,
             "sync": report_sync(state, self._work, self._switch),
             "needs_sync": self._needs_sync(),

@@ -1,0 +1,186 @@
+"""Begin a copy, or a further round of one: choose its origin, pin the journal behind it.
+
+Under the retention lock, so that nothing is folded or released in between. The cursor that
+says all this is durable before the first byte of the image is read.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import trio
+
+from aimfuse.coordinator.acks import Position
+from aimfuse.coordinator.cursor import Cursor, SyncState
+from aimfuse.coordinator.decide import Halt
+from aimfuse.coordinator.extents import ImageReader
+from aimfuse.coordinator.place import Place
+from aimfuse.coordinator.request import Request
+from aimfuse.coordinator.retention import retention_lock
+from aimfuse.coordinator.route import rule_of
+from aimfuse.coordinator.todo import (
+    Membership,
+    NotCovered,
+    add_ranges,
+    begun,
+    behind,
+    checked_checkpoint,
+    limited,
+    next_round,
+    placed,
+    whole,
+)
+from aimfuse.journal.dirty import DirtyMap
+
+
+async def begin_sync(place: Place) -> None:
+    """Note a new first copy in the cursor; the journal stays from the present checkpoint on.
+
+    Raises:
+        Unavailable: no checkpoint yet, or history is broken right behind it; or the lock
+            stayed taken.
+        Halt: the destination's rule takes none of the volumes.
+        StateLost: the checkpoint is unreadable.
+    """
+    await _set(place, lambda: _first_cursor(place))
+    sync = place.cursor.sync
+    assert sync is not None
+    reader = ImageReader(place.parts.disk, place.parts.config.image, sync)
+    total = await trio.to_thread.run_sync(reader.data_bytes)
+    place.cursor = replace(place.cursor, sync=replace(sync, total_bytes=total))
+
+
+async def begin_resync(
+    place: Place, why: str, *, is_whole: bool, request: Request | None = None
+) -> None:
+    """Note a new staged copy in the cursor: of the fold, of all the image, or as requested.
+
+    Raises:
+        Unavailable: the newest checkpoint is not yet where such a copy could begin.
+        StateLost, OSError: the fold, the checkpoint or a map is unreadable.
+    """
+    make = partial(_resync_cursor, place, why, is_whole=is_whole, request=request)
+    await _set(place, make)
+    place.todo.forget_others(place.cursor.sync)
+
+
+async def begin_round(place: Place, at: Position, index: int) -> bool:
+    """Let the copy go on from a later origin, with file *index*, for what was overtaken.
+
+    *at* is the place before which the store has everything of the round so far.
+
+    Returns:
+        False if what was overtaken is not known: only another copy, of everything, helps.
+    """
+    try:
+        await _set(place, partial(_round_cursor, place, at, index))
+    except NotCovered:
+        return False
+    place.todo.forget_others(place.cursor.sync)
+    return True
+
+
+def membership(place: Place) -> Membership:
+    """Return which volumes the destination gets."""
+    return Membership(rule_of(place.config), place.cursor.members)
+
+
+async def _set(place: Place, make: Callable[[], Cursor]) -> None:
+    async with retention_lock(place.parts.disk, place.parts.config.state_dir):
+        await place.set_cursor(make)
+    place.look_at_fold()
+    sync = place.cursor.sync
+    assert sync is not None
+    place.delivery.rewind(sync.head.number, sync.head.number)
+    place.open_route()
+
+
+def _first_cursor(place: Place) -> Cursor:
+    checkpoint = checked_checkpoint(place.parts.checkpoint(), 0)
+    everybody = Membership(rule_of(place.config), frozenset())
+    entries = [one.entry for one in checkpoint.volumes]
+    volumes = placed(entries, checkpoint, everybody)
+    if checkpoint.volumes and not volumes and not place.parts.config.image.is_dir():
+        raise Halt(
+            "its rule takes none of the group's volumes",
+            hint="Correct `volumes` or `exclude` in group.toml.",
+        )
+    sync = SyncState(_new_id(place), checkpoint.head, volumes, checkpoint.next_volume)
+    return _cursor(place, sync)
+
+
+def _resync_cursor(place: Place, why: str, *, is_whole: bool, request: Request | None) -> Cursor:
+    ack = place.ack
+    assert ack is not None
+    if request is not None and not is_whole:
+        sync, todo = _as_requested(place, why, request, ack.confirmed)
+    elif is_whole:
+        sync, todo = _of_all(place, why, max(ack.confirmed, place.lost))
+    else:
+        try:
+            sync, todo = _of_fold(place, why, ack.confirmed)
+        except NotCovered:
+            sync, todo = _of_all(place, why, max(ack.confirmed, place.lost))
+    sync = replace(sync, total_bytes=todo.dirty_bytes())
+    place.todo.write(sync, todo)
+    return _cursor(place, sync)
+
+
+def _of_fold(place: Place, why: str, confirmed: int) -> tuple[SyncState, DirtyMap]:
+    checkpoint = place.parts.checkpoint()
+    fold, todo = place.todo.of_fold(confirmed)
+    if fold.head is None:
+        raise NotCovered("its end is not known")
+    who = membership(place)
+    volumes = placed(fold.volumes, checkpoint, who)
+    return begun(_new_id(place), fold.head, volumes, 0, why), limited(todo, fold.volumes, who)
+
+
+def _of_all(place: Place, why: str, least: int) -> tuple[SyncState, DirtyMap]:
+    checkpoint = checked_checkpoint(place.parts.checkpoint(), least)
+    volumes = placed([one.entry for one in checkpoint.volumes], checkpoint, membership(place))
+    sync = begun(_new_id(place), checkpoint.head, volumes, checkpoint.next_volume, why)
+    return sync, whole(one.entry for one in volumes)
+
+
+def _as_requested(
+    place: Place, why: str, request: Request, confirmed: int
+) -> tuple[SyncState, DirtyMap]:
+    """Choose what the operator named, and what the mirror lacks anyway up to the origin."""
+    sync, todo = _of_all(place, why, max(confirmed, place.lost))
+    try:
+        found, at = DirtyMap(), confirmed
+        if place.fold.through > confirmed:
+            fold, found = place.todo.of_fold(confirmed)
+            at = int(fold.through)
+        found.add_all(behind(place.parts.backlog, place.parts.disk, at, sync.head.number))
+    except NotCovered:
+        return sync, todo
+    add_ranges(found, sync.volumes, request.extents(sync.volumes))
+    return sync, limited(found, [one.entry for one in sync.volumes], membership(place))
+
+
+def _round_cursor(place: Place, at: Position, index: int) -> Cursor:
+    before = place.cursor.sync
+    assert before is not None
+    who = membership(place)
+    fold, todo = place.todo.overtaken(before, at, who)
+    volumes = placed(fold.volumes, place.parts.checkpoint(), who)
+    sync = next_round(replace(before, next_index=index), fold, volumes, todo.dirty_bytes())
+    place.todo.write(sync, todo)
+    return _cursor(place, sync)
+
+
+def _cursor(place: Place, sync: SyncState) -> Cursor:
+    """Return the cursor that a sync begins with; its pin keeps all behind the sync's origin."""
+    rule, head = rule_of(place.config), sync.head
+    members = frozenset(int(one.entry.volume) for one in sync.volumes) if rule else frozenset[int]()
+    applied = place.cursor.applied if sync.staged else head.number
+    return Cursor(
+        place.config.url, place.parts.checkpoint().group, head.number, head.epoch, head.number,
+        head.digest, applied, sync, None, rule, members,
+    )  # fmt: skip
+
+
+def _new_id(place: Place) -> int:
+    return place.parts.tools.dice.getrandbits(64) or 1
