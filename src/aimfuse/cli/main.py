@@ -14,6 +14,7 @@ FAMILIES = {
     "source": ("init", "mount"),
     "source_ship": ("ship",),
     "destination": ("destination", "reload"),
+    "sync": ("sync",),
     "watch": ("status", "dashboard", "flush", "bookmark", "umount"),
     "far": ("replay", "serve"),
     "inspect": ("inspect",),

@@ -24,10 +24,13 @@ from aimfuse.errors import BusyError, ImageMismatch, JournalError, StateLost, Us
 from aimfuse.journal.journal import Head, Journal
 from aimfuse.journal.records import VolumeEntry, check_name
 from aimfuse.journal.recovery import recover
-from aimfuse.units import TIB, Epoch, VolumeId
+from aimfuse.units import TIB, Epoch, FileNumber, VolumeId
 
 LOCK_NAME = "lock"
 LOCK_S_MAX = 2.0
+LOST_FILES_MAX = 1_000_000
+"""More files than any spool held behind its checkpoint."""
+
 DIRECTORY_SIZE_MAX = 16 * TIB
 """How large a volume of a directory group may grow unless the settings say otherwise."""
 
@@ -299,12 +302,16 @@ def _serve(  # noqa: PLR0913 - everything that recovery found
 def _start_over(disk: Disk, paths: GroupPaths, before: Checkpoint) -> Checkpoint:
     """Return a checkpoint that takes the images as they are, behind the journal's end.
 
-    A spool that cannot be closed is set aside, never deleted.
+    A spool that cannot be closed is set aside, never deleted. What was in it, or in one that is
+    empty though it should not be, may have been sent: its numbers are not used again, so that no
+    mirror is ahead of what comes.
     """
     try:
         head = recover(disk, paths.spool, before.group, before.head).head
+        if head == before.head and not before.clean:
+            head = _beyond(before)
     except (JournalError, FileNotFoundError):
-        head = before.head
+        head = _beyond(before)
         if disk.exists(paths.spool):
             aside = paths.spool.with_name(f"{paths.spool.name}.damaged-{time.time_ns()}")
             disk.rename("resync:set_aside", paths.spool, aside)
@@ -321,6 +328,13 @@ def _start_over(disk: Disk, paths: GroupPaths, before: Checkpoint) -> Checkpoint
         next_volume=next_volume,
         gap="the image was taken as it is by --resync",
     )
+
+
+def _beyond(before: Checkpoint) -> Head:
+    """Return a head that lies behind everything that a lost spool may have held."""
+    head = before.head
+    epoch = Epoch(max(before.epoch, head.epoch))
+    return replace(head, epoch=epoch, number=FileNumber(head.number + LOST_FILES_MAX))
 
 
 def _check_untouched(disk: Disk, paths: GroupPaths, before: Checkpoint) -> None:

@@ -114,6 +114,12 @@ def _quarantine(directory: Path) -> State:
 
 
 def _sync(known: State, ack: State) -> State | None:
+    staging = Fields(known).part("staging")
+    if staging:
+        progress = known["staging"].get("progress") or {}
+        switching = known.get("phase") == "switching"
+        step = {"step": "switching"} if switching else {}
+        return {**progress, **step, "staged": True, "why": staging.text("reason")}
     sync = known.get("sync")
     return sync if isinstance(sync, dict) else ack.get("sync")
 

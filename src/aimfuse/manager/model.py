@@ -28,8 +28,9 @@ class Level(IntEnum):
 
 _LEVELS = {
     "active": Level.FINE, "idle": Level.FINE, "shipping": Level.FINE, "consistent": Level.FINE,
-    "syncing": Level.BUSY, "catching_up": Level.BUSY, "connecting": Level.BUSY,
-    "busy": Level.BUSY, "new": Level.IDLE, "empty": Level.IDLE, "unmounted": Level.IDLE,
+    "syncing": Level.BUSY, "catching_up": Level.BUSY, "switching": Level.BUSY,
+    "connecting": Level.BUSY, "busy": Level.BUSY,
+    "new": Level.IDLE, "empty": Level.IDLE, "unmounted": Level.IDLE,
     "stopped": Level.WARN, "paused": Level.IDLE, "waiting": Level.IDLE, "removed": Level.WARN,
     "retrying": Level.WARN, "unclean": Level.WARN,
     "spool-full": Level.BAD, "refused": Level.BAD, "halted": Level.BAD, "damaged": Level.BAD,
@@ -62,6 +63,8 @@ class Sync:
     done_bytes: int
     total_bytes: int | None
     eta_s: float | None
+    step: str = ""
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +275,7 @@ _SOURCE_HINTS = {
 
 _DESTINATION_HINTS = {
     "refused": "Nothing is tried again before somebody acts; the message says what is wrong.",
-    "halted": "This mirror cannot follow any more and needs a new first sync.",
+    "halted": "Its history does not fit this source's: find out which is right before going on.",
     "stopped": "Mount the image, or run `aimfuse ship`.",
     "paused": "Run `aimfuse destination resume IMAGE NAME`.",
 }
@@ -370,7 +373,7 @@ def _store(status: Fields, now_ns: int) -> Store:
         quarantine=tuple(
             (one.text("name"), one.text("reason")) for one in quarantine.parts("shown")
         ),
-        sync=_sync(status.part("sync")) if state == "syncing" else None,
+        sync=_sync(status.part("sync")) if state == "syncing" or _is_staged(status) else None,
         volumes=_volumes(status),
         mirror_time_ns=status.maybe("mirror_time_ns"),
         lag=Lag(lag.seconds("seconds"), lag.maybe("bytes"), lag.maybe("files")),
@@ -426,7 +429,14 @@ def _sync(part: Fields) -> Sync | None:
         part.count("done_bytes"),
         part.maybe("total_bytes"),
         part.seconds("eta_s"),
+        part.text("step"),
+        part.text("why") or part.text("reason"),
     )
+
+
+def _is_staged(status: Fields) -> bool:
+    """Tell whether a copy waits beside the mirror."""
+    return status.part("sync").flag("staged")
 
 
 def _volumes(status: Fields) -> tuple[Volume, ...]:

@@ -72,9 +72,19 @@ def problem_lines(problems: Sequence[Problem], scene: Scene) -> Lines:
     return lines
 
 
+STEPS = {
+    "journal": "copied, the journal follows",
+    "checking": "copied, being checked",
+    "switching": "being switched in",
+}
+"""What is said of a copy once all of it is there."""
+
+
 def behind(one: Destination | Store) -> Text:
     """Return in a few words how far a mirror is behind."""
     lag = one.lag
+    if one.sync is not None and one.sync.step not in {"", "copying"}:
+        return Text(STEPS.get(one.sync.step, one.sync.step))
     if one.sync is not None and one.sync.total_bytes:
         return Text(f"{min(1, one.sync.done_bytes / one.sync.total_bytes):.0%} copied")
     if lag.seconds is None or (one.sync is not None and not lag.files):
@@ -86,8 +96,11 @@ def behind(one: Destination | Store) -> Text:
 
 def sync_lines(sync: Sync, look: Look) -> Lines:
     """Return how far a copy of the volumes is, and how long it will take."""
+    lines = paragraph(f"because {sync.why}", "", look, "", MARGIN) if sync.why else []
+    if sync.step not in {"", "copying"}:
+        return row("sync", [Text(STEPS.get(sync.step, sync.step))], look) + lines
     if sync.total_bytes is None:
-        return row("sync", [Text(f"{files(sync.files)} of the first copy")], look)
+        return row("sync", [Text(f"{files(sync.files)} of a copy")], look) + lines
     ratio = sync.done_bytes / sync.total_bytes if sync.total_bytes else 1.0
     chunks = [
         bar(sync.done_bytes, sync.total_bytes, BAR_WIDTH, "cyan"),
@@ -96,7 +109,7 @@ def sync_lines(sync: Sync, look: Look) -> Lines:
     ]
     if sync.eta_s is not None:
         chunks.append(Text(f"{format_seconds(sync.eta_s)} left"))
-    return row("sync", chunks, look)
+    return row("sync", chunks, look) + lines
 
 
 def records_lines(label: str, values: Sequence[float], look: Look, style: str) -> Lines:
