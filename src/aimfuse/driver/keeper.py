@@ -131,8 +131,9 @@ class SpoolKeeper:
         limits, engine = self.limits, self._engine
         self._room_bytes = 0
         slack = limits.file_bytes + 2 * REQUEST_BYTES_MAX if was_full else 0
-        if self.bytes + was_full * limits.file_bytes >= limits.bytes_max:
-            return f"the spool holds {self.bytes} bytes, its limit"
+        held = self.bytes + engine.journal.open_bytes
+        if held + was_full * limits.file_bytes >= limits.bytes_max:
+            return f"the spool holds {held} bytes; its limit is {limits.bytes_max}"
         self.free_bytes = self._disk.free_bytes(self._spool)
         reserve = limits.reserve_bytes + RESERVED_FILES * limits.file_bytes
         room = self.free_bytes - reserve - engine.journal.unwritten_bytes
@@ -146,5 +147,5 @@ class SpoolKeeper:
                 room = image_room
             elif not images.are_allocated():
                 return f"{where} has no space left for the image"
-        self._room_bytes = min(room, limits.bytes_max - self.bytes)
+        self._room_bytes = min(room, limits.bytes_max - held)
         return None

@@ -189,8 +189,15 @@ class Journal:
     @property
     def unwritten_bytes(self) -> int:
         """Return what making durable and sealing what was accepted may yet take on the disk."""
-        files = self.closing if self.active is None else (*self.closing, self.active)
-        return sum(writer.sealed_bytes - writer.synced_at for writer in files)
+        return sum(writer.sealed_bytes - writer.synced_at for writer in self._open_files())
+
+    @property
+    def open_bytes(self) -> int:
+        """Return what the files that hold records and are not sealed will measure."""
+        return sum(writer.sealed_bytes for writer in self._open_files())
+
+    def _open_files(self) -> tuple[AimWriter, ...]:
+        return (*self.closing, *((self.active,) if self.active else ()))
 
     # Group commit.
 

@@ -37,7 +37,7 @@ from aimfuse.units import MIB, Epoch, FileNumber, Seq
 DEFERRED_BYTES_MIN = 128 * 1024
 """From this payload on, copying costs more than handing the write to a worker thread."""
 
-_PIECE_BYTES = 256 * 1024
+_PIECE_BYTES = MIB
 _ZEROS = memoryview(bytes(MIB))
 _PADS = tuple(bytes(count) for count in range(8))
 
@@ -149,9 +149,18 @@ class AimWriter:
             OSError: nothing is lost, calling again goes on.
         """
         with self._write_lock:
-            while self._deferred:
-                at, buffers = self._deferred[0]
-                self._disk.pwrite("journal:append", self._fd, buffers, at)
+            batch = list(self._deferred)
+            if not batch:
+                return
+            offsets: list[int] = []
+            buffers: list[bytes] = []
+            for at, frame in batch:
+                for buffer in frame:
+                    offsets.append(at)
+                    buffers.append(buffer)
+                    at += len(buffer)  # noqa: PLW2901 - it walks through the frame
+            self._disk.pwrite_many("journal:append", self._fd, offsets, buffers)
+            for _ in batch:
                 self._deferred.popleft()
 
     def sync(self) -> None:
