@@ -59,7 +59,7 @@ async def run_ship(
     await Coordinator(tools, state_dir).run(until_empty=until_empty)
 
 
-def yield_to_applications(niceness: int = 5) -> None:
+def yield_to_applications(niceness: int = 10) -> None:
     """Lower this process's priority: the application's own I/O goes first."""
     os.nice(niceness)
 

@@ -35,7 +35,7 @@ TICK_S = 0.1
 COMMIT_BYTES = 8 * MIB
 """Un-durable payload that starts a commit before its interval is over."""
 APPLY_DELAY_S = 0.02
-SYNC_HERE_S_MAX = 0.001
+SYNC_HERE_S_MAX = 0.002
 """Mean time of a sync up to which this thread waits for it; single ones may take longer."""
 
 SYNC_HERE_PAUSE_S = 0.25

@@ -212,7 +212,10 @@ class Journal:
         # and nothing is lost, so the commit goes on.
         with contextlib.suppress(OSError):
             active.mark(RecordType.COMMIT, self.last_seq, self.durable_seq, time.time_ns())
-        return Commit(self.last_seq, (*self.closing, active))
+        # What a rolled file holds was often synced before it was rolled. Its seal, which may be
+        # syncing it again, is not waited for.
+        rolled = (writer for writer in self.closing if writer.unsynced_bytes)
+        return Commit(self.last_seq, (*rolled, active))
 
     def sync(self, commit: Commit) -> None:
         """Make the commit's records durable; blocks.
