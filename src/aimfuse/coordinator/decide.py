@@ -121,9 +121,12 @@ def check_store(ack: Ack, history: History) -> None:
         Halt: it belongs to another group, or its replayer has halted.
     """
     if ack.group not in {None, history.group}:
+        assert ack.group is not None
         raise Halt(
-            "the store belongs to another group",
-            hint="Give this destination a directory of its own.",
+            f"the store belongs to another group, {ack.group.hex()}; this one is "
+            f"{history.group.hex()}",
+            hint="Give this destination a directory of its own in its `url`: "
+            "a store takes one source.",
         )
     if ack.phase == "halted":
         reason = ack.error or "no reason given"

@@ -52,8 +52,8 @@ class Session:
         Raises:
             ExceptionGroup: of `Unavailable`, `Refused`, `Halt` or `OSError`.
         """
-        await self._beat()
         await self._read_ack()
+        await self._beat()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_beating)
             nursery.start_soon(self._watch_acks)
@@ -264,8 +264,15 @@ class Session:
         with _ceiling("free space"):
             self._free_bytes = await self.transport.free_bytes()
         driver = await self._parts.source.status()
+        if self._is_foreign():  # Its source's heartbeat stays there.
+            return
         with _ceiling(HEARTBEAT_NAME):
             await self.transport.put_bytes(heartbeat(self._parts, driver), HEARTBEAT_NAME)
+
+    def _is_foreign(self) -> bool:
+        ack, checkpoint = self.place.ack, self._parts.source.checkpoint()
+        group = checkpoint.group if checkpoint else None
+        return ack is not None and ack.group is not None and ack.group != group
 
 
 def _says_the_same(one: Ack | None, other: Ack | None) -> bool:

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from aimfuse.errors import BusyError, HaltedError, Refused, TransportError, Unavailable, UsageError
+from aimfuse import config as configuration
+from aimfuse.errors import (
+    BusyError,
+    ConfigError,
+    HaltedError,
+    Refused,
+    TransportError,
+    Unavailable,
+    UsageError,
+)
 from aimfuse.manager import control_client, users
 from aimfuse.manager.control_client import Answer
 from aimfuse.manager.fields import Fields
@@ -118,8 +127,17 @@ def _behind(state_dir: Path, name: str, stage: Stage, number: int) -> Behind | N
     if reached >= number and (consistent or stage is Stage.RECEIVED):
         return None
     state = "halted" if at.text("state") == "halted" else status.text("state") or "new"
+    if state == "paused" and not _is_paused(state_dir, name):
+        state = "stopped"  # Said by a coordinator that has gone; the next one will begin.
     error = problem or at.text("reason") or status.text("error")
     return Behind(name, reached, state, error)
+
+
+def _is_paused(state_dir: Path, name: str) -> bool:
+    try:
+        return configuration.load(state_dir).destination(name).paused
+    except (ConfigError, UsageError):
+        return True
 
 
 def _not_there(
