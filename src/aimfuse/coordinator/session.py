@@ -15,7 +15,7 @@ from aimfuse.coordinator.decide import check_history, check_store
 from aimfuse.coordinator.delivery import Flight
 from aimfuse.coordinator.place import Place, heartbeat
 from aimfuse.coordinator.signal import Signal
-from aimfuse.errors import JournalError, Unavailable
+from aimfuse.errors import JournalError, StoreError, Unavailable
 from aimfuse.journal.reader import read_sealed
 from aimfuse.transport.base import Transport
 from aimfuse.units import MIB, format_bytes
@@ -181,7 +181,12 @@ class Session:
             return
         if number <= route.first:  # Confirmed, and so durable there, while it waited.
             return
-        copy = await route.copy(number)
+        try:
+            copy = await route.copy(number)
+        except StoreError:
+            if number <= route.first:  # Confirmed while it waited for the copies before it.
+                return
+            raise
         try:
             flight.bytes = copy.stat().st_size
             await self.put(flight, partial(self.transport.put, copy, name))
