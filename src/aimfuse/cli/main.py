@@ -17,6 +17,7 @@ FAMILIES = {
     "sync": ("sync",),
     "watch": ("status", "dashboard", "flush", "bookmark", "umount"),
     "far": ("replay", "serve"),
+    "seed": ("seed",),
     "inspect": ("inspect",),
 }
 """The modules beside this one and their commands, in the order of the help text."""

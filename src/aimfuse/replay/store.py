@@ -72,10 +72,10 @@ class Store:
             self._name_places(Path(f"/proc/self/fd/{self._home_fd}"))
             self._lock_fd = self.disk.open("store:lock", self.home / "lock", flags)
             self._take_lock()
+            note_owner(self.disk, "store:lock_pid", self._lock_fd)
         except (BusyError, OSError):
             self.close()
             raise
-        note_owner(self.disk, "store:lock_pid", self._lock_fd)
 
     def _take_lock(self) -> None:
         if not try_lock(self._lock_fd):
