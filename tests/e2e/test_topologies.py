@@ -183,6 +183,32 @@ def test_both_ways(world: World, stack: ExitStack, tmp_path: Path) -> None:
         same(source, world, host, store)
 
 
+def test_chained(world: World, stack: ExitStack, tmp_path: Path) -> None:
+    ((_, text), (_, ship)) = blocks("Chained").items()
+    (where, first), _ = blocks("One to one").items()
+    source = group(stack, tmp_path, where, first.replace('/disk"', '/chain"'))
+    near, next_hop = world.hosts["berlin"], world.hosts["cairo"]
+    source.mount()
+    flush(source)
+    forward = near.store("chain") / "forward"
+    forward.mkdir()
+    (forward / "group.toml").write_text(text)
+    until(lambda: any(forward.glob("checkpoint.?")))
+    words = [word.replace("disk/", f"{near.store('chain')}/") for word in ship.split()[1:]]
+    assert aimfuse(*words, "--until-empty").returncode == 0
+    until(lambda: is_mirrored(source, next_hop, "chained"))
+    for place in (0, MIB):
+        write(source, place)
+        flush(source)
+    source.wait_applied()
+    assert len(list((forward / "spool").glob("*.aim"))) == 2
+    assert aimfuse(*words, "--until-empty").returncode == 0
+    until(lambda: is_mirrored(source, next_hop, "chained"))
+    assert not list((forward / "spool").glob("*.aim"))
+    for fact in ("group", "applied"):
+        assert next_hop.ack("chained")[fact] == near.ack("chain")[fact]
+
+
 def test_now_and_then_connected_and_held_on_a_metered_link(
     world: World, stack: ExitStack, tmp_path: Path
 ) -> None:

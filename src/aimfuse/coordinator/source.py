@@ -16,6 +16,7 @@ from aimfuse.errors import AimfuseError, StateLost, Unavailable
 from aimfuse.journal.journal import Head
 from aimfuse.journal.records import VolumeEntry
 from aimfuse.journal.slots import Slots
+from aimfuse.journal.spool import sealed_names
 from aimfuse.units import MIB, Epoch, FileNumber, Seq, VolumeId
 
 CHECKPOINT = "checkpoint"
@@ -125,7 +126,13 @@ class Source:
                 "the image was not cleanly unmounted, so its journal has no known end",
                 hint="Mount it: recovery finds the end, and the first copy goes on by itself.",
             )
-        return FileNumber(max(checkpoint.head.number, newest))
+        # A store that passes its files on names a file here before its mirror has any of it.
+        return FileNumber(max(checkpoint.head.number, newest, self._newest_here()))
+
+    def _newest_here(self) -> int:
+        spool = self._state_dir / "spool"
+        names = sealed_names(self._disk, spool) if self._disk.exists(spool) else []
+        return int(names[-1].number) if names else 0
 
 
 async def _line(stream: trio.SocketStream) -> bytes:

@@ -13,6 +13,7 @@ from aimfuse.disk import Disk
 from aimfuse.journal.reader import AimFile
 from aimfuse.journal.records import Iocb, RecordType
 from aimfuse.replay.chain import follow
+from aimfuse.replay.forward import keep
 from aimfuse.replay.plan import Plan, plan_journal
 from aimfuse.replay.state import Phase
 from aimfuse.replay.store import Store
@@ -41,6 +42,7 @@ def apply_journal(store: Store, aim: AimFile) -> None:
     head = follow(state.head, aim)
     plan = plan_journal(state, aim)
     save_before_images(store, plan)
+    keep(store, aim)
     before = {entry.volume: entry.size_bytes for entry in state.volumes}
     for volume, changes in plan.changes.items():
         sizes = (before.get(volume, 0), plan.sizes[volume])

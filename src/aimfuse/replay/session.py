@@ -23,6 +23,7 @@ from aimfuse.replay.ack import LIST_MAX, AckFile
 from aimfuse.replay.ahead import ReadAhead
 from aimfuse.replay.apply import apply_journal
 from aimfuse.replay.chain import fork
+from aimfuse.replay.forward import Forward
 from aimfuse.replay.inbox import DamagedFile, Inbox, Later
 from aimfuse.replay.look import Look
 from aimfuse.replay.order import REPLAYING, is_needless, next_copy
@@ -147,6 +148,7 @@ class Session:
         progress = self._drain()
         if self._again or self._inbox.changed():
             progress = self._empty_inbox() or progress
+        self._forward.note()
         return progress
 
     def _open(self) -> None:
@@ -156,6 +158,7 @@ class Session:
         self._staged = StagedFiles(self.store)
         self._work = Work(self.store)
         self._switch = Switch(self.store, self._work, self._staged)
+        self._forward = Forward(self.store)
         self._drop_applied()
         self._ack = AckFile(self.store, self._clock)
         remembered = self._ack.last.get("damaged")
