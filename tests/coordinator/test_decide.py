@@ -144,6 +144,7 @@ def staged(index: int, round_number: int = 0, received: int = 0, *, done: bool =
         pytest.param(ack(1), NEW, Fold(), 0, (True, "file 2 is needed"), id="left the spool"),
         pytest.param(ack(5, needs_sync="gap"), SHIPPING, Fold(), 0, (True, "gap"), id="a gap"),
         pytest.param(ack(2), RESYNCING, Fold(), 0, ContinueSync(0, (0, 0)), id="nothing sent"),
+        pytest.param(ack(7), RESYNCING, Fold(), 0, (True, "full"), id="the mirror went beyond it"),
         pytest.param(ack(2), BEGUN, folded(2, 6), 0, (False, "full"), id="given up there"),
         pytest.param(ack(2), BEGUN, folded(3, 6), 0, (True, "full"), id="given up, no map"),
         pytest.param(staged(3), BEGUN, folded(2, 6), 0, ContinueSync(3, (1, 300)), id="goes on"),

@@ -1,5 +1,6 @@
 """A mirror behind what left the spool comes back by a copy, with a real store at the other end."""
 
+import json
 import os
 import random
 from collections.abc import AsyncIterator
@@ -38,6 +39,9 @@ class Sites:
         self.source = SampleSource(root, DestinationConfig("far", str(self.store)), blocks=BLOCKS)
         self.sent: dict[str, int] = {}
         self.zeros = 0
+        self.may_copy = trio.Event()
+        self.may_copy.set()
+        self.open_s = 0.0
         self.tools = Tools(self._connect, sync_file_bytes=1 << 20, dice=make_dice(1))
 
     def _connect(self, config: DestinationConfig) -> Transport:
@@ -92,9 +96,14 @@ class Counting:
     def __getattr__(self, name: str) -> object:
         return getattr(self._inner, name)
 
+    async def open(self) -> None:
+        await trio.sleep(self._sites.open_s)
+        await self._inner.open()  # type: ignore[attr-defined]
+
     async def put(self, source: Path, name: str, **more: object) -> None:
         self._sites.sent[name] = source.stat().st_size
         if isinstance(parse(name), SyncName):
+            await self._sites.may_copy.wait()
             aim = read_sealed(self._sites.source.disk, source)
             self._sites.zeros += sum(one.type is RecordType.ZERO for one in aim.records())
         await self._inner.put(source, name, **more)  # type: ignore[attr-defined]
@@ -246,9 +255,50 @@ async def test_everything_is_copied_on_request(sites: Sites) -> None:
         mirror.write(b"rot" * 100 * BLOCK)
     directory = source.state_dir / "destinations" / "far"
     write_request(source.disk, directory, Request(True))
+    sites.open_s = 0.5  # Until it is begun there is nothing to see of it but the request.
     async with sites.replaying():
         await sites.drain()
         assert sites.copied_bytes() > BLOCKS // 2 * BLOCK
+
+
+async def test_a_part_is_copied_only_to_what_was_received_and_is_applied(sites: Sites) -> None:
+    source = sites.source
+    async with sites.replaying():
+        await sites.drain()
+    account = source.state_dir / "destinations" / "far"
+    scribble(source, make_dice(10), 6)
+    for path in source.spool.iterdir():  # As a replayer leaves it that was stopped right then.
+        (sites.store / "work" / path.name).write_bytes(path.read_bytes())
+    ack = sites.store / "ack.json"
+    said = json.loads(ack.read_text())
+    said["received"]["number"] = source.head.number
+    ack.write_text(json.dumps(said))
+    write_request(source.disk, account, Request(False, (Range("v.img", 0, BLOCK),)))
+    async with sites.shipping():
+        await until(lambda: "waits" in str(status(source, "far").get("error")), 10)
+        async with sites.replaying():
+            await until(lambda: not (account / "request.json").exists(), 10)
+            await until(lambda: source.cursor("far")["state"] == "shipping", 10)
+    assert sites.is_identical()
+
+
+async def test_a_mirror_that_went_beyond_a_copy_gets_a_later_one(sites: Sites) -> None:
+    source = sites.source
+    async with sites.replaying():
+        await sites.drain()
+    account = source.state_dir / "destinations" / "far"
+    sites.may_copy = trio.Event()
+    write_request(source.disk, account, Request(True))
+    async with sites.shipping():
+        await until(lambda: source.cursor("far").get("sync"), 30)
+        for path in [source.spool / source.write(block, 7).sealed for block in (1, 2)]:
+            (sites.store / "inbox" / path.name).write_bytes(path.read_bytes())  # Late arrivals.
+        source.checkpoint()
+        async with sites.replaying():
+            await until(sites.is_identical, 30)
+            sites.may_copy.set()
+            await until(lambda: source.cursor("far")["state"] == "shipping", 30)
+    assert sites.is_identical()
 
 
 async def test_status_says_why_and_how_far(sites: Sites) -> None:

@@ -30,6 +30,7 @@ from aimfuse.coordinator.todo import (
     placed,
     whole,
 )
+from aimfuse.errors import Unavailable
 from aimfuse.journal.dirty import DirtyMap
 
 
@@ -112,15 +113,18 @@ def _first_cursor(place: Place) -> Cursor:
 def _resync_cursor(place: Place, why: str, *, is_whole: bool, request: Request | None) -> Cursor:
     ack = place.ack
     assert ack is not None
+    if not is_whole and ack.applied_number < ack.confirmed:
+        # A copy of a part counts on these. The store may switch it in before it applies them.
+        raise Unavailable("the copy waits until the mirror has applied what was received")
     if request is not None and not is_whole:
         sync, todo = _as_requested(place, why, request, ack.confirmed)
     elif is_whole:
-        sync, todo = _of_all(place, why, max(ack.confirmed, place.lost))
+        sync, todo = _of_all(place, why)
     else:
         try:
             sync, todo = _of_fold(place, why, ack.confirmed)
         except NotCovered:
-            sync, todo = _of_all(place, why, max(ack.confirmed, place.lost))
+            sync, todo = _of_all(place, why)
     sync = replace(sync, total_bytes=todo.dirty_bytes())
     place.todo.write(sync, todo)
     return _cursor(place, sync)
@@ -131,12 +135,17 @@ def _of_fold(place: Place, why: str, confirmed: int) -> tuple[SyncState, DirtyMa
     fold, todo = place.todo.of_fold(confirmed)
     if fold.head is None:
         raise NotCovered("its end is not known")
+    if fold.through < confirmed:
+        raise NotCovered("the mirror is beyond it")
     who = membership(place)
     volumes = placed(fold.volumes, checkpoint, who)
     return begun(_new_id(place), fold.head, volumes, 0, why), limited(todo, fold.volumes, who)
 
 
-def _of_all(place: Place, why: str, least: int) -> tuple[SyncState, DirtyMap]:
+def _of_all(place: Place, why: str) -> tuple[SyncState, DirtyMap]:
+    assert place.ack is not None
+    # Not before anything that was sent: once it is applied, the mirror would be ahead of the copy.
+    least = max(place.ack.confirmed, place.delivery.next - 1, place.lost)
     checkpoint = checked_checkpoint(place.parts.checkpoint(), least)
     volumes = placed([one.entry for one in checkpoint.volumes], checkpoint, membership(place))
     sync = begun(_new_id(place), checkpoint.head, volumes, checkpoint.next_volume, why)
@@ -147,7 +156,7 @@ def _as_requested(
     place: Place, why: str, request: Request, confirmed: int
 ) -> tuple[SyncState, DirtyMap]:
     """Choose what the operator named, and what the mirror lacks anyway up to the origin."""
-    sync, todo = _of_all(place, why, max(confirmed, place.lost))
+    sync, todo = _of_all(place, why)
     try:
         found, at = DirtyMap(), confirmed
         if place.fold.through > confirmed:

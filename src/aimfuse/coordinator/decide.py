@@ -205,9 +205,10 @@ def _resync_under_way(
 def _resync_unknown_there(sync: SyncState, ack: Ack, history: History) -> Action:
     if ack.phase == "switching":
         return AwaitStore("the store switches an earlier copy in")
-    if sync.next_index == 0:
+    is_older = sync.head.number < ack.applied_number  # Such a copy is refused there, for ever.
+    if sync.next_index == 0 and not is_older:
         return ContinueSync(0, (0, 0))
-    return BeginResync(sync.why, whole=not history.fold.covers(ack.confirmed))
+    return BeginResync(sync.why, whole=is_older or not history.fold.covers(ack.confirmed))
 
 
 def _ship_or_copy(ack: Ack, cursor: Cursor, history: History) -> Action:

@@ -268,13 +268,17 @@ class Place:
 
     @property
     def is_drained(self) -> bool:
-        """Tell whether the store has confirmed all there is, and the cursor says so durably."""
+        """Tell whether the store has confirmed all there is, and the cursor says so durably.
+
+        A copy that was asked for and is not begun is still to come.
+        """
         return (
             self.is_shipping
             and self.delivery.confirmed >= self.parts.backlog.newest
             and self._saved is not None
             and self._saved.state == "shipping"
             and self._saved.number == self.delivery.confirmed
+            and not self.is_copy_wanted()
         )
 
     @property

@@ -127,8 +127,13 @@ class Copying:
             raise Unavailable("the store is ahead of what was sent to it")
 
     def _is_given_up(self, ack: Ack) -> bool:
-        """Tell whether a staged copy is gone that was there: see the store's reasons."""
-        return self._next_index > WINDOW_FILES or ack.needs_sync not in {None, self._sync.why}
+        """Tell whether a staged copy that the store does not know is gone, or not wanted there.
+
+        It was there; or the mirror is beyond its origin by now; or needs one for other reasons.
+        """
+        if self._sync.next_index > 0 or ack.applied_number > self._sync.head.number:
+            return True
+        return ack.needs_sync not in {None, self._sync.why}
 
     async def _open_reader(self) -> None:
         parts = self._parts
