@@ -46,8 +46,6 @@ RECLAIM_ROUNDS = 3
 """Rounds of housekeeping before a write is refused: what is confirmed needs two checkpoints."""
 CHECKPOINT_FILES = 16
 BACKGROUND_NICENESS = 19
-CLOSING_FILES_MAX = 64
-"""Rolled files that may wait for their seal before writers wait for it too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +89,7 @@ class Pump:
         self._applies = Lane("apply")
         self._housekeeping = Lane("housekeeping")
         self._seals = Lane("seal", BACKGROUND_NICENESS)
+        self._urgent_seals = Lane("urgent-seal")
         self._background = Lane("checkpoint", BACKGROUND_NICENESS)
         engine.on_halt = self._wake_all
         self._progress = trio.Event()
@@ -408,7 +407,8 @@ class Pump:
                 await self._seal_wanted.wait()
                 self._seal_wanted = trio.Event()
                 continue
-            head = await self._with_space(self._seals, engine.journal.seal_next)
+            lane = self._urgent_seals if engine.journal.is_crowded else self._seals
+            head = await self._with_space(lane, engine.journal.seal_next)
             engine.finish_seal(head)
             self.keeper.note_sealed(head.number, self.keeper.sealed_size(head))
             self._apply_wanted.set()
@@ -472,7 +472,7 @@ class Pump:
             self.full = self.keeper.take(payload_bytes)
             if self.full is not None:
                 return False
-            fits = len(journal.closing) < CLOSING_FILES_MAX and self.engine.has_room(payload_bytes)
+            fits = journal.can_roll and self.engine.has_room(payload_bytes)
             if journal.ready is None:
                 self._ready_wanted.set()
                 self._seal_wanted.set()

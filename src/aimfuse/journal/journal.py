@@ -28,6 +28,12 @@ written before is faster by more than the filling costs."""
 
 SMALL_COMMIT_BYTES = 64 * 1024
 
+CLOSING_FILES_MAX = 256
+CLOSING_IOCBS_MAX = 1 << 18
+"""Rolled files that may wait for their seal, and what of them is kept in memory."""
+
+CROWD_FILES = 64
+
 SEAL_RESERVE_BYTES = 64 * IOCB_BYTES
 """Room left in every file for COMMIT marks."""
 
@@ -82,6 +88,7 @@ class Journal:
         self.active_since_s = 0.0
         self.ready: AimWriter | None = None
         self.closing: deque[AimWriter] = deque()
+        self._closing_iocbs = 0
         self._disk = disk
         self._spool = spool
         self._group = group
@@ -141,7 +148,7 @@ class Journal:
             return False
         ready.mark(RecordType.TABLE, self.last_seq, 0, time.time_ns(), table)
         if active is not None:
-            self.closing.append(active)
+            self._close(active)
             often = self._commits >= FILLED_COMMITS_MIN
             self._fill_bytes = min(active.end_at, self._file_bytes) if often else 0
         self._commits = 0
@@ -154,7 +161,7 @@ class Journal:
         if active is None:
             return None
         if active.record_count:
-            self.closing.append(active)
+            self._close(active)
             return active
         self.ready = self.ready or active
         if self.ready is not active:
@@ -185,6 +192,20 @@ class Journal:
         if active is None or not active.record_count:
             return 0.0
         return time.monotonic() - self.active_since_s
+
+    @property
+    def can_roll(self) -> bool:
+        """Tell whether one more file may wait for its seal."""
+        return len(self.closing) < CLOSING_FILES_MAX and self._closing_iocbs < CLOSING_IOCBS_MAX
+
+    @property
+    def is_crowded(self) -> bool:
+        """Tell whether writers may soon wait for the seals."""
+        return len(self.closing) >= CROWD_FILES or self._closing_iocbs > CLOSING_IOCBS_MAX // 2
+
+    def _close(self, writer: AimWriter) -> None:
+        self.closing.append(writer)
+        self._closing_iocbs += writer.iocb_count
 
     @property
     def unwritten_bytes(self) -> int:
@@ -251,7 +272,7 @@ class Journal:
 
     def finish_seal(self, head: Head) -> None:
         """Note what `seal_next` returned; all of it is durable."""
-        self.closing.popleft()
+        self._closing_iocbs -= self.closing.popleft().iocb_count
         self.head = head
         self.durable_seq = max(self.durable_seq, head.seq)
 
