@@ -1,5 +1,6 @@
 """What the pump's tasks do once there is nothing left to do."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,6 +111,24 @@ async def test_writes_that_come_faster_than_the_spool_is_looked_at_find_it_full_
         assert written < 7 * MIB, "more was accepted than can be made durable"
     assert "reserved" in str(pump.full)
     assert written > 2 * MIB
+
+
+async def test_an_image_with_holes_beside_its_spool_needs_the_room_once_more(
+    engine: Engine, tmp_path: Path
+) -> None:
+    os.truncate(tmp_path / "v.img", 0)
+    os.truncate(tmp_path / "v.img", MIB)
+    pump = pump_of(engine, tmp_path / "state", SmallDisk())
+    volume = next(iter(engine.volumes))
+    written = 0
+    have_ready(engine)
+    while pump.fits(4096):
+        engine.write(volume, 0, b"x" * 4096)
+        written += 4096
+        have_ready(engine)
+    assert written <= 3 * MIB // 2, "journal and image have to share what is not reserved"
+    assert written > MIB
+    assert "image" in str(pump.full)
 
 
 @pytest.mark.expects_warnings

@@ -51,6 +51,9 @@ class SpoolKeeper:
         self._disk = disk
         self._engine = engine
         self._spool = spool
+        images = engine.images
+        self._image_place = images.root if images.is_directory else images.root.parent
+        self._shares_disk = spool.stat().st_dev == self._image_place.stat().st_dev
         self._pins = pins
         self._released = FileNumber(0)
         self._room_bytes = 0
@@ -139,13 +142,19 @@ class SpoolKeeper:
         room = self.free_bytes - reserve - engine.journal.unwritten_bytes
         if room < slack + need:
             return f"{self._spool} has {self.free_bytes} bytes left, {reserve} are reserved"
-        images = engine.images
-        where = images.root if images.is_directory else images.root.parent
-        image_room = self._disk.free_bytes(where) - engine.unapplied_bytes - limits.file_bytes
+        image_room = self._image_room(room)
         if image_room < room:
             if image_room >= need:
                 room = image_room
-            elif not images.are_allocated():
-                return f"{where} has no space left for the image"
+            elif not engine.images.are_allocated():
+                return f"{self._image_place} has no space left for the image"
         self._room_bytes = min(room, limits.bytes_max - held)
         return None
+
+    def _image_room(self, room: int) -> int:
+        """Return how much more the images take, where the spool takes *room* bytes."""
+        engine = self._engine
+        if self._shares_disk and not engine.images.are_allocated():
+            return (room - engine.unapplied_bytes) // 2  # What is written goes there twice.
+        free = self._disk.free_bytes(self._image_place)
+        return free - engine.unapplied_bytes - self.limits.file_bytes
