@@ -278,18 +278,28 @@ def test_a_full_disk_keeps_the_mirror_readable_and_is_waited_for(
     assert mirror_of(store) == source.snapshot()
 
 
+class Small(Steps):
+    """A disk that says how much it has left once the switch asks."""
+
+    free = 1 << 20
+
+    def free_bytes(self, path: Path) -> int:
+        return self.free if "switch:look" in self.labels else super().free_bytes(path)
+
+
 @pytest.mark.expects_warnings
-def test_the_switch_does_not_begin_where_it_could_not_end(source: Source, store: Path) -> None:
+@pytest.mark.parametrize("behind_bytes", [0, 8 << 20])
+def test_the_switch_does_not_begin_where_it_could_not_end(
+    source: Source, store: Path, behind_bytes: int
+) -> None:
     before = mirror_of(store)
-    deliver(store, *source.resync(do_much(source), to=3))
-
-    class Small(Steps):
-        free = 1 << 20
-
-        def free_bytes(self, path: Path) -> int:
-            return self.free if "switch:look" in self.labels else super().free_bytes(path)
-
+    copies = list(source.resync(do_much(source), to=4))
+    source.write(1, 0, b"here")
+    for at in range(0, behind_bytes, 1 << 20):  # The journal behind the copy needs room, too.
+        source.write(1, at, b"x" * (1 << 20))
+    deliver(store, *copies, source.roll())
     with opened(store, small := Small()) as session:
+        small.free += behind_bytes and 16 << 20
         exhaust(session)
         assert "may need" in session.error
         assert session.store.state.phase is Phase.CONSISTENT

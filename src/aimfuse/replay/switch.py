@@ -136,10 +136,13 @@ class Switch:
             self.start_over()
             self._staged.drop()
             return
-        for volume, changes in _of_known(aim, staging).items():
+        self._count(_of_known(aim, staging))
+        self._checked += 1
+
+    def _count(self, found: dict[VolumeId, list[Iocb]]) -> None:
+        for volume, changes in found.items():
             held = self._payload_bytes.get(volume, 0)
             self._payload_bytes[volume] = held + sum(one.payload_bytes for one in changes)
-        self._checked += 1
 
     def _try(self, trial: StoreState, copy: Copy) -> StoreState:
         """Return the state that one more journal file would lead to."""
@@ -154,6 +157,7 @@ class Switch:
         except HistoryBroken:
             self.start_over()
             raise
+        self._count(plan.changes)
         return replace(
             trial,
             head=head,
@@ -169,15 +173,17 @@ class Switch:
             OSError: ENOSPC. Nothing was changed.
         """
         disk, need = self._store.disk, ROOM_BYTES
-        for entry in staging.volumes:
+        sizes: dict[VolumeId, int] = {}
+        for entry in (*staging.volumes, *(self._trial.volumes if self._trial else ())):
+            sizes[entry.volume] = max(sizes.get(entry.volume, 0), entry.size_bytes)
+        for volume, size in sizes.items():
             held = 0
-            path = self._store.volume_path(entry.volume)
+            path = self._store.volume_path(volume)
             if disk.exists(path):
                 fd = disk.open("switch:look", path, os.O_RDONLY | os.O_NOFOLLOW)
                 held = disk.allocated(fd)
                 disk.close(fd)
-            holes = max(0, entry.size_bytes - held)
-            need += min(holes, self._payload_bytes.get(entry.volume, 0))
+            need += min(max(0, size - held), self._payload_bytes.get(volume, 0))
         if disk.free_bytes(self._store.home) < need:
             raise OSError(errno.ENOSPC, f"the switch may need {need} bytes", str(self._store.path))
 
