@@ -22,6 +22,7 @@ from aimfuse.driver.group import (
     size_limit,
 )
 from aimfuse.driver.keeper import SpoolKeeper, SpoolLimits
+from aimfuse.driver.ladder import Policy
 from aimfuse.driver.mount import Companion, Mount, MountOptions, check_mountpoint
 from aimfuse.driver.pins import ACCOUNTS, Pins
 from aimfuse.driver.process import become_part_of_the_io_path
@@ -93,6 +94,7 @@ def run_mount(request: MountRequest, mounted: Callable[[], None]) -> None:
         destinations = Destinations(config)
         pins = Pins(disk, config.state_dir)
         keeper = SpoolKeeper(disk, engine, paths.spool, _spool_limits(config), pins)
+        keeper.policies = _policies(config)
         pump = Pump(engine, keeper, _pump_limits(config))
         supervisor = _coordinator(config)
         status = SourceStatus(
@@ -184,6 +186,8 @@ class Reload:
         values = {name: getattr(read.journal, name) for name in _LIVE.values()}
         self._config = replace(before, journal=replace(before.journal, **values))
         self._keeper.limits = _spool_limits(self._config)
+        live = replace(self._config, destinations=read.destinations)
+        self._keeper.policies = _policies(live)
         self._pump.limits = _pump_limits(self._config)
         return {"applied": applied, "at_next_mount": later, "digest": read.digest}
 
@@ -214,10 +218,19 @@ def _pump_limits(config: GroupConfig) -> PumpLimits:
         commit_interval_s=journal.commit_interval_s,
         file_age_s=journal.file_age_s,
         checkpoint_interval_s=journal.checkpoint_interval_s,
-        when_full=journal.when_full,
     )
 
 
 def _spool_limits(config: GroupConfig) -> SpoolLimits:
     journal = config.journal
-    return SpoolLimits(journal.spool_bytes_max, journal.spool_reserve_bytes, journal.file_bytes)
+    return SpoolLimits(
+        journal.spool_bytes_max, journal.spool_reserve_bytes, journal.file_bytes, journal.when_full
+    )
+
+
+def _policies(config: GroupConfig) -> dict[str, Policy]:
+    """Return each destination's own policy for a full spool, or the group's."""
+    return {
+        one.name: Policy(one.when_full or config.journal.when_full, one.spool_share_bytes)
+        for one in config.destinations
+    }

@@ -13,7 +13,7 @@ from aimfuse.config import DestinationConfig, load
 from aimfuse.coordinator.leftovers import leftovers, remove_account
 from aimfuse.coordinator.run import run_ship
 from aimfuse.disk import Disk
-from aimfuse.driver.pins import Pins
+from aimfuse.driver.pins import Pins, lowest
 from tests.coordinator.fakes import Link, dead, tools_for
 from tests.coordinator.samples import SampleSource, make_dice
 from tests.coordinator.test_shipping import shipping, status, until
@@ -24,8 +24,8 @@ B = DestinationConfig("b", "sftp://b/s", give_up_s=1)
 
 def pinned(source: SampleSource) -> int | None:
     """Return what the driver would keep files above."""
-    with Pins(source.disk, source.state_dir).held() as pin:
-        return pin
+    with Pins(source.disk, source.state_dir).held() as accounts:
+        return lowest(accounts)
 
 
 async def leave_behind(source: SampleSource, a: Link, b: Link) -> None:

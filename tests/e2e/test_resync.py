@@ -2,15 +2,19 @@
 
 import json
 import os
+import random
 import shutil
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aimfuse.units import KIB, MIB
-from tests.e2e.host import FarHost, Source, aimfuse, until
+from aimfuse.units import GIB, KIB, MIB
+from tests.e2e.host import QUICK, FarHost, Source, aimfuse, until
+from tests.e2e.loop_disk import LoopDisk, run
 
 pytestmark = [pytest.mark.fuse, pytest.mark.usefixtures("require_fuse")]
 
@@ -31,6 +35,19 @@ def source(tmp_path: Path) -> Iterator[Source]:
         yield made
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Return an empty file system of 64 MiB."""
+    disk = LoopDisk(tmp_path, tmp_path / "small", 64 * MIB)
+    place = tmp_path / "mounted"
+    place.mkdir()
+    run("mkfs.ext4", "-q", disk.device)
+    run("mount", disk.device, place)
+    yield place
+    run("umount", place)
+    disk.remove()
+
+
 def write(source: Source, at: int, size: int = 64 * KIB) -> None:
     with source.volume.open("r+b") as file:
         file.seek(at)
@@ -46,12 +63,12 @@ def told(source: Source, name: str) -> dict[str, Any]:
 
 def wait_identical(source: Source, far: FarHost) -> None:
     """Wait until the mirror is what the volume is."""
-    mirror = far.mirror(source.image.name, "s")
+    mirror = far.mirror(source.image.name, NAME)
     until(lambda: mirror.exists() and mirror.read_bytes() == source.volume.read_bytes())
 
 
 def test_behind_an_image_that_was_taken_as_it_is_the_mirror_comes_back(
-    source: Source, far: FarHost
+    far: FarHost, source: Source
 ) -> None:
     source.init(to=[far.url("s")])
     source.mount()
@@ -66,7 +83,7 @@ def test_behind_an_image_that_was_taken_as_it_is_the_mirror_comes_back(
     wait_identical(source, far)
 
 
-def test_a_spool_that_is_gone_costs_no_new_store(source: Source, far: FarHost) -> None:
+def test_a_spool_that_is_gone_costs_no_new_store(far: FarHost, source: Source) -> None:
     source.init(to=[far.url("s")])
     source.mount()
     write(source, 0)
@@ -79,7 +96,7 @@ def test_a_spool_that_is_gone_costs_no_new_store(source: Source, far: FarHost) -
 
 
 def test_ranges_are_repaired_and_everything_is_copied_by_command(
-    source: Source, far: FarHost
+    far: FarHost, source: Source
 ) -> None:
     source.init(to=[far.url("s")])
     source.mount()
@@ -94,6 +111,104 @@ def test_ranges_are_repaired_and_everything_is_copied_by_command(
         assert done.returncode == 0, done.stderr
         write(source, 2 * MIB)
         wait_identical(source, far)
+
+
+SMALL = replace(
+    QUICK, file_bytes=64 * KIB, spool_bytes_max=MIB, spool_reserve_bytes=0,
+    checkpoint_interval_s=0.5,
+)  # fmt: skip
+"""A spool a tenth of what is written in these tests."""
+
+
+def rewrite(source: Source, written_bytes: int, seed: int) -> None:
+    """Write 4 KiB at random places of the first half, as an application does."""
+    dice = random.Random(seed)
+    with source.volume.open("r+b", buffering=0) as file:
+        for count in range(written_bytes // (4 * KIB)):
+            file.seek(dice.randrange(SIZE // 2 // (4 * KIB)) * 4 * KIB)
+            file.write(dice.randbytes(4 * KIB))
+            if count % 256 == 0:
+                os.fsync(file.fileno())
+        os.fsync(file.fileno())
+
+
+def test_a_dead_destination_is_folded_and_comes_back_by_what_changed(
+    far: FarHost, source: Source, tmp_path: Path
+) -> None:
+    with FarHost(tmp_path / "dead") as dead:
+        dead.start()
+        source.init(to=[far.url("s"), f"{dead.url('s')}"], journal=SMALL)
+        source.mount()
+        wait_identical(source, far)
+        wait_identical(source, dead)
+        dead.kill()
+        gone = dead.stores.rename(tmp_path / "gone")
+        rewrite(source, 10 * MIB, seed=1)
+        wait_identical(source, far)
+        spool = source.status()["spool"]
+        assert spool["bytes"] <= SMALL.spool_bytes_max
+        until(lambda: told(source, "s-2")["folded"])
+        folded = told(source, "s-2")["folded"]["dirty_bytes"]
+        assert folded <= SIZE // 2
+        before = told(source, "s-2")["sent_bytes"]
+        gone.rename(dead.stores)
+        dead.start()
+        wait_identical(source, dead)
+        until(lambda: told(source, "s-2")["state"] == "idle")
+        sent = told(source, "s-2")["sent_bytes"] - before
+        assert sent <= 1.15 * folded + 1.15 * SMALL.spool_bytes_max
+        assert told(source, "s-2")["folded"] is None
+        rewrite(source, MIB, seed=2)
+        wait_identical(source, dead)
+
+
+def test_either_end_is_killed_while_it_folds_copies_and_switches(
+    far: FarHost, source: Source, tmp_path: Path
+) -> None:
+    dice = random.Random(3)
+    source.init(to=[far.url("s")], journal=SMALL)
+    source.mount()
+    write(source, 0, SIZE)
+    wait_identical(source, far)
+    for _ in range(3):
+        far.kill()
+        gone = far.stores.rename(tmp_path / "gone")
+        rewrite(source, 2 * MIB, seed=dice.randrange(1000))
+        if dice.random() < 0.5:
+            source.kill()
+            source.mount()
+        gone.rename(far.stores)
+        far.start()
+        time.sleep(dice.uniform(0.0, 0.7))
+        if dice.random() < 0.5:
+            far.kill()
+            far.start()
+    rewrite(source, MIB, seed=4)
+    wait_identical(source, far)
+
+
+@pytest.mark.usefixtures("require_root_loop")
+def test_a_disk_that_something_else_fills_is_folded_for(small_disk: Path, tmp_path: Path) -> None:
+    with Source(tmp_path / "near", SIZE) as source, FarHost(tmp_path / "far") as far:
+        far.start()
+        fold_on(small_disk, source, far)
+
+
+def fold_on(disk: Path, source: Source, far: FarHost) -> None:
+    journal = replace(SMALL, spool=disk / "spool", spool_bytes_max=GIB, spool_reserve_bytes=4 * MIB)
+    source.init(to=[far.url("s")], journal=journal)
+    source.mount()
+    write(source, 0, SIZE)
+    wait_identical(source, far)
+    far.kill()
+    gone = far.stores.rename(far.root / "gone")
+    with (disk / "another").open("wb") as file:
+        file.write(bytes(40 * MIB))
+        os.fsync(file.fileno())
+    rewrite(source, 12 * MIB, seed=5)
+    gone.rename(far.stores)
+    far.start()
+    wait_identical(source, far)
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_what_came_behind_a_copys_start_is_told_apart() -> None:
     assert (blocks_of(maps.old), blocks_of(maps.recent)) == ({1, 2}, {3})
     fold = advance(fold, maps, 6, dirty_at(1, 4), end_at(9))
     assert blocks_of(maps.recent) == {1, 3, 4}
-    assert fold.dirty_bytes == 5 * 4096
+    assert (fold.dirty_bytes(3), fold.dirty_bytes(6)) == (5 * 4096, 3 * 4096)
     assert fold.covers(3)
     assert not fold.covers(2)
 

@@ -151,6 +151,21 @@ def test_a_copy_that_had_its_end_can_still_be_overtaken(source: Source, store: P
     assert mirror_of(store) == source.snapshot()
 
 
+def test_a_first_copy_that_cannot_catch_up_any_more_is_followed_by_a_staged_one(
+    tmp_path: Path,
+) -> None:
+    source, store = make_source(tmp_path / "spool"), tmp_path / "store"
+    deliver(store, *source.sync(to=3))
+    session = catch_up(store)
+    assert session.store.state.phase is Phase.CATCHING_UP
+    assert mirror_of(store) == {}
+    deliver(store, *source.resync(do_much(source), to=4))
+    catch_up(store)
+    deliver(store, *do_more(source))
+    catch_up(store)
+    assert mirror_of(store) == source.snapshot()
+
+
 @pytest.mark.expects_warnings
 def test_behind_a_gap_a_whole_copy_is_taken(source: Source, store: Path) -> None:
     before = mirror_of(store)

@@ -45,7 +45,7 @@ def test_an_image_alone_is_enough_and_the_rest_has_the_documented_defaults(state
     assert config.journal.file_age_s == 1.0
     assert config.journal.commit_interval_s == 0.2
     assert config.journal.spool_bytes_max == 64 * GIB
-    assert config.journal.when_full == "block"
+    assert config.journal.when_full == "fold"
     assert config.journal.size_bytes_max is None
     assert config.destinations == ()
 
@@ -152,10 +152,10 @@ def test_image_and_state_directory_can_be_moved_together(tmp_path: Path) -> None
             'image="v"\n[journal]\nfile_age=nan', "journal.file_age", "Give a time", id="no number"
         ),
         pytest.param(
-            'image="v"\n[journal]\nwhen_full="fold"',
+            'image="v"\n[journal]\nwhen_full="drop"',
             "journal.when_full",
-            "block or fail",
-            id="fold",
+            "fold, block or fail",
+            id="policy",
         ),
         pytest.param(
             'image="v"\n[journal]\nspool_bytes_max="32MiB"',
@@ -234,12 +234,6 @@ def test_a_wrong_setting_is_refused_with_file_key_and_remedy(
     assert caught.value.path == state_dir / "group.toml"
     assert caught.value.key == key
     assert remedy in caught.value.hint
-
-
-def test_the_missing_fold_policy_says_that_it_comes_later(state_dir: Path) -> None:
-    write(state_dir, 'image = "v"\njournal = {when_full = "fold"}\n')
-    with pytest.raises(ConfigError, match="not in this release"):
-        load(state_dir)
 
 
 def test_a_missing_file_names_the_command_that_makes_it(tmp_path: Path) -> None:

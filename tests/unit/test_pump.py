@@ -11,6 +11,7 @@ from aimfuse.disk import Disk
 from aimfuse.driver.engine import Engine
 from aimfuse.driver.group import GroupLimits, GroupPaths, close_group, init_group, open_group
 from aimfuse.driver.keeper import SpoolKeeper, SpoolLimits
+from aimfuse.driver.ladder import Load
 from aimfuse.driver.pins import Pins
 from aimfuse.driver.pump import Pump, PumpLimits
 from aimfuse.errors import BusyError
@@ -44,7 +45,21 @@ def pump_of(engine: Engine, state: Path, disk: Disk | None = None) -> Pump:
     disk = disk or Disk()
     limits = SpoolLimits(64 * MIB, 0, MIB)
     keeper = SpoolKeeper(disk, engine, state / "spool", limits, Pins(disk, state))
-    return Pump(engine, keeper, PumpLimits(0.01, 1.0, 5.0, "block"))
+    return Pump(engine, keeper, PumpLimits(0.01, 1.0, 5.0))
+
+
+def test_on_a_short_disk_nothing_is_kept_to_be_used_again(engine: Engine, tmp_path: Path) -> None:
+    """Such files are not counted as free: a writer would wait for the space that they hold."""
+    keeper = pump_of(engine, tmp_path / "state").keeper
+    kept = tmp_path / "state" / "spool" / "free-00000001-000000000001"
+    kept.write_bytes(b"old")
+    keeper.release(Load())
+    assert kept.exists()
+    assert engine.journal.ready is None
+    keeper.release(Load(is_disk_short=True))
+    assert not kept.exists()
+    have_ready(engine)
+    assert engine.journal.ready is not None
 
 
 def have_ready(engine: Engine) -> None:

@@ -66,7 +66,7 @@ class JournalConfig:
     spool: Path = Path("spool")
     spool_bytes_max: int = 64 * GIB
     spool_reserve_bytes: int = 256 * MIB
-    when_full: str = "block"
+    when_full: str = "fold"
     size_bytes_max: int | None = None
     memory_bytes_max: int = 256 * MIB
     checkpoint_interval_s: float = 30.0
@@ -80,7 +80,8 @@ class DestinationConfig:
     files are sent, none are all; `volumes` and `exclude` are patterns of the names that are
     sent and that are not; pauses between tries grow from `retry_s_min` to
     `retry_s_max`; `give_up_s` of failures end a wait for an empty spool; `spool_share_bytes`
-    is how much of the spool may be kept for it alone, None as much as there is.
+    is how much of the spool may be kept for it alone, None as much as there is; `when_full` is
+    what happens then, None as the group says.
     `inbox_bytes_max` bounds what is sent ahead of the store's confirmation. A path that is
     None means OpenSSH's own.
     """
@@ -96,6 +97,7 @@ class DestinationConfig:
     retry_s_max: float = 60.0
     give_up_s: float = 120.0
     spool_share_bytes: int | None = None
+    when_full: str | None = None
     max_in_flight: int = 4
     inbox_bytes_max: int = 4 * GIB
     stall_s_max: float = 60.0

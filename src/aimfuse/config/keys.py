@@ -24,7 +24,7 @@ SCHEMES = ("sftp", "dir")
 URL_REMEDY = "Use sftp://user@host/path, dir:///path or an absolute path."
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_WHEN_FULL = ("block", "fail")
+_WHEN_FULL = ("fold", "block", "fail")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +160,6 @@ def check_name(given: object) -> str:
 
 
 def _when_full(given: object) -> str:
-    if given == "fold":
-        raise ValueError("folding unsent files into a dirty map is not in this release")
     if given not in _WHEN_FULL:
         raise ValueError("is no policy")
     return str(given)
@@ -193,6 +191,7 @@ def _render_paths(base: Path, paths: tuple[Path, ...]) -> list[str]:
 
 
 _PATTERNS_REMEDY = 'Give a list of names or patterns, such as ["db-*", "home.img"].'
+_WHEN_FULL_REMEDY = "Write fold, block or fail."
 _NAME_REMEDY = "Use letters, digits, '.', '_' and '-', at most 63, starting with a letter or digit."
 
 MOUNT: Keys = {
@@ -207,7 +206,7 @@ JOURNAL: Keys = {
     "spool": path_key("spool"),
     "spool_bytes_max": _size_key("spool_bytes_max", MIB, 1024 * TIB),
     "spool_reserve": _size_key("spool_reserve_bytes", 0, TIB),
-    "when_full": Key("when_full", _when_full, "Write block or fail."),
+    "when_full": Key("when_full", _when_full, _WHEN_FULL_REMEDY),
     "size_max": _size_key("size_bytes_max", 0, VOLUME_BYTES_MAX),
     "memory_bytes_max": _size_key("memory_bytes_max", MIB, TIB),
     "checkpoint_interval": _duration_key("checkpoint_interval_s", 0.05, 86400.0),
@@ -229,6 +228,7 @@ DESTINATION: Keys = {
     "retry_max": _duration_key("retry_s_max", 0.05, 86400.0),
     "give_up_time": _duration_key("give_up_s", 0.0, 7 * 86400.0),
     "spool_share": _size_key("spool_share_bytes", MIB, 1024 * TIB),
+    "when_full": Key("when_full", _when_full, _WHEN_FULL_REMEDY),
     "max_in_flight": _count_key("max_in_flight", 1, IN_FLIGHT_MAX),
     "inbox_bytes_max": _size_key("inbox_bytes_max", MIB, 1024 * TIB),
     "stall_time": _duration_key("stall_s_max", 1.0, 3600.0),

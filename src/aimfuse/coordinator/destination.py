@@ -235,14 +235,15 @@ class Destination:
 
     async def _write_books(self) -> None:
         """Save the cursor and the status; what fails is tried again, nothing depends on it."""
-        problem: OSError | Unavailable | None = None
+        problem: OSError | AimfuseError | None = None
         try:
             await self.place.save_cursor()
         except (OSError, Unavailable) as exc:
             problem = exc
         try:
+            self.place.look_at_fold(now=False)
             self.place.write_status()
-        except OSError as exc:
+        except (OSError, StateLost) as exc:
             problem = problem or exc
         self._books_complaint.note(problem)
 

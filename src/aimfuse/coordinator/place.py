@@ -364,8 +364,8 @@ class Place:
         """Return what stays in the spool for this destination, whoever else needs it too."""
         if self.pin is None:
             return Stage(0, 0)
-        backlog = self.parts.backlog
-        return Stage(backlog.count_above(self.pin), backlog.bytes_between(self.pin, backlog.newest))
+        backlog, pin = self.parts.backlog, max(self.pin, int(self.fold.through))
+        return Stage(backlog.count_above(pin), backlog.bytes_between(pin, backlog.newest))
 
     def lag(self) -> Lag:
         """Return how far the mirror is behind, by stage."""
@@ -396,6 +396,7 @@ class Place:
             "queued": lag.queued.to_json(),
             "pinned": {**self.pinned().to_json(), "bytes_max": self.config.spool_share_bytes},
             "spool": self.parts.backlog.summary(),
+            "folded": self._fold_status(),
             "forecast": self._forecast(now),
             "in_flight": [{"name": f.name, "bytes": f.bytes, "sent": f.sent} for f in flights],
             "received_not_applied": lag.received.to_json(),
@@ -449,6 +450,16 @@ class Place:
             oldest_ns = self.ack.oldest_waiting_ns or self.ack.mirror_time_ns or oldest_ns
         return seconds_behind(self.parts.wall_ns(), oldest_ns) if oldest_ns else 0.0
 
+    def _fold_status(self) -> dict[str, int] | None:
+        """Return what left the spool unsent, while the mirror does not have it."""
+        fold = self.fold
+        if fold.through <= self.delivery.applied:
+            return None
+        return {
+            "through": int(fold.through),
+            "dirty_bytes": fold.dirty_bytes(self.delivery.applied),
+        }
+
     def _sync_status(self, rate_bytes_s: float) -> dict[str, Any] | None:
         sync = self.cursor.sync
         if sync is None:
@@ -474,22 +485,3 @@ class Place:
         if self.ack and self.ack.phase == "switching":
             return "switching"
         return "checking" if sync.to is not None and theirs.received >= sync.to else "journal"
-
-
-def heartbeat(parts: Parts, driver: dict[str, Any] | None) -> bytes:
-    """Return ``source.json``: what a store should know of its source."""
-    backlog = parts.backlog
-    found = backlog.header(backlog.newest)
-    checkpoint = parts.source.checkpoint()
-    seqs = [found[1].last_seq if found else 0, checkpoint.head.seq if checkpoint else 0]
-    status = driver or {}
-    content = {
-        "group": checkpoint.group.hex() if checkpoint else None,
-        "time_ns": parts.wall_ns(),
-        "epoch": backlog.head.epoch,
-        "accepted_seq": status.get("accepted_seq", max(seqs)),
-        "newest": {"epoch": backlog.head.epoch, "number": backlog.newest},
-        "spool": status.get("spool") or backlog.summary(),
-        "state": status.get("state", "unmounted"),
-    }
-    return json.dumps(content).encode()

@@ -13,7 +13,8 @@ import trio
 from aimfuse.coordinator.acks import ACK_BYTES_MAX, ACK_NAME, Ack, parse_ack
 from aimfuse.coordinator.decide import check_history, check_store
 from aimfuse.coordinator.delivery import Flight
-from aimfuse.coordinator.place import Place, heartbeat
+from aimfuse.coordinator.heartbeat import heartbeat
+from aimfuse.coordinator.place import Place
 from aimfuse.coordinator.signal import Signal
 from aimfuse.errors import JournalError, StoreError, Unavailable
 from aimfuse.journal.reader import read_sealed

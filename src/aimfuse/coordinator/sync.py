@@ -119,7 +119,8 @@ class Copying:
             out = self._out.pop(index)
             if not out.flying:
                 self._unlink(out.path)
-            if index + 1 == theirs.next_index and theirs.next != out.end:
+            said = (theirs.round, theirs.next)
+            if index + 1 == theirs.next_index and said != (self._sync.round, out.end):
                 raise Unavailable("the store took an earlier part than the one sent now")
             self._note(theirs.next_index, theirs.next, out.done_bytes)
             self._place.note_progress()

@@ -1,18 +1,43 @@
 """Keep the spool within its bounds: release what nobody needs, and say when there is no room."""
 
 import contextlib
+import logging
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aimfuse.disk import Disk
+from aimfuse.driver.ballast import Ballast
 from aimfuse.driver.engine import Engine
-from aimfuse.driver.pins import Pins
+from aimfuse.driver.folding import fold_files, forget_fold
+from aimfuse.driver.ladder import (
+    MARGIN_FILES,
+    Account,
+    Load,
+    Policy,
+    excess,
+    folds,
+    full_mark,
+    level,
+    policy_of_lowest,
+    why_share_full,
+)
+from aimfuse.driver.pins import Pins, lowest
 from aimfuse.errors import BusyError
 from aimfuse.journal.journal import Head
 from aimfuse.journal.names import JournalName
-from aimfuse.journal.spool import release, sealed_names
+from aimfuse.journal.spool import free_files, release, sealed_names
 from aimfuse.units import MIB, FileNumber
+
+log = logging.getLogger(__name__)
+
+FOLD_FILES_MIN = 8
+FOLD_FILES_MAX = 512
+FOLD_BYTES_MAX = 512 * MIB
+"""Folded in one round, at most: reading files takes the interpreter from everybody else."""
+
+BALLAST = "ballast"
 
 RESERVED_FILES = 4
 """Journal files that must still fit beside the reserve, so that what is open can be sealed."""
@@ -29,6 +54,7 @@ class SpoolLimits:
     bytes_max: int
     reserve_bytes: int
     file_bytes: int
+    when_full: str = "block"
 
 
 REQUEST_BYTES_MAX = MIB
@@ -57,6 +83,11 @@ class SpoolKeeper:
         self._pins = pins
         self._released = FileNumber(0)
         self._room_bytes = 0
+        self.policies: Mapping[str, Policy] = {}
+        self.level = "fine"
+        self._lowest_policy: str | None = None
+        self._ballast = Ballast(disk, pins.state_dir / BALLAST)
+        self._share_full: str | None = None
         self._sizes: deque[tuple[FileNumber, int]] = deque()
         for name in sealed_names(disk, spool):
             self.note_sealed(name.number, (spool / name.sealed).stat().st_size)
@@ -71,6 +102,11 @@ class SpoolKeeper:
         """Tell whether there is soon no room left, by the last look."""
         return self._room_bytes < LOW_FILES * self.limits.file_bytes
 
+    @property
+    def when_full(self) -> str:
+        """Return what writers get while there is no room: fold and block let them wait."""
+        return self._lowest_policy or self.limits.when_full
+
     def sealed_size(self, head: Head) -> int:
         """Return the bytes of a file that was just sealed."""
         name = JournalName(head.epoch, head.number)
@@ -81,24 +117,112 @@ class SpoolKeeper:
         self._sizes.append((number, size))
         self.bytes += size
 
-    def release(self) -> FileNumber:
+    def load(self) -> Load:
+        """Return what `release` has to know of the spool, to be taken on trio's thread."""
+        limits = self.limits
+        mark = full_mark(limits.bytes_max, limits.file_bytes)
+        more = excess(self.bytes, mark)
+        short = self._needed_bytes() - self.free_bytes
+        if short > 0:
+            more = max(more, short + MARGIN_FILES * limits.file_bytes)
+        self._note_level(is_full=more > 0)
+        return Load(tuple(self._sizes), more, short > 0)
+
+    def release(self, load: Load) -> FileNumber:
         """Let go of what image and destinations have; return through which file; blocks.
+
+        In front of that the oldest unsent files are folded where *load* and a destination's
+        policy say so: from then on its copy has to bring what they changed.
 
         Raises:
             OSError: some files are gone; calling again goes on.
         """
+        self._ballast.keep()
+        if load.is_disk_short:
+            self._drop_free_files()
         through = self._engine.released_through
         if through <= self._released:
             return self._released
         # If another process holds the lock, the next round comes in a second.
-        with contextlib.suppress(BusyError), self._pins.held() as pinned:
+        with contextlib.suppress(BusyError), self._pins.held() as found:
+            accounts = self._fold(found, load, through)
+            self._share_full = why_share_full(accounts, self._policy, load)
+            self._lowest_policy = policy_of_lowest(accounts, self._policy)
+            pinned = lowest(accounts)
             if pinned is not None:
                 through = FileNumber(min(through, pinned))
             if through > self._released:
-                release(self._disk, self._spool, through)
+                release(self._disk, self._spool, through, recycle=not load.is_disk_short)
                 self._engine.journal.look_for_free_files()
                 self._released = through
         return self._released
+
+    def _drop_free_files(self) -> None:
+        """Give the disk back what was kept to be used again: it is not counted as free."""
+        free = free_files(self._disk, self._spool)
+        for path in free:
+            self._disk.unlink("spool:give_back", path)
+        if free:
+            self._engine.journal.look_for_free_files()
+
+    def _fold(
+        self, accounts: tuple[Account, ...], load: Load, through_max: FileNumber
+    ) -> tuple[Account, ...]:
+        """Fold what is to be folded; return the accounts as they are then."""
+        changed = {}
+        for one in accounts:
+            if one.state == "shipping" and 0 < one.folded <= one.pin:
+                forget_fold(self._disk, one.directory, one.pin)
+        wanted_folds = folds(accounts, self._policy, load, through_max)
+        names = sealed_names(self._disk, self._spool) if wanted_folds else []
+        for one, through in wanted_folds:
+            wanted = [name for name in names if one.needs_behind < name.number <= through]
+            wanted = wanted[: self._fold_files_max()]
+            if wanted and self._fold_one(one, wanted):
+                changed[one.directory] = replace(one, folded=wanted[-1].number)
+        return tuple(changed.get(one.directory, one) for one in accounts)
+
+    def _fold_files_max(self) -> int:
+        return max(FOLD_FILES_MIN, min(FOLD_FILES_MAX, FOLD_BYTES_MAX // self.limits.file_bytes))
+
+    def _fold_one(self, one: Account, names: Sequence[JournalName]) -> bool:
+        try:
+            try:
+                fold = fold_files(self._disk, self._spool, one.directory, one.pin, names)
+            except OSError:
+                if not self._ballast.give_up():
+                    raise
+                fold = fold_files(self._disk, self._spool, one.directory, one.pin, names)
+        except OSError as exc:  # Nothing was folded, so nothing goes; the next round tries again.
+            log.log(
+                logging.DEBUG if one.folded > one.pin else logging.WARNING,
+                "%s: folding: %s",
+                one.directory.name,
+                exc,
+            )
+            return False
+        log.log(
+            logging.DEBUG if one.folded > one.pin else logging.WARNING,
+            "%s: files through %d left the full spool unsent; what they changed, %d bytes, will "
+            "be copied", one.directory.name, fold.through, fold.dirty_bytes(one.pin),
+        )  # fmt: skip
+        return True
+
+    def _policy(self, one: Account) -> Policy:
+        return self.policies.get(one.directory.name) or Policy(self.limits.when_full)
+
+    def _note_level(self, *, is_full: bool) -> None:
+        found = level(self.bytes / self.limits.bytes_max, self.level, is_full=is_full)
+        if found != self.level:
+            log.log(logging.INFO if found == "fine" else logging.WARNING, "spool: %s", found)
+        self.level = found
+
+    def _needed_bytes(self) -> int:
+        """Return what has to be free on the spool's disk for writers not to wait."""
+        limits = self.limits
+        reserve = limits.reserve_bytes + RESERVED_FILES * limits.file_bytes
+        slack = limits.file_bytes + 2 * REQUEST_BYTES_MAX  # What `why_full` asks for to go on.
+        return reserve + self._engine.journal.unwritten_bytes + slack
 
     def note_released(self, through: FileNumber) -> None:
         """Count out what `release` let go."""
@@ -107,9 +231,8 @@ class SpoolKeeper:
 
     def all_confirmed(self) -> bool:
         """Tell whether every destination has the newest sealed file; looks at the disk."""
-        with contextlib.suppress(BusyError), self._pins.held() as pinned:
-            return pinned is None or pinned >= self._engine.journal.head.number
-        return False
+        newest = self._engine.journal.head.number
+        return all(one.pin >= newest for one in self._pins.accounts())
 
     def take(self, payload_bytes: int) -> str | None:
         """Count in a request that is about to be accepted, or return why there is no room for it.
@@ -133,6 +256,8 @@ class SpoolKeeper:
         """
         limits, engine = self.limits, self._engine
         self._room_bytes = 0
+        if self._share_full:
+            return self._share_full
         slack = limits.file_bytes + 2 * REQUEST_BYTES_MAX if was_full else 0
         held = self.bytes + engine.journal.open_bytes
         if held + was_full * limits.file_bytes >= limits.bytes_max:

@@ -9,11 +9,13 @@ keeps a coordinator from choosing such a position while files are being released
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from aimfuse.disk import Disk, try_lock
+from aimfuse.driver.folding import folded_through
+from aimfuse.driver.ladder import Account
 from aimfuse.errors import BusyError, StateLost
 from aimfuse.journal.slots import Slots
 from aimfuse.units import FileNumber
@@ -29,16 +31,15 @@ class Pins:
 
     def __init__(self, disk: Disk, state_dir: Path) -> None:
         """Read the cursors in the directories of *state_dir*."""
+        self.state_dir = state_dir
         self._disk = disk
         self._lock = state_dir / RETENTION_LOCK_NAME
         self._accounts = state_dir / ACCOUNTS
         self._unreadable: set[Path] = set()
 
     @contextmanager
-    def held(self) -> Iterator[FileNumber | None]:
-        """Hold the retention lock and give the file through which all have everything.
-
-        None if no destination has a cursor.
+    def held(self) -> Iterator[tuple[Account, ...]]:
+        """Hold the retention lock and give what each destination with a cursor needs.
 
         Raises:
             BusyError: another process holds the lock. Try again later: one that hangs with it
@@ -48,22 +49,22 @@ class Pins:
         try:
             if not try_lock(fd):
                 raise BusyError(f"{self._lock} is held")
-            yield self._lowest()
+            yield self.accounts()
         finally:
             os.close(fd)
 
-    def _lowest(self) -> FileNumber | None:
+    def accounts(self) -> tuple[Account, ...]:
+        """Return what each destination with a cursor needs, without holding the lock."""
         try:
             names = self._disk.listdir(self._accounts)
         except FileNotFoundError:
-            return None
+            return ()
         except OSError as exc:
-            return self._keep_all(self._accounts, exc)
+            return (self._keep_all(self._accounts, exc),)
         places = (self._accounts / name for name in names if not name.startswith("."))
-        pins = [pin for path in places if (pin := self._pin(path)) is not None]
-        return min(pins, default=None)
+        return tuple(one for path in places if (one := self._account(path)) is not None)
 
-    def _pin(self, directory: Path) -> FileNumber | None:
+    def _account(self, directory: Path) -> Account | None:
         try:
             state = Slots(self._disk, directory / "cursor", "cursor").read()
         except (StateLost, OSError) as exc:
@@ -72,11 +73,19 @@ class Pins:
         if state is None or state.get("state") == "new":
             return None
         pin = state.get("pin")
-        return FileNumber(int(state.get("number", 0) if pin is None else pin))
+        number = FileNumber(int(state.get("number", 0) if pin is None else pin))
+        folded = FileNumber(folded_through(self._disk, directory))
+        return Account(directory, number, folded, str(state.get("state")))
 
-    def _keep_all(self, directory: Path, exc: Exception) -> FileNumber:
+    def _keep_all(self, directory: Path, exc: Exception) -> Account:
         """Pin everything: what is needed is unknown. The volume goes on."""
         if directory not in self._unreadable:
             log.warning("%s: keeping every file for it: %s", directory.name, exc)
         self._unreadable.add(directory)
-        return FileNumber(0)
+        folded = FileNumber(folded_through(self._disk, directory))
+        return Account(directory, FileNumber(0), folded, "unreadable")
+
+
+def lowest(accounts: Sequence[Account]) -> FileNumber | None:
+    """Return the file through which nobody needs anything, None if nobody needs any."""
+    return min((one.needs_behind for one in accounts), default=None)

@@ -55,7 +55,6 @@ class PumpLimits:
     commit_interval_s: float
     file_age_s: float
     checkpoint_interval_s: float
-    when_full: str
 
 
 class Pump:
@@ -111,7 +110,7 @@ class Pump:
         """
         while not self.fits(payload_bytes):
             self._check()
-            if self.limits.when_full == "fail" and not await self._reclaimed():
+            if self.keeper.when_full == "fail" and not await self._reclaimed():
                 raise VolumeError(errno.ENOSPC, f"the spool is full: {self.full}")
             self._commit_now()
             self._ready_wanted.set()
@@ -149,7 +148,7 @@ class Pump:
         if exc.errno not in _OUT_OF_SPACE:
             raise exc
         self.full = exc.strerror or "no space left"
-        if self.limits.when_full == "fail":
+        if self.keeper.when_full == "fail":
             raise exc
 
     async def flushed(self, append: Callable[[], Seq]) -> None:
@@ -451,7 +450,8 @@ class Pump:
         told: str | None = None
         while True:
             keeper = self.keeper
-            keeper.note_released(await self._with_space(self._housekeeping, keeper.release))
+            load = keeper.load()
+            keeper.note_released(await self._with_space(self._housekeeping, keeper.release, load))
             full = keeper.why_full(was_full=self.full is not None)
             if self._starving:  # What was measured may suffice and what a step needs still not.
                 full = full or self.full

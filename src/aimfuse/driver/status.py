@@ -74,6 +74,7 @@ class SourceStatus:
                 "bytes": pump.keeper.bytes,
                 "bytes_max": pump.keeper.limits.bytes_max,
                 "free_bytes": pump.keeper.free_bytes,
+                "level": pump.keeper.level,
             },
             "volumes": [{"name": v.name, "size": v.size_bytes} for v in engine.volumes],
             "memory_bytes": engine.unapplied_bytes,

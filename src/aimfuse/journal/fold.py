@@ -38,12 +38,17 @@ class Fold:
     through: FileNumber = FileNumber(0)
     head: Head | None = None
     volumes: tuple[VolumeEntry, ...] = ()
-    dirty_bytes: int = 0
+    old_bytes: int = 0
+    recent_bytes: int = 0
     generation: int = 0
 
     def covers(self, number: int) -> bool:
         """Tell whether the maps hold all that a mirror at file *number* lacks up to `through`."""
         return self.since <= number and self.head is not None
+
+    def dirty_bytes(self, number: int) -> int:
+        """Return how much a mirror at file *number* lacks, at most."""
+        return self.recent_bytes if number >= self.mid else self.old_bytes + self.recent_bytes
 
 
 @dataclass(slots=True)
@@ -77,8 +82,8 @@ def advance(
     for one in (maps.old, maps.recent):
         for volume in one.volumes() - kept:
             one.forget(volume)
-    dirty_bytes = maps.old.dirty_bytes() + maps.recent.dirty_bytes()
-    return Fold(since, mid, head.number, head, volumes, dirty_bytes, fold.generation)
+    sizes = maps.old.dirty_bytes(), maps.recent.dirty_bytes()
+    return Fold(since, mid, head.number, head, volumes, *sizes, fold.generation)
 
 
 class FoldFile:
@@ -157,7 +162,8 @@ def _dump(fold: Fold) -> State:
             "seq": head.seq, "digest": head.digest.hex(),
         } if head else None,
         "volumes": [[one.volume, one.name, one.size_bytes] for one in fold.volumes],
-        "dirty_bytes": fold.dirty_bytes,
+        "old_bytes": fold.old_bytes,
+        "recent_bytes": fold.recent_bytes,
         "maps": fold.generation,
     }  # fmt: skip
 
@@ -173,6 +179,7 @@ def _load(state: State) -> Fold:
             bytes.fromhex(head["digest"]),
         ) if head else None,
         tuple(VolumeEntry(VolumeId(one), name, size) for one, name, size in state["volumes"]),
-        int(state["dirty_bytes"]),
+        int(state["old_bytes"]),
+        int(state["recent_bytes"]),
         int(state["maps"]),
     )  # fmt: skip

@@ -30,16 +30,17 @@ def free_files(disk: Disk, spool: Path) -> list[Path]:
     return [spool / name for name in disk.listdir(spool) if name.startswith(FREE_PREFIX)]
 
 
-def release(disk: Disk, spool: Path, through: FileNumber) -> int:
+def release(disk: Disk, spool: Path, through: FileNumber, *, recycle: bool = True) -> int:
     """Let go of the sealed files up to number *through*; return how many.
 
     The caller vouches that the image checkpoint is past them and that every destination has
-    them. The first few become ``free-*``, durably, before anything may overwrite them.
+    them. The first few become ``free-*``, durably, before anything may overwrite them, unless
+    their disk is short of space.
 
     Raises:
         OSError: some files are gone and some are not; calling again goes on.
     """
-    room = FREE_FILES_MAX - len(free_files(disk, spool))
+    room = FREE_FILES_MAX - len(free_files(disk, spool)) if recycle else 0
     gone = [name for name in sealed_names(disk, spool) if name.number <= through]
     for name in gone:
         path = spool / name.sealed

@@ -87,7 +87,10 @@ class Switch:
             self._execute_next(staging)
         elif not self._check_next(staging):
             self._check_room(staging)
-            self._store.save(replace(self._store.state, phase=Phase.SWITCHING))
+            state = self._store.state
+            # A first copy that never became consistent has no names to be taken away again.
+            shown = state.volumes if state.phase is Phase.CONSISTENT else state.shown
+            self._store.save(replace(state, phase=Phase.SWITCHING, shown=shown))
             self._applied = 0
 
     def start_over(self) -> None:
@@ -240,10 +243,9 @@ class Switch:
                 store.disk.close(fd)
         store.disk.sync_dir("switch:sync_dir", store.volumes)
         state = store.state
-        shown = state.shown or state.volumes
         done = progress.origin.number >= (progress.to or 0)
         if done:
-            store.derive_links(shown, staging.volumes)
+            store.derive_links(state.shown, staging.volumes)
         id_max, exact = volume_ids(staging.volumes, staging.next_volume)
         store.save(
             replace(
@@ -255,7 +257,7 @@ class Switch:
                 volume_id_max=id_max,
                 volume_ids_exact=exact,
                 staging=None,
-                shown=() if done else shown,
+                shown=() if done else state.shown,
             )
         )
         self.start_over()

@@ -1,0 +1,25 @@
+"""``source.json``: what a store should know of its source, sent every few seconds."""
+
+import json
+from typing import Any
+
+from aimfuse.coordinator.place import Parts
+
+
+def heartbeat(parts: Parts, driver: dict[str, Any] | None) -> bytes:
+    """Return ``source.json``: what a store should know of its source."""
+    backlog = parts.backlog
+    found = backlog.header(backlog.newest)
+    checkpoint = parts.source.checkpoint()
+    seqs = [found[1].last_seq if found else 0, checkpoint.head.seq if checkpoint else 0]
+    status = driver or {}
+    content = {
+        "group": checkpoint.group.hex() if checkpoint else None,
+        "time_ns": parts.wall_ns(),
+        "epoch": backlog.head.epoch,
+        "accepted_seq": status.get("accepted_seq", max(seqs)),
+        "newest": {"epoch": backlog.head.epoch, "number": backlog.newest},
+        "spool": status.get("spool") or backlog.summary(),
+        "state": status.get("state", "unmounted"),
+    }
+    return json.dumps(content).encode()
