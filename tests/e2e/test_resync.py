@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from aimfuse.config import DestinationConfig
 from aimfuse.units import GIB, KIB, MIB
 from tests.e2e.host import QUICK, FarHost, Source, aimfuse, until
 from tests.e2e.loop_disk import LoopDisk, run
@@ -111,6 +112,27 @@ def test_ranges_are_repaired_and_everything_is_copied_by_command(
         assert done.returncode == 0, done.stderr
         write(source, 2 * MIB)
         wait_identical(source, far)
+
+
+def test_a_destination_with_a_rule_is_copied_by_command_while_all_is_quiet(
+    far: FarHost, tmp_path: Path
+) -> None:
+    with Source(tmp_path / "near", None, "images") as source:
+        source.init(to=[DestinationConfig(NAME, far.url(NAME), exclude=("own",))], journal=SMALL)
+        source.mount()
+        for name in ("a", "own"):
+            (source.mountpoint / name).write_bytes(os.urandom(64 * KIB))
+        source.wait_mirrored(far, NAME)
+        (source.mountpoint / "own").write_bytes(os.urandom(4 * KIB))
+        source.wait_mirrored(far, NAME)
+        done = aimfuse("sync", source.image, NAME, "--full")
+        assert done.returncode == 0, done.stderr
+        asked = source.state_dir / "destinations" / NAME / "request.json"
+        until(lambda: not asked.exists())
+        until(lambda: told(source, NAME)["state"] == "idle", lambda: told(source, NAME))
+        (source.mountpoint / "a").write_bytes(os.urandom(64 * KIB))
+        source.wait_mirrored(far, NAME)
+        assert far.mirror("a", NAME).read_bytes() == (source.mountpoint / "a").read_bytes()
 
 
 SMALL = replace(

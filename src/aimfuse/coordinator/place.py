@@ -232,11 +232,21 @@ class Place:
         if self.cursor.number and self.cursor.digest != NO_DIGEST:
             number, epoch = FileNumber(self.cursor.number), Epoch(self.cursor.epoch)
             heads.append(Head(epoch, number, Seq(0), self.cursor.digest))
+        if self._is_before_switch():
+            heads.clear()
         backlog = self.parts.backlog
         return History(
             checkpoint.group, backlog.newest, backlog.oldest, tuple(heads), self._digests,
             self.fold, self.lost,
         )  # fmt: skip
+
+    def _is_before_switch(self) -> bool:
+        """Tell whether the mirror ends a chain of copies that was given up for a staged one's."""
+        sync, ack = self.cursor.sync, self.ack
+        if self.route is None or sync is None or not sync.staged:
+            return False
+        theirs = ack.copy_of(sync.sync_id) if ack else None
+        return theirs is None or theirs.staged
 
     def begin_shipping(self, group: bytes, first: int, ack: Ack, *, behind_copy: bool) -> None:
         """Leave new or syncing behind: the store has everything below *first*.
@@ -354,7 +364,7 @@ class Place:
 
     def _digests(self, number: int) -> tuple[bytes, bytes] | None:
         if self.route is not None:
-            return self.route.digests(number)
+            return None if self._is_before_switch() else self.route.digests(number)
         found = self.parts.backlog.header(number)
         return (found[1].digest, found[1].prev_digest) if found else None
 

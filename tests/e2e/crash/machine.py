@@ -47,6 +47,7 @@ class Cruelty:
     do: str = "kill"
     times: int = 1
     once: bool = True
+    only: tuple[str, ...] = ("",)
 
 
 class Machine:
@@ -90,6 +91,7 @@ class Machine:
             plan: dict[str, Any] = {
                 "role": cruelty.role, "at": cruelty.at, "nth": cruelty.nth, "do": cruelty.do,
                 "times": cruelty.times, "trace": str(self.trace), "relay": str(self.root),
+                "only": cruelty.only,
             }  # fmt: skip
             if cruelty.once:
                 self.armed.touch()

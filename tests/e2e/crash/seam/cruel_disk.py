@@ -25,6 +25,7 @@ class CruelDisk(Disk):
         self.steps: Counter[str] = Counter()
         self.lock = threading.Lock()
         self.met = _lines(plan["met"]) if "met" in plan else None
+        self.only = tuple(plan.get("only", [""]))
         self.undo: dict[int, list[tuple[int, bytes, int]]] = defaultdict(list)
 
     def _is_time(self, label: str) -> bool:
@@ -41,7 +42,8 @@ class CruelDisk(Disk):
 
     def step(self, label: str) -> None:
         if self.met is not None:
-            self._die_if_new(label, self.met)
+            if label.startswith(self.only):
+                self._die_if_new(label, self.met)
             return
         if self.plan["do"] == "short" or not self._is_time(label):
             return

@@ -9,7 +9,8 @@ there removes, so that the one that takes its place lives).
 
 `relay` makes many lives of one process: each dies at the first label at which none before it
 has died, and the next begins at once; see relay.py. `role` may be several, with commas, and
-`relay` is the directory that gets a file for each, with the labels that were met.
+`relay` is the directory that gets a file for each, with the labels that were met. `only` are
+beginnings of labels: no process dies at others.
 """
 
 import importlib
