@@ -139,6 +139,18 @@ def require_root_loop(tmp_path_factory: pytest.TempPathFactory) -> None:
     _run("losetup", "--detach", made.stdout.strip())
 
 
+@pytest.fixture(scope="session")
+def require_namespaces() -> None:
+    """Skip where no network namespaces with slow links can be made (under CI: fail)."""
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    tried = "ip link add one type veth peer name two && tc qdisc add dev one root"
+    shape = "tbf rate 1mbit burst 16kb latency 100ms"
+    made = _run("unshare", "--net", "sh", "-c", f"{tried} {shape}")
+    if made.returncode != 0:
+        pytest.skip(f"no network namespaces with slow links: {made.stderr.strip()}")
+
+
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
 

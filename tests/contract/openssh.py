@@ -1,4 +1,6 @@
-"""A stock OpenSSH server on loopback: own configuration, own host key, one authorised key.
+"""A stock OpenSSH server: own configuration, own host key, one authorised key.
+
+It listens on loopback, or at the addresses of another network namespace that a launcher enters.
 
 It runs as the current user (root also needs /run/sshd) and serves the whole file tree over
 internal-sftp, so a test gives it absolute paths beneath its own directory.
@@ -47,7 +49,7 @@ def free_port() -> int:
 
 @dataclass
 class Sshd:
-    """A running server; `known_hosts` names it as ``[127.0.0.1]:port``."""
+    """A running server; `known_hosts` names it as ``[address]:port``."""
 
     directory: Path
     port: int
@@ -55,17 +57,20 @@ class Sshd:
     identity: Path
     user: str
     extra_config: str = ""
+    addresses: tuple[str, ...] = ("127.0.0.1",)
+    launcher: tuple[str, ...] = ()
+    """Words before the command; what they run has to become sshd, under the same id."""
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
-    def url(self, store: Path) -> str:
+    def url(self, store: Path, address: str = "127.0.0.1") -> str:
         """Return the URL of a store directory on this host."""
-        return f"sftp://{self.user}@127.0.0.1:{self.port}{store}"
+        return f"sftp://{self.user}@{address}:{self.port}{store}"
 
     def start(self) -> None:
         """Start it and wait until it listens."""
         config = self.directory / "sshd_config"
         config.write_text(self._config())
-        command = [find_sshd(), "-D", "-e", "-f", str(config)]
+        command = [*self.launcher, find_sshd(), "-D", "-e", "-f", str(config)]
         with (self.directory / "sshd.log").open("ab") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -99,13 +104,18 @@ class Sshd:
         """Trust the present host key, under this or another port (that of a proxy)."""
         key = (self.directory / "host_key.pub").read_text().split()
         ports = {self.port, port or self.port}
-        lines = [f"[127.0.0.1]:{number} {key[0]} {key[1]}\n" for number in sorted(ports)]
+        lines = [
+            f"[{address}]:{number} {key[0]} {key[1]}\n"
+            for address in self.addresses
+            for number in sorted(ports)
+        ]
         self.known_hosts.write_text("".join(lines))
 
     def _config(self) -> str:
+        listen = "\n".join(f"ListenAddress {address}" for address in self.addresses)
         return f"""
 Port {self.port}
-ListenAddress 127.0.0.1
+{listen}
 HostKey {self.directory / "host_key"}
 AuthorizedKeysFile {self.directory / "authorized_keys"}
 PidFile none
@@ -121,19 +131,29 @@ LogLevel ERROR
 """
 
     def _wait_until_listening(self) -> None:
+        process = self._process
+        assert process is not None
         deadline_s = time.monotonic() + START_S_MAX
-        while True:
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-                return
-            process = self._process
-            dead = process is None or process.poll() is not None
-            if dead or time.monotonic() > deadline_s:
+        while _count_listeners(process.pid, self.port) < len(self.addresses):
+            if process.poll() is not None or time.monotonic() > deadline_s:
                 pytest.fail("sshd did not start: " + (self.directory / "sshd.log").read_text())
             time.sleep(0.02)
 
 
-def start_sshd(directory: Path, extra_config: str = "") -> Sshd:
+def _count_listeners(pid: int, port: int) -> int:
+    """Return how many sockets listen on *port* in the network of a process."""
+    with contextlib.suppress(OSError):  # It has gone.
+        table = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()]
+        return sum(row[1].endswith(f":{port:04X}") and row[3] == "0A" for row in table[1:])
+    return 0
+
+
+def start_sshd(
+    directory: Path,
+    extra_config: str = "",
+    addresses: tuple[str, ...] = ("127.0.0.1",),
+    launcher: tuple[str, ...] = (),
+) -> Sshd:
     """Start a server whose keys, log and configuration live in *directory*."""
     find_sshd()
     directory.mkdir(parents=True, exist_ok=True)
@@ -143,7 +163,10 @@ def start_sshd(directory: Path, extra_config: str = "") -> Sshd:
     identity = make_key(directory / "identity")
     shutil.copy(identity.with_suffix(".pub"), directory / "authorized_keys")
     user = pwd.getpwuid(os.geteuid()).pw_name
-    sshd = Sshd(directory, free_port(), directory / "known_hosts", identity, user, extra_config)
+    sshd = Sshd(
+        directory, free_port(), directory / "known_hosts", identity, user, extra_config,
+        addresses, launcher,
+    )  # fmt: skip
     sshd.write_known_hosts()
     sshd.start()
     return sshd

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -14,7 +15,9 @@ from aimfuse.config import DestinationConfig
 from aimfuse.coordinator.cursor import SyncState, SyncVolume
 from aimfuse.coordinator.extents import ImageReader, nonzero_runs, write_sync_file
 from aimfuse.coordinator.run import run_ship
+from aimfuse.coordinator.source import Source
 from aimfuse.disk import Disk
+from aimfuse.errors import Unavailable
 from aimfuse.journal.header import FileKind
 from aimfuse.journal.journal import Head
 from aimfuse.journal.reader import read_sealed
@@ -177,6 +180,17 @@ async def test_a_copy_that_waits_for_the_driver_says_that_it_has_begun(tmp_path:
             assert status(source)["error"] is None
             go_on.set()
             await until(lambda: link.store.phase == "consistent")
+
+
+async def test_a_mirror_that_is_a_mixture_has_no_end_for_a_copy_of_it(tmp_path: Path) -> None:
+    source = SampleSource(tmp_path, A)
+    newest = source.write(1, 7).number
+    source.checkpoint(gap="a copy is switched in")
+    seen = Source(source.disk, source.state_dir)
+    with pytest.raises(Unavailable, match="a copy is switched in"):
+        await seen.covering_number(newest)
+    source.checkpoint()
+    assert await seen.covering_number(newest) == newest
 
 
 async def test_the_driver_says_where_a_copy_ends_while_it_is_mounted(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A store keeps for the next hop what it applied: each file once, and none that it refused."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.disks.faults import Crash
 from tests.replay.faults import Steps, dying
 from tests.replay.source import Source, deliver, mirror_of
 from tests.replay.stores import begun, catch_up, made_source
+from tests.replay.test_resync import do_much, make_source
 
 
 def forwarding(store: Path, extra: str = "") -> Path:
@@ -96,3 +98,45 @@ def test_the_oldest_files_make_room(tmp_path: Path) -> None:
     assert numbers[-1] == 35
     assert numbers == list(range(numbers[0], 36))
     assert 2 < numbers[0] <= 32
+
+
+@pytest.mark.parametrize("dies_at_first", [False, True])
+def test_the_next_hop_is_told_before_a_switch_makes_a_mixture_of_the_mirror(
+    tmp_path: Path, *, dies_at_first: bool
+) -> None:
+    source = make_source(tmp_path / "spool")
+    store = begun(tmp_path / "store", source)
+    home = forwarding(store)
+    catch_up(store)
+    old, mixed = data_of(store), 0
+
+    def look(_at: int, label: str) -> None:
+        nonlocal mixed
+        if data_of(store) == old:
+            return
+        told = Slots(Disk(), home / "checkpoint", "test").read()
+        assert told is not None
+        assert told["gap"] is not None or told["number"] == 3, label
+        mixed += 1
+
+    deliver(store, *source.resync(do_much(source), to=3))
+    if dies_at_first:
+        with pytest.raises(Crash):
+            catch_up(store, Steps(die_before("switch:open")))
+    catch_up(store, Steps(look))
+    assert mixed > 5
+    told = Slots(Disk(), home / "checkpoint", "test").read()
+    assert told is not None
+    assert (told["number"], told["gap"]) == (3, None)
+
+
+def data_of(store: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted((store / "volumes").iterdir())]
+
+
+def die_before(die_at: str) -> Callable[[int, str], None]:
+    def before(_at: int, label: str) -> None:
+        if label == die_at:
+            raise Crash(label)
+
+    return before

@@ -112,7 +112,7 @@ class Source:
 
         Raises:
             Unavailable: nobody can say: the group is neither mounted nor cleanly unmounted,
-                or the driver could not.
+                the driver could not, or history is broken behind the checkpoint.
         """
         try:
             answer = await self.ask("applied", APPLIED_S_MAX)
@@ -125,6 +125,11 @@ class Source:
             raise Unavailable(
                 "the image was not cleanly unmounted, so its journal has no known end",
                 hint="Mount it: recovery finds the end, and the first copy goes on by itself.",
+            )
+        if checkpoint.gap is not None:  # It may hold what no file up to here says.
+            raise Unavailable(
+                f"the copy's end is not known yet: {checkpoint.gap}",
+                hint="It goes on by itself once the image is mounted, or the store consistent.",
             )
         # A store that passes its files on names a file here before its mirror has any of it.
         return FileNumber(max(checkpoint.head.number, newest, self._newest_here()))

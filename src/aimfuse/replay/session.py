@@ -322,6 +322,7 @@ class Session:
 
     def _do_switch(self) -> None:
         """Take one step of the switch, and deal with what it finds."""
+        self._forward.note()  # The next hop hears of a mixture before there is one.
         try:
             self._switch.step()
         except DamagedCopy as exc:

@@ -51,10 +51,14 @@ class Cruelty:
 
 
 class Machine:
-    """A directory, and every process and mount that a test makes beneath it."""
+    """A directory, and every process and mount that a test makes beneath it.
 
-    def __init__(self, root: Path) -> None:
+    *launcher* are words before each command, to run it elsewhere: it has to keep its id.
+    """
+
+    def __init__(self, root: Path, launcher: tuple[str, ...] = ()) -> None:
         self.root = root
+        self.launcher = launcher
         self.trace = root / "labels"
         self.armed = root / "armed"
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -66,7 +70,7 @@ class Machine:
         """Start `aimfuse WORDS...`; its output goes to a log named for the command."""
         with (self.root / f"{words[0]}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "aimfuse", *map(str, words)],
+                [*self.launcher, sys.executable, "-m", "aimfuse", *map(str, words)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 env=self.environment(cruelty), pass_fds=fds, start_new_session=True,
             )  # fmt: skip
@@ -76,7 +80,7 @@ class Machine:
     def run(self, *words: str | Path, expect: int | None = 0) -> subprocess.CompletedProcess[str]:
         """Run `aimfuse WORDS...` to its end."""
         done = subprocess.run(
-            [sys.executable, "-m", "aimfuse", *map(str, words)],
+            [*self.launcher, sys.executable, "-m", "aimfuse", *map(str, words)],
             check=False, capture_output=True, text=True, timeout=2 * PATIENCE_S,
             env=self.environment(None), stdin=subprocess.DEVNULL,
         )  # fmt: skip

@@ -110,15 +110,17 @@ class History:
 class Load:
     """Write and fsync as fast as it goes until stopped, or until the volume takes no more.
 
-    A context manager; at its end both threads are done. `error` is what ended the writing.
+    With *pause_s* it waits that long before each write. A context manager; at its end both
+    threads are done. `error` is what ended the writing.
     """
 
-    def __init__(self, volume: Path, history: History) -> None:
+    def __init__(self, volume: Path, history: History, pause_s: float = 0.0) -> None:
         self.history = history
         self.error: OSError | None = None
         self.sync_error: OSError | None = None
         self.syncs = 0
         self._volume = volume
+        self._pause_s = pause_s
         self._over = threading.Event()
         self._threads = [
             threading.Thread(target=self._write, daemon=True),
@@ -149,7 +151,7 @@ class Load:
             self._over.set()
             return
         try:
-            while not self._over.is_set():
+            while not self._over.wait(self._pause_s):
                 write = history.issue()
                 with mmap.mmap(-1, write.count * BLOCK) as buffer:  # Aligned, for O_DIRECT.
                     buffer.write(write.payload())
