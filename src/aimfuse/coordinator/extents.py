@@ -140,7 +140,12 @@ class ImageReader:
 
     def _stretch(self, fd: int, one: SyncVolume, low: int, high: int) -> Iterator[Chunk]:
         volume, at = int(one.entry.volume), low
-        for data_low, data_high in self._disk.data_ranges(fd, low, min(high, self._disk.size(fd))):
+        end = min(high, self._disk.size(fd))
+        # Where the next hole is may cost a walk over all of the image: not for a few blocks.
+        is_short = end - low <= WRITE_BYTES_MAX and low < end
+        for data_low, data_high in (
+            [(low, end)] if is_short else self._disk.data_ranges(fd, low, end)
+        ):
             if at < data_low and self._todo is not None:
                 yield Chunk(volume, at, data_low - at, None)
             at = data_low
