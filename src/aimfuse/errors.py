@@ -19,6 +19,7 @@ AimfuseError                 an expected failure: one line and a hint, never a t
 """
 
 import errno
+import os
 from pathlib import Path
 from typing import ClassVar
 
@@ -146,3 +147,9 @@ class Refused(TransportError):
     """The destination's identity or ours is wrong: stop until somebody acted."""
 
     exit_code = 21
+
+
+def explain(exc: OSError) -> str:
+    """Return what the system said, and of which file."""
+    said = exc.strerror or str(exc)
+    return f"{os.fsdecode(exc.filename)}: {said}" if exc.filename else said

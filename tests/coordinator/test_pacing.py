@@ -223,6 +223,7 @@ async def test_clocks_that_step_at_either_end_change_no_order_and_make_no_negati
     source, link = SampleSource(tmp_path, A), Link()
     async with shipping(source, tools_for(source, dice, a=link)):
         await until(lambda: link.store.phase == "consistent")
+        await until(lambda: status(source)["lag"]["seconds"] is not None)  # Unknown before that.
         for block in range(12):
             source.wall.now_ns += dice.choice([-1, 1]) * dice.randrange(86400) * SECOND_NS
             source.write(block, 1 + block)

@@ -101,8 +101,8 @@ def mount(
         bool,
         typer.Option(
             "--resync",
-            help="Take an image that was changed while not mounted as it is: a way out of a "
-            "refused mount. Mirrors need a full copy then.",
+            help="Take the image as it is, where it was changed while not mounted or its spool is "
+            "lost: a way out of a refused mount. Mirrors come back by staged copies.",
         ),
     ] = False,
     ready_fd: Annotated[int | None, typer.Option("--ready-fd", hidden=True)] = None,

@@ -5,6 +5,7 @@ directory. `open_group` takes the locks, finds the journal's end, redoes it into
 starts the next epoch if the end was not a clean one.
 """
 
+import contextlib
 import errno
 import os
 import secrets
@@ -102,13 +103,14 @@ def open_group(
     """Recover the group and return its engine, accepting.
 
     With *resync* an image that was changed behind our back becomes the truth: a GAP record
-    says that history is broken, and every mirror needs a full copy.
+    says that history is broken, and every mirror comes back by a staged copy of everything.
 
     Raises:
         UsageError: not initialised.
         ImageMismatch: the image is not the one that was left. Nothing was changed.
         JournalError: the journal is damaged. Nothing was dropped.
-        StateLost, OSError: as the disk gave it.
+        StateLost: the checkpoint or the spool cannot be read. Nothing was changed.
+        OSError: as the disk gave it.
     """
     checkpoints = CheckpointFile(disk, paths.state_dir)
     before = checkpoints.read()
@@ -116,13 +118,8 @@ def open_group(
         raise UsageError(
             f"{paths.image} is not initialised", hint=f"Run `aimfuse init {paths.image}` first."
         )
-    if not resync and not disk.exists(paths.spool):
-        raise StateLost(
-            paths.spool,
-            "the spool is missing",
-            hint="Mount its disk, or put it back. If it is lost, `aimfuse mount --resync` takes "
-            "the image as it is; every mirror then needs a full copy.",
-        )
+    if not resync:
+        _check_spool(disk, paths.spool)
     if resync:
         before = _start_over(disk, paths, before)
         checkpoints.write(before)
@@ -169,6 +166,9 @@ def close_group(disk: Disk, engine: Engine) -> None:
         # Into both slots: `ship` may release files without a mount, and one slot may get lost.
         engine.write_checkpoint(final, engine.images.take_dirty())
         engine.write_checkpoint(final, engine.images.take_dirty())
+    else:  # The journal may be what is lost; then this is all there will be.
+        with contextlib.suppress(OSError):
+            engine.images.sync(engine.images.take_dirty())
     engine.journal.close()
     engine.images.close()
 
@@ -307,15 +307,13 @@ def _start_over(disk: Disk, paths: GroupPaths, before: Checkpoint) -> Checkpoint
     mirror is ahead of what comes.
     """
     try:
+        _check_spool(disk, paths.spool)
         head = recover(disk, paths.spool, before.group, before.head).head
         if head == before.head and not before.clean:
             head = _beyond(before)
-    except (JournalError, FileNotFoundError):
+    except (JournalError, StateLost, FileNotFoundError):
         head = _beyond(before)
-        if disk.exists(paths.spool):
-            aside = paths.spool.with_name(f"{paths.spool.name}.damaged-{time.time_ns()}")
-            disk.rename("resync:set_aside", paths.spool, aside)
-        disk.mkdir("resync:spool", paths.spool)
+        _renew_spool(disk, paths.spool)
     images = _images_of(disk, paths)
     first = before.next_volume if images.is_directory else VolumeId(1)
     volumes = tuple(_adopt(disk, images, first))
@@ -328,6 +326,44 @@ def _start_over(disk: Disk, paths: GroupPaths, before: Checkpoint) -> Checkpoint
         next_volume=next_volume,
         gap="the image was taken as it is by --resync",
     )
+
+
+def _check_spool(disk: Disk, spool: Path) -> None:
+    """Refuse a spool that is missing or cannot be listed.
+
+    Raises:
+        StateLost: it is, for the reason given.
+    """
+    try:
+        disk.listdir(spool)
+    except OSError as exc:
+        is_missing = isinstance(exc, FileNotFoundError)
+        raise StateLost(
+            spool,
+            "the spool is missing" if is_missing else f"the spool cannot be read: {exc.strerror}",
+            hint="Mount its disk, or put it back. If it is lost, `aimfuse mount --resync` takes "
+            "the image as it is; the mirrors come back by staged copies.",
+        ) from exc
+
+
+def _renew_spool(disk: Disk, spool: Path) -> None:
+    """Make an empty spool, and set what lies in its place aside.
+
+    Raises:
+        StateLost: that cannot be moved, as a mounted disk cannot.
+        OSError: the new one cannot be made.
+    """
+    if disk.exists(spool):
+        aside = spool.with_name(f"{spool.name}.damaged-{time.time_ns()}")
+        try:
+            disk.rename("resync:set_aside", spool, aside)
+        except OSError as exc:
+            raise StateLost(
+                spool,
+                f"the spool cannot be used, nor set aside: {exc.strerror}",
+                hint="Unmount its disk, or name another place: `spool` in group.toml. Then again.",
+            ) from exc
+    disk.mkdir("resync:spool", spool)
 
 
 def _beyond(before: Checkpoint) -> Head:
@@ -349,7 +385,7 @@ def _check_untouched(disk: Disk, paths: GroupPaths, before: Checkpoint) -> None:
         raise ImageMismatch(
             "the image was changed while aimfuse was not serving it: " + "; ".join(found[:5]),
             hint="Put the old image back, or run `aimfuse mount --resync` to take this one; "
-            "every mirror then needs a full copy.",
+            "the mirrors then come back by staged copies.",
         )
 
 

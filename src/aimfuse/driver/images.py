@@ -208,7 +208,7 @@ class Images:
                 f"{self._root} has {self._sizes[volume]} bytes, its volume had {size}",
                 hint="Give the device that size again, or the right device its name. Or run "
                 "`aimfuse mount --resync` to take it as it is: what the journal holds and it does "
-                "not is lost then, and every mirror needs a full copy.",
+                "not is lost then, and the mirrors come back by staged copies.",
             )
 
     def sync(self, dirty: Dirty) -> None:

@@ -245,8 +245,9 @@ def check_mountpoint(mountpoint: Path, image: Path, inside: list[Path]) -> None:
             f"something is mounted at {mountpoint} already",
             hint=f"Choose another directory, or end that mount first: {way_out} {mountpoint}",
         )
+    top = os.path.realpath(mountpoint)  # Says nothing of endless links: others do.
     for path in (image, *inside):
-        if path.resolve().is_relative_to(mountpoint.resolve()):
+        if Path(os.path.realpath(path)).is_relative_to(top):
             raise UsageError(
                 f"{path} lies below the mountpoint {mountpoint}: the mount would hide it",
                 hint="Choose an empty directory elsewhere.",

@@ -19,7 +19,7 @@ import trio
 from aimfuse.driver.engine import Engine
 from aimfuse.driver.keeper import SpoolKeeper
 from aimfuse.driver.lanes import Lane
-from aimfuse.errors import AimfuseError, BusyError, HaltedError, VolumeError
+from aimfuse.errors import AimfuseError, BusyError, HaltedError, VolumeError, explain
 from aimfuse.journal.journal import Commit
 from aimfuse.units import MIB, FileNumber, Seq
 
@@ -268,7 +268,7 @@ class Pump:
         try:
             await task()
         except OSError as exc:
-            self.engine.halt(f"{exc.strerror or exc} ({name})")
+            self.engine.halt(f"{explain(exc)} ({name})")
         except AimfuseError as exc:
             self.engine.halt(str(exc))
         except Exception as exc:
