@@ -167,6 +167,8 @@ class Link:
     opens: int = 0
     open_now: int = 0
     calls: int = 0
+    offers: list[tuple[str, bytes, bool]] = field(default_factory=list)
+    """Of each file that was to be put: name, content, whether from its beginning."""
     free: int | None = None
 
     async def step(self, call: str, name: str = "") -> str | None:
@@ -188,8 +190,9 @@ class FakeTransport:
         self, source: Path, name: str, *, progress: Progress = ignore_progress,
         pace: Pace | None = None, fresh: bool = False,
     ) -> None:  # fmt: skip
-        del pace, fresh
+        del pace
         data = source.read_bytes()
+        self._link.offers.append((name, data, fresh))
         check_sealed(source, data)  # Nothing is shipped that is not sealed.
         fate = await self._link.step("put", name)
         progress(len(data))

@@ -182,6 +182,33 @@ async def test_a_copy_that_waits_for_the_driver_says_that_it_has_begun(tmp_path:
             await until(lambda: link.store.phase == "consistent")
 
 
+@pytest.mark.parametrize("is_kept", [True, False])
+async def test_a_file_of_a_copy_goes_on_after_a_cut_with_the_bytes_that_it_had(
+    autojump_clock: MockClock, tmp_path: Path, *, is_kept: bool
+) -> None:
+    source, link = SampleSource(tmp_path, A), Link()
+    source.fill(1, 2)
+    source.checkpoint()
+
+    def cut_and_write(call: str, _name: str) -> None:
+        if call != "put" or len(link.offers) > 2:
+            return
+        source.fill(len(link.offers) + 2)  # Nothing that the journal does not bring, else.
+        if not is_kept:
+            for path in source.state_dir.rglob("sync-*.aim"):
+                path.write_bytes(b"damaged")
+        raise Unavailable("the link broke in mid-file")
+
+    link.plan = cut_and_write
+    async with shipping(source, tools_for(source, make_dice(2), a=link)):
+        await until(lambda: link.store.phase == "consistent")
+    assert autojump_clock.current_time() > 0
+    copies = [(data, fresh) for name, data, fresh in link.offers if name.startswith("sync-")]
+    assert len(copies) == 3
+    assert [fresh for _data, fresh in copies] == [True, not is_kept, not is_kept]
+    assert len({data for data, _fresh in copies}) == (1 if is_kept else 3)
+
+
 async def test_a_mirror_that_is_a_mixture_has_no_end_for_a_copy_of_it(tmp_path: Path) -> None:
     source = SampleSource(tmp_path, A)
     newest = source.write(1, 7).number

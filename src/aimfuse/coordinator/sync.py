@@ -7,6 +7,7 @@ with what it had not brought over yet and what was in the files that left the sp
 """
 
 import contextlib
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,10 +19,13 @@ from aimfuse.coordinator.begin import begin_round
 from aimfuse.coordinator.decide import Halt, check_store
 from aimfuse.coordinator.delivery import DAMAGED_GRACE_S, SILENCE_S, Flight, Grace
 from aimfuse.coordinator.extents import ImageReader, write_sync_file
+from aimfuse.coordinator.kept import Kept, read_kept
 from aimfuse.coordinator.place import Place
 from aimfuse.coordinator.session import TICK_S, Session
 from aimfuse.coordinator.todo import NotCovered
 from aimfuse.errors import ImageMismatch, Unavailable
+from aimfuse.journal.names import SyncName
+from aimfuse.units import FileNumber
 
 WINDOW_FILES = 4
 SYNC_DIR = "sync"
@@ -56,6 +60,7 @@ class Copying:
         self._next_index = index
         self._next = start
         self._done_bytes = sync.done_bytes if index else 0
+        self._has_built = False
         self._is_last_built = False
         self._out: dict[int, _Outgoing] = {}
 
@@ -68,7 +73,7 @@ class Copying:
         """
         place = self._place
         self._parts.disk.mkdir("sync:mkdir", self._directory)
-        _sweep_files(place)
+        _sweep_files(place, {self._name(self._next_index + ahead) for ahead in range(WINDOW_FILES)})
         self._note(self._next_index, self._next, self._done_bytes)
         try:
             await self._open_reader()
@@ -83,7 +88,7 @@ class Copying:
                     if not self._out:
                         await self._begin_round()
                 elif not self._is_last_built and len(self._out) < WINDOW_FILES:
-                    await self._build()
+                    await self._prepare()
                 self._send_what_is_due(nursery)
                 if self._is_last_built or len(self._out) >= WINDOW_FILES or place.is_overtaken():
                     await place.signal.wait(TICK_S)
@@ -158,11 +163,31 @@ class Copying:
         self._place.lost = max(self._place.lost, self._sync.head.number + 1)
         return Unavailable(why)
 
-    async def _build(self) -> None:
-        index, start = self._next_index, self._next
+    async def _prepare(self) -> None:
+        """Have the next file ready to be sent: one that is here still, or a new one."""
+        index, path = self._next_index, self._directory / self._name(self._next_index)
+        kept = None
+        if not self._has_built:  # One that is older than its predecessors covers less than they do.
+            read = partial(
+                read_kept, self._parts.disk, path, self._group, self._sync, index, self._next
+            )
+            kept = await trio.to_thread.run_sync(read)
+        is_new = self._has_built = kept is None
+        if kept is None:
+            kept = await self._build(index)
+        if kept.to is not None:
+            self._sync = replace(self._sync, to=FileNumber(kept.to))
+        self._done_bytes += kept.covered_bytes
+        # What the store has of another one under this name cannot be continued.
+        flight = Flight(path.name, path.stat().st_size, fresh=is_new)
+        self._out[index] = _Outgoing(index, path, flight, self._done_bytes, kept.end)
+        self._next_index, self._next = index + 1, kept.end
+        self._is_last_built = kept.to is not None
+
+    async def _build(self, index: int) -> Kept:
         assert self._reader is not None
         try:
-            stretch = await trio.to_thread.run_sync(self._reader.gather, start)
+            stretch = await trio.to_thread.run_sync(self._reader.gather, self._next)
         except ImageMismatch as exc:
             raise Halt(str(exc), hint=exc.hint) from exc
         except FileNotFoundError as exc:
@@ -170,18 +195,16 @@ class Copying:
         to = None
         if stretch.last:
             to = await self._parts.source.covering_number(self._parts.backlog.newest)
-            self._sync = replace(self._sync, to=to)
-        path = await trio.to_thread.run_sync(
+        await trio.to_thread.run_sync(
             partial(
                 write_sync_file, self._parts.disk, self._directory, self._group, self._sync,
                 index, stretch, to, self._parts.wall_ns(),
             )
         )  # fmt: skip
-        self._done_bytes += stretch.scanned_bytes
-        flight = Flight(path.name, path.stat().st_size)
-        self._out[index] = _Outgoing(index, path, flight, self._done_bytes, stretch.end)
-        self._next_index, self._next = index + 1, stretch.end
-        self._is_last_built = stretch.last
+        return Kept(stretch.end, stretch.scanned_bytes, to)
+
+    def _name(self, index: int) -> str:
+        return SyncName(self._sync.sync_id, index).sealed
 
     def _send_what_is_due(self, nursery: trio.Nursery) -> None:
         # No await here: a file is marked as flying before anything else can run.
@@ -192,7 +215,7 @@ class Copying:
             grace_s = DAMAGED_GRACE_S if is_damaged else SILENCE_S
             first_time = out.grace.tries == 0
             if not out.flying and (first_time or out.grace.is_over(now, grace_s)):
-                out.flight.fresh = is_damaged
+                out.flight.fresh = is_damaged or (first_time and out.flight.fresh)
                 out.flight.sent = 0
                 out.flying = True
                 nursery.start_soon(self._send, out)
@@ -223,10 +246,11 @@ def sweep(place: Place) -> None:
     place.todo.forget_others(None)
 
 
-def _sweep_files(place: Place) -> None:
+def _sweep_files(place: Place, kept: Collection[str] = ()) -> None:
     directory = place.directory / SYNC_DIR
     for name in place.parts.disk.listdir(directory) if directory.exists() else ():
-        _unlink(place, directory / name)
+        if name not in kept:
+            _unlink(place, directory / name)
 
 
 def _unlink(place: Place, path: Path) -> None:
