@@ -13,7 +13,7 @@ from aimfuse.units import KIB, MIB
 from tests.contract.openssh import Sshd, start_sshd
 from tests.e2e.host import AIMFUSE, QUICK, FarHost, Source, until
 
-pytestmark = [pytest.mark.fuse, pytest.mark.usefixtures("require_fuse")]
+pytestmark = [pytest.mark.fuse, pytest.mark.slow, pytest.mark.usefixtures("require_fuse")]
 
 SIZE = 2 * MIB
 SMALL = replace(QUICK, file_bytes=64 * KIB, spool_bytes_max=MIB, spool_reserve_bytes=0)
