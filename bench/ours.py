@@ -20,6 +20,8 @@ DESTINATION = "far"
 STORE = "v"
 _CALL_S_MAX = 120.0
 _STOP_S_MAX = 60.0
+_NOBODY = "127.0.0.1:1"
+"""Where no SSH server listens."""
 
 Answer = dict[str, Any]
 
@@ -117,11 +119,13 @@ class Group:
             config = self.config()
             self.save(replace(config, journal=replace(journal, size_bytes_max=size)))
 
-    def add_destination(self, url: str, known_hosts: Path, identity: Path) -> None:
+    def add_destination(
+        self, url: str, known_hosts: Path, identity: Path, name: str = DESTINATION
+    ) -> None:
         """Mirror to *url*."""
         self.save(
             configuration.add_destination(
-                self.config(), url, name=DESTINATION, known_hosts=known_hosts,
+                self.config(), url, name=name, known_hosts=known_hosts,
                 identity_files=(identity,), use_agent=False,
             )
         )  # fmt: skip
@@ -188,3 +192,26 @@ def aimfuse(runner: Runner, places: Places) -> Generator[Rig]:
         with group.mounted():
             group.drain(far)
             yield Rig(group.volume, lambda: group.drain(far))
+
+
+@contextlib.contextmanager
+def with_three_destinations(runner: Runner, places: Places) -> Generator[Rig]:
+    """Mount it with two stores that follow, each on a host of its own, and one that is dead."""
+    places.make()
+    hosts = [FarHost(runner, places.far / str(number)) for number in (1, 2)]
+    group = Group(runner, places.near)
+    group.initialise(places.size)
+    with hosts[0].serving(), hosts[1].serving():
+        for number, far in enumerate(hosts, 1):
+            group.add_destination(far.url, far.known_hosts, far.identity, f"far-{number}")
+        group.add_destination(
+            f"sftp://bench@{_NOBODY}/{STORE}", hosts[0].known_hosts, hosts[0].identity, "dead"
+        )
+
+        def drain() -> None:
+            for far in hosts:
+                group.drain(far)
+
+        with group.mounted():
+            drain()
+            yield Rig(group.volume, drain)

@@ -13,6 +13,7 @@ OURS = "aimfuse"
 BARE = "bare pass-through"
 QEMU = "qemu mirror"
 SCP = "scp"
+ONE = "one destination"
 
 Samples = Mapping[tuple[str, str], Sequence[float]]
 """What was measured, by (work, contestant), one figure per round."""
@@ -71,6 +72,11 @@ ROWS = (
     Row("fsync-qemu", "fsync", _FSYNC, "IOPS", 1.0, QEMU),
     Row("lag", "lag", "lag at a steady 5 MB/s, p99", "s", 2.0),
     Row("backlog", "backlog", "shipping a backlog of 1 GiB", "MB/s", 0.8, SCP),
+    Row("fan-out", "fan-out", f"{_RANDOM}, 3 destinations, 1 dead", "IOPS", 0.9, ONE),
+    Row("copy-first", "copy-first", "first copy, 4 GiB half holes, under load", "MB/s", 0.6, SCP),
+    Row("copy-fold", "copy-fold", "copied after a fold, of what the map names", "x", 1.15),
+    Row("map-memory", "map-memory", "dirty map of 1 TiB at random, memory", "MB", 64.0),
+    Row("map-file", "map-file", "dirty map of 1 TiB at random, file", "MB", 64.0),
     Row("queue-start", "queue-start", f"{_QUEUE}: start of the coordinator", "s", 3.0),
     Row("queue-status", "queue-status", f"{_QUEUE}: status", "s", 0.5),
     Row("rss-driver", "rss-driver", f"{_RSS}: driver", "MB", 150.0),

@@ -16,14 +16,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import lag, load, memory, rows, waiting
+from bench import copies, lag, load, memory, rows, waiting
 from bench.backlog import Backlog
 from bench.bare import bare
 from bench.load import GIB, MIB, Work
-from bench.ours import aimfuse
+from bench.ours import aimfuse, with_three_destinations
 from bench.qemu import qemu
 from bench.rig import Places, Rig
-from bench.rows import BARE, OURS, QEMU, ROWS, SCP, Row
+from bench.rows import BARE, ONE, OURS, QEMU, ROWS, SCP, Row
 from bench.running import Failed, Interrupted, Runner
 
 LATEST = Path(__file__).with_name("latest.json")
@@ -66,6 +66,9 @@ class Bench:
         if self._wants("backlog"):
             with self._attempt("backlog"), self._directory(memory_dir) as near:
                 self._backlog(near)
+        if self._wants("fan-out"):
+            self._fan_out(memory_dir)
+        self._copies(memory_dir)
         if self._wants("queue"):
             with self._attempt("queue"), self._directory(disk_dir) as near:
                 for name, seconds in waiting.measure(
@@ -90,20 +93,32 @@ class Bench:
                 if not todo:
                     continue
                 self._say(f"round {number}: {name}")
-                with (
-                    self._attempt(name),
-                    self._directory(place) as near,
-                    self._directory(self._options.dir_memory) as far,
-                    mount(self._runner, Places(near, far, IMAGE_BYTES)) as rig,
-                ):
-                    self._loads(name, rig, todo, far / "fio.json")
+                with self._attempt(name), self._mounted(mount, place) as (rig, report):
+                    for work in todo:
+                        self._load(work.name, name, rig, work, report)
 
-    def _loads(self, name: str, rig: Rig, works: Sequence[Work], report: Path) -> None:
-        for work in works:
-            seconds = self._options.seconds
-            value = load.measure(self._runner, work, rig.volume, seconds, report)
-            self._note(work.name, name, value, work.unit)
-            rig.drain()
+    def _fan_out(self, place: Path) -> None:
+        """Measure random writes with three destinations, and with one."""
+        for number in range(1, self._options.rounds + 1):
+            for name, mount in ((OURS, with_three_destinations), (ONE, aimfuse)):
+                self._say(f"round {number}: {'three destinations' if name == OURS else name}")
+                with self._attempt(name), self._mounted(mount, place) as (rig, report):
+                    self._load("fan-out", name, rig, load.RANDOM, report)
+
+    @contextlib.contextmanager
+    def _mounted(self, mount: Mount, place: Path) -> Iterator[tuple[Rig, Path]]:
+        """Have a contestant's volume, its image in *place*, and a path for fio's report."""
+        with (
+            self._directory(place) as near,
+            self._directory(self._options.dir_memory) as far,
+            mount(self._runner, Places(near, far, IMAGE_BYTES)) as rig,
+        ):
+            yield rig, far / "fio.json"
+
+    def _load(self, kind: str, name: str, rig: Rig, work: Work, report: Path) -> None:
+        value = load.measure(self._runner, work, rig.volume, self._options.seconds, report)
+        self._note(kind, name, value, work.unit)
+        rig.drain()
 
     def _lag(self, near: Path, far: Path) -> None:
         samples = lag.measure(self._runner, near, far, self._options.lag_seconds)
@@ -116,6 +131,24 @@ class Bench:
         for name, values in ((OURS, ours), (SCP, theirs)):
             for value in values:
                 self._note("backlog", name, value, "MB/s")
+
+    def _copies(self, memory_dir: Path) -> None:
+        if self._wants("copy-first"):
+            with self._attempt("copy-first"), self._directory(memory_dir) as place:
+                ours, theirs = copies.first_copy(self._runner, place, self._options.rounds)
+                for name, values in ((OURS, ours), (SCP, theirs)):
+                    for value in values:
+                        self._note("copy-first", name, value, "MB/s")
+        if self._wants("copy-fold"):
+            with (
+                self._attempt("copy-fold"),
+                self._directory(memory_dir) as near,
+                self._directory(memory_dir) as far,
+            ):
+                self._note("copy-fold", OURS, copies.resync_ratio(self._runner, near, far), "x")
+        if self._wants("map"):
+            for name, megabytes in zip(("memory", "file"), copies.map_megabytes(), strict=True):
+                self._note(f"map-{name}", OURS, megabytes, "MB")
 
     def _wants(self, work: str) -> bool:
         return any(row.work == work or row.work.startswith(f"{work}-") for row in self._wanted)
