@@ -47,8 +47,12 @@ class Driver:
         self.asked.append(request)
         return json.dumps(self.replies[request["cmd"]]).encode() + b"\n"
 
-    def put(self, received: int, applied: int, state: str = "shipping", **status: Any) -> None:
-        self._cursor.write({"state": state, "number": received, "applied": applied})
+    def put(
+        self, received: int, applied: int, state: str = "shipping",
+        sync: dict[str, Any] | None = None, **status: Any,
+    ) -> None:  # fmt: skip
+        at = {"state": state, "number": received, "applied": applied, "sync": sync}
+        self._cursor.write(at)
         path = self.state_dir / "destinations" / "far" / "status.json"
         path.write_text(json.dumps({"state": state, **status}))
 
@@ -135,6 +139,12 @@ def test_a_mirror_that_catches_up_after_a_sync_is_not_there_yet(driver: Driver) 
     driver.put(7, 7, ack={"phase": "catching_up"})
     result = run("flush", driver.state_dir, "--wait", "applied", "--timeout", "100ms")
     assert "far is not consistent yet" in result.stderr
+
+
+@pytest.mark.parametrize("stage", ["received", "applied"])
+def test_where_a_copy_begins_is_not_what_is_there(driver: Driver, stage: str) -> None:
+    driver.put(7, 7, "syncing", sync={"from": 7, "staged": True})
+    assert run("flush", driver.state_dir, "--wait", stage, "--timeout", "0.2s").exit_code == 20
 
 
 def test_flush_knows_only_the_destinations_there_are(driver: Driver) -> None:

@@ -16,7 +16,8 @@ from aimfuse.config import DestinationConfig, GroupConfig
 from aimfuse.coordinator.acks import Ack
 from aimfuse.coordinator.backlog import Backlog
 from aimfuse.coordinator.bandwidth import TokenBucket
-from aimfuse.coordinator.cursor import Cursor, CursorFile, SyncState
+from aimfuse.coordinator.copy_report import folded, step
+from aimfuse.coordinator.cursor import Cursor, CursorFile
 from aimfuse.coordinator.decide import History
 from aimfuse.coordinator.delivery import Delivery
 from aimfuse.coordinator.extents import SYNC_FILE_BYTES
@@ -406,13 +407,13 @@ class Place:
             "queued": lag.queued.to_json(),
             "pinned": {**self.pinned().to_json(), "bytes_max": self.config.spool_share_bytes},
             "spool": self.parts.backlog.summary(),
-            "folded": self._fold_status(),
+            "folded": folded(self.fold, self._applied),
             "forecast": self._forecast(now),
             "in_flight": [{"name": f.name, "bytes": f.bytes, "sent": f.sent} for f in flights],
             "received_not_applied": lag.received.to_json(),
             "received": {"number": self.delivery.confirmed},
             "applied": {
-                "number": self.delivery.applied,
+                "number": self._applied,
                 "seq": applied.seq if applied else 0,
                 "epoch": applied.epoch if applied else 0,
             },
@@ -424,6 +425,14 @@ class Place:
             "updated_ns": self.parts.wall_ns(),
             "stuck": pending and now - self._moved_at >= STUCK_S,
         }
+
+    @property
+    def _applied(self) -> int:
+        """Return where the mirror is: in front of a staged copy until its switch."""
+        sync, ack = self.cursor.sync, self.ack
+        if ack is None or sync is None or not sync.staged:
+            return self.delivery.applied
+        return ack.applied_number
 
     def _forecast(self, now: float) -> dict[str, float | None]:
         """Return how the spool's share goes on if all stays as it is."""
@@ -452,23 +461,13 @@ class Place:
     def _seconds_behind(self) -> float | None:
         if self.cursor.is_new:
             return None
-        delivery, backlog = self.delivery, self.parts.backlog
-        if delivery.applied >= backlog.newest:
+        applied, backlog = self._applied, self.parts.backlog
+        if applied >= backlog.newest:
             return 0.0
-        oldest_ns = backlog.first_time_ns(delivery.applied)
-        if delivery.applied + 1 < backlog.oldest and self.ack:  # The file has left the spool.
+        oldest_ns = backlog.first_time_ns(applied)
+        if applied + 1 < backlog.oldest and self.ack:  # The file has left the spool.
             oldest_ns = self.ack.oldest_waiting_ns or self.ack.mirror_time_ns or oldest_ns
         return seconds_behind(self.parts.wall_ns(), oldest_ns) if oldest_ns else 0.0
-
-    def _fold_status(self) -> dict[str, int] | None:
-        """Return what left the spool unsent, while the mirror does not have it."""
-        fold = self.fold
-        if fold.through <= self.delivery.applied:
-            return None
-        return {
-            "through": int(fold.through),
-            "dirty_bytes": fold.dirty_bytes(self.delivery.applied),
-        }
 
     def _sync_status(self, rate_bytes_s: float) -> dict[str, Any] | None:
         sync = self.cursor.sync
@@ -484,14 +483,5 @@ class Place:
             "staged": sync.staged,
             "round": sync.round,
             "why": sync.why or None,
-            "step": self._sync_step(sync),
+            "step": step(sync, self.ack),
         }
-
-    def _sync_step(self, sync: SyncState) -> str:
-        """Return what is done to the copy now: copying, journal, checking or switching."""
-        theirs = self.ack.copy_of(sync.sync_id) if self.ack else None
-        if theirs is None or not theirs.done or theirs.round < sync.round:
-            return "copying"
-        if self.ack and self.ack.phase == "switching":
-            return "switching"
-        return "checking" if sync.to is not None and theirs.received >= sync.to else "journal"

@@ -80,7 +80,7 @@ class Session:
                     ack = place.ack
                     self._check_ack()
                     place.take_ack(ack)
-                if not self._is_full():
+                if not self.is_full():
                     self._fill(nursery, group)
                 await place.signal.wait(TICK_S)
             nursery.cancel_scope.cancel()
@@ -109,7 +109,8 @@ class Session:
             is_behind = place.delivery.applied < self._parts.backlog.newest
             place.enter("shipping" if is_behind else "idle")
 
-    def _is_full(self) -> bool:
+    def is_full(self) -> bool:
+        """Tell, also in the status, whether the far disk is too full to be sent anything."""
         free = self._free_bytes
         if free is None or free >= FREE_BYTES_MIN:
             return False

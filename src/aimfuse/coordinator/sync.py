@@ -89,8 +89,11 @@ class Copying:
                         await self._begin_round()
                 elif not self._is_last_built and len(self._out) < WINDOW_FILES:
                     await self._prepare()
-                self._send_what_is_due(nursery)
-                if self._is_last_built or len(self._out) >= WINDOW_FILES or place.is_overtaken():
+                is_full = self._session.is_full()
+                if not is_full:
+                    self._send_what_is_due(nursery)
+                is_window_full = self._is_last_built or len(self._out) >= WINDOW_FILES
+                if is_full or is_window_full or place.is_overtaken():
                     await place.signal.wait(TICK_S)
             nursery.cancel_scope.cancel()
 

@@ -124,7 +124,9 @@ def _behind(state_dir: Path, name: str, stage: Stage, number: int) -> Behind | N
     reached = max(at.count(key), status.part(_STATUS_KEY[stage]).count("number"))
     phase = status.part("ack").text("phase")
     consistent = at.text("state") == "shipping" and phase in {"", "consistent"}
-    if reached >= number and (consistent or stage is Stage.RECEIVED):
+    # While a copy is on its way these numbers are where that begins, and not what is there.
+    is_copying = bool(cursor and cursor.get("sync"))
+    if reached >= number and not is_copying and (consistent or stage is Stage.RECEIVED):
         return None
     state = "halted" if at.text("state") == "halted" else status.text("state") or "new"
     if state == "paused" and not _is_paused(state_dir, name):

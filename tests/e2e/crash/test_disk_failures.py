@@ -6,7 +6,9 @@ import random
 
 import pytest
 
-from tests.e2e.crash.machine import Cruelty, Far, Machine, Source
+from tests.e2e.crash.machine import Cruelty, Far, Machine, Source, eventually
+from tests.e2e.crash.names import held
+from tests.e2e.crash.scene import PAGE, SPOOL_BYTES, Scene
 from tests.e2e.crash.writes import BLOCK, History, Load
 
 pytestmark = [pytest.mark.fuse, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -18,6 +20,9 @@ HALTING = [
     ("image:sync", "eio"), ("image:write", "eio"), ("journal:publish", "eio"),
     ("journal:identity_sync", "eio"), ("checkpoint:sync", "eio"),
 ]  # fmt: skip
+COPYING = ("staging:link", "switch:look", "switch:sync", "switch:size_sync")
+"""A few of them: each failure in a row doubles the pause."""
+
 WAITING = [
     ("journal:append", "short"), ("journal:iocbs", "short"), ("image:write", "enospc"),
     ("journal:create", "enospc"), ("journal:identity", "short"), ("journal:cut", "enospc"),
@@ -80,3 +85,23 @@ def test_a_disk_that_is_full_for_a_moment_costs_time_only(machine: Machine, seed
         source.unmount()
         assert history.recovered(source.image.read_bytes()) == history.completed
     end_well(source, far, history)
+
+
+def test_a_store_that_finds_its_disk_full_in_a_copy_and_its_switch_goes_on(
+    machine: Machine, seed: int
+) -> None:
+    scene = Scene(machine, machine.root / "scene", random.Random(seed))
+    scene.leave()
+    scene.write(2 * SPOOL_BYTES // PAGE)
+    old = held(scene.place / "away" / "v" / "mirror")
+    scene.come_back(Cruelty("replay", ",".join(COPYING), do="enospc", once=False))
+    mirror = scene.far.store / "mirror"
+    eventually(lambda: ("switch:look", 1) in machine.steps(), "it looks for room")
+    with scene.far.stopped():
+        if ("switch:open", 1) not in machine.steps():  # It has not gone on since.
+            assert held(mirror) == old
+    scene.wait_mirrored()
+    scene.end()
+    assert {(label, 2) for label in COPYING} <= set(machine.steps()), "each was tried again"
+    assert "No space left" in machine.log("replay")
+    assert "Traceback" not in machine.log("replay")

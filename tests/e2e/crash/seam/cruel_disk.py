@@ -36,7 +36,7 @@ class CruelDisk(Disk):
                 _append(self.plan["trace"], f"{label} {count}\n")
         first = self.plan.get("nth", 1)
         last = first + self.plan.get("times", 1) - 1
-        if label != self.plan.get("at") or not first <= count <= last:
+        if label not in self.plan.get("at", "").split(",") or not first <= count <= last:
             return False
         return not self.plan.get("armed") or _disarmed(self.plan["armed"])
 

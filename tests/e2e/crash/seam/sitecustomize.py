@@ -3,9 +3,9 @@
 Python imports a module of this name at its start, so it also reaches children that a
 supervisor starts. The environment variable AIMFUSE_CRUELTY holds a JSON object: `role` (the
 command it is meant for: mount, ship, replay, serve), `trace` (a file that gets labels and
-counts), `at` and `nth` (the label, and its how-manyeth step), `do` (kill, eio, enospc, short,
-relay), `times` (for how many such steps) and `armed` (a file that the first process to get
-there removes, so that the one that takes its place lives).
+counts), `at` and `nth` (the label, or several with commas, and its how-manyeth step), `do`
+(kill, eio, enospc, short, relay), `times` (for how many such steps) and `armed` (a file that
+the first process to get there removes, so that the one that takes its place lives).
 
 `relay` makes many lives of one process: each dies at the first label at which none before it
 has died, and the next begins at once; see relay.py. `role` may be several, with commas, and
