@@ -191,6 +191,19 @@ class Disk:
         """Forget clean cached pages, so that the next read comes from the disk itself."""
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
+    def prefetch(self, fd: int, offset: int, length: int) -> None:
+        """Tell the kernel that the range will be read soon; changes nothing and never waits."""
+        os.posix_fadvise(fd, offset, length, os.POSIX_FADV_WILLNEED)
+
+    def take_lock(self, fd: int, *, shared: bool = False, wait: bool = False) -> bool:
+        """Take the file's lock, which ends with the descriptor; return whether it was free."""
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        try:
+            fcntl.flock(fd, kind if wait else kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
     def data_ranges(self, fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield (offset, end) of each stretch between *start* and *end* that is no hole."""
         at = start

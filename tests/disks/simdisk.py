@@ -194,6 +194,14 @@ class SimDisk(Machine, Disk):
         with self._lock:
             self._descriptor(fd).file.drop_cache()
 
+    def prefetch(self, fd: int, offset: int, length: int) -> None:
+        """Everything is in memory already."""
+
+    def take_lock(self, _fd: int, *, shared: bool = False, wait: bool = False) -> bool:
+        """Nobody else is on this machine."""
+        del shared, wait
+        return True
+
     def data_ranges(self, fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
         with self._lock:
             ranges = list(self._descriptor(fd).file.data_ranges(start, end))

@@ -18,7 +18,7 @@ GROUP = bytes(range(16))
 T0 = 1_700_000_000_000_000_000
 NAMES = {
     1: "WRITE", 2: "ZERO", 3: "TRUNCATE", 4: "CREATE", 5: "RENAME", 6: "UNLINK", 7: "FLUSH",
-    8: "BOOKMARK", 9: "VERIFY", 10: "GAP", 128: "COMMIT", 129: "TABLE", 130: "SYNC",
+    8: "BOOKMARK", 9: "VERIFY", 10: "GAP", 128: "COMMIT", 129: "TABLE", 130: "SYNC", 131: "UNDO",
 }  # fmt: skip
 FIRST_MARK = 128
 
@@ -211,6 +211,20 @@ def test_a_sync_file_names_its_place_and_its_stretch() -> None:
         True,
         3,
     )
+
+
+def test_an_undo_file_names_the_file_that_it_takes_back_and_what_was_there() -> None:
+    aim, undone = read("00000002-000000000003-00000000.undo"), read("00000002-000000000003.aim")
+    assert (aim.identity["kind"], aim.identity["epoch"], aim.identity["number"]) == (2, 2, 3)
+    assert [frame.type for frame in aim.frames] == ["TABLE", "UNDO", "ZERO", "WRITE"]
+    about = json.loads(aim.frames[1].payload)
+    assert undone.seal is not None
+    assert about["of"] == undone.seal["digest"].hex()
+    assert about["from"]["digest"] == undone.seal["prev_digest"].hex()
+    assert (aim.identity["sync_id"], about["parts"], about["gone"]) == (0, [], [])
+    zero, write = aim.records
+    assert (zero.offset, zero.length) == (0, 4)
+    assert (write.offset, write.payload) == (4, b"was.")
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ from aimfuse.journal.inspect import describe
 from aimfuse.journal.reader import read_sealed
 from aimfuse.journal.records import RecordType, VolumeEntry, encode_table
 from aimfuse.journal.slots import Slots
+from aimfuse.journal.whole import Frame, encode_sealed
 from aimfuse.journal.writer import AimWriter
-from aimfuse.units import Epoch, FileNumber, Seq, VolumeId
+from aimfuse.units import ByteOffset, Epoch, FileNumber, Seq, VolumeId
 
 FILES = Path(__file__).parent / "files"
 GROUP = bytes(range(16))
@@ -30,6 +31,7 @@ FIRST = "00000001-000000000001.aim"
 EMPTY = "00000001-000000000002.aim"
 BRANCH = "00000002-000000000003.aim"
 SYNC = "sync-00000000000000ab-00000000.aim"
+UNDO = "00000002-000000000003-00000000.undo"
 TORN = "torn.open"
 DAMAGED = "damaged.open"
 RECYCLED = "recycled.open"
@@ -109,6 +111,30 @@ def build_sync(out: Path, digest: bytes) -> None:
     seal(writer, NO_DIGEST, out / SYNC)
 
 
+def build_undo(out: Path) -> None:
+    """What undoes the file BRANCH: eight bytes, and a hole in front of them."""
+    about = {
+        "of": read_sealed(Disk(), out / BRANCH).seal.digest.hex(),
+        "from": {
+            "epoch": 1, "number": 2, "seq": 11, "time_ns": T0 + 11000,
+            "digest": read_sealed(Disk(), out / EMPTY).seal.digest.hex(),
+        },
+        "sync": f"{SYNC_ID:016x}", "parts": [], "gone": [], "id_max": 3, "ids_exact": True,
+    }  # fmt: skip
+    none, here = VolumeId(0), ByteOffset(0)
+    mark = json.dumps(about, separators=(",", ":")).encode()
+    data, _digest = encode_sealed(
+        Identity(GROUP, Epoch(2), FileNumber(3), T0, kind=FileKind.UNDO),
+        [
+            Frame(RecordType.TABLE, none, here, 0, table((1, "v.img", 131072))),
+            Frame(RecordType.UNDO, none, here, 0, mark),
+            Frame(RecordType.ZERO, VolumeId(1), here, 4, b""),
+            Frame(RecordType.WRITE, VolumeId(1), ByteOffset(4), 4, b"was."),
+        ],
+    )
+    (out / UNDO).write_bytes(data)
+
+
 def build_open(out: Path, target: str, change: Callable[[bytearray], None]) -> None:
     """An active file: record 1 committed, records 2 and 3 behind it."""
     writer = make(out, 4)
@@ -130,6 +156,7 @@ def build_all(out: Path) -> None:
     prev = build_empty(out, build_first(out))
     build_branch(out, prev)
     build_sync(out, prev)
+    build_undo(out)
 
     def cut(data: bytearray) -> None:
         del data[data.index(b"c" * 16) + 7 :]
@@ -158,7 +185,7 @@ def test_every_golden_file_is_reproduced_byte_for_byte(tmp_path: Path) -> None:
         assert data == kept[name], f"{name} is not what it was"
 
 
-@pytest.mark.parametrize("name", [FIRST, EMPTY, BRANCH, SYNC])
+@pytest.mark.parametrize("name", [FIRST, EMPTY, BRANCH, SYNC, UNDO])
 def test_the_reader_finds_every_sealed_golden_file_sound(name: str) -> None:
     file = read_sealed(Disk(), FILES / name)
     assert file.identity.group == GROUP

@@ -137,7 +137,7 @@ def test_a_seal_of_which_any_part_is_zeros_does_not_read_as_unsealed() -> None:
         (0, "<8s", b"\x89AIM\n\n\x1a\n", "not an AIM file"),
         (8, "<H", 0, "version 0"),
         (8, "<H", 2, "version 2"),
-        (10, "<H", 2, "kind 2"),
+        (10, "<H", 3, "kind 3"),
         (12, "<I", 4095, "pointers"),
         (104, "<Q", 8192, "pointers"),
         (120, "<I", 1, "version"),

@@ -90,6 +90,9 @@ class Source:
     def mark(self, kind: RecordType, payload: bytes = b"") -> None:
         self._add(kind, 0, payload=payload)
 
+    def mark_bookmark(self, label: str) -> None:
+        self._add(RecordType.BOOKMARK, 0, payload=label.encode())
+
     def snapshot(self) -> dict[str, bytes]:
         return {volume.name: bytes(volume.data) for volume in self.volumes.values()}
 

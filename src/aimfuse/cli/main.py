@@ -17,6 +17,7 @@ FAMILIES = {
     "sync": ("sync",),
     "watch": ("status", "dashboard", "flush", "bookmark", "umount"),
     "far": ("replay", "serve"),
+    "past": ("history",),
     "seed": ("seed",),
     "inspect": ("inspect",),
 }

@@ -211,6 +211,11 @@ JOURNAL: Keys = {
     "memory_bytes_max": _size_key("memory_bytes_max", MIB, TIB),
     "checkpoint_interval": _duration_key("checkpoint_interval_s", 0.05, 86400.0),
 }
+STORE: Keys = {
+    "keep": _duration_key("keep_s", 0.0, 100 * 366 * 86400.0),
+    "keep_size": _size_key("keep_bytes_max", 0, 1024 * TIB),
+    "keep_free": _size_key("keep_free_bytes", 0, 1024 * TIB),
+}
 DESTINATION: Keys = {
     "name": Key("name", check_name, _NAME_REMEDY),
     "url": Key("url", check_url, URL_REMEDY),

@@ -43,10 +43,14 @@ _SEAL_MAGIC = b"AIM-SEAL"
 
 
 class FileKind(IntEnum):
-    """What the file's records are: journal, or a copy of extents for a joining mirror."""
+    """What the records are: journal, a copy of extents for a joining mirror, before-images."""
 
     JOURNAL = 0
     SYNC = 1
+    UNDO = 2
+
+
+_KINDS = frozenset(FileKind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,11 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who an AIM file is; `number` counts journal files, or files within one sync."""
+    """Who an AIM file is; `number` counts journal files, or files within one sync.
+
+    `sync_id` is the id of a sync; of an undo file, which has the `number` of the journal file
+    that it undoes, the part.
+    """
 
     group: bytes
     epoch: Epoch
@@ -121,7 +129,7 @@ def decode_identity(header: bytes | memoryview) -> Identity:
         raise BadHeader("not an AIM file")
     if _CRC.unpack_from(header, _IDENTITY.size)[0] != crc32c(fields):
         raise BadHeader("identity checksum mismatch")
-    if version != VERSION or reserved or kind not in {0, 1}:
+    if version != VERSION or reserved or kind not in _KINDS:
         raise BadHeader(f"AIM version {version}, kind {kind}: this program reads version {VERSION}")
     if header_bytes != HEADER_BYTES or data_at != HEADER_BYTES:
         raise BadHeader("header pointers out of place")

@@ -242,7 +242,7 @@ def _meaning(iocb: Iocb, payload: bytes) -> Any:  # noqa: ANN401 - whatever the 
         return {"durable_seq": iocb.offset}
     if iocb.type is RecordType.TABLE:
         return _table(payload)
-    if iocb.type in {RecordType.GAP, RecordType.SYNC, RecordType.VERIFY}:
+    if iocb.type in {RecordType.GAP, RecordType.SYNC, RecordType.UNDO, RecordType.VERIFY}:
         return _json(payload)
     return None
 

@@ -8,8 +8,11 @@ from aimfuse.units import Epoch, FileNumber
 SEALED = ".aim"
 OPEN = ".open"
 PART = ".part"
+UNDO = ".undo"
+GONE = ".gone"
 
 _JOURNAL = re.compile(r"([0-9]{8})-([0-9]{12})")
+_PARTED = re.compile(r"([0-9]{8}-[0-9]{12})-([0-9]{8})")
 _SYNC = re.compile(r"sync-([0-9a-f]{16})-([0-9]{8})")
 
 
@@ -50,6 +53,42 @@ class SyncName:
     def sealed(self) -> str:
         """Return the file's name in an inbox."""
         return f"{self}{SEALED}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class UndoName:
+    """Names part *part* (from 0) of what undoes journal file *file*."""
+
+    file: JournalName
+    part: int = 0
+
+    def __str__(self) -> str:
+        """Return the undo file's name in a history."""
+        return f"{self.file}-{self.part:08d}{UNDO}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class GoneName:
+    """Names the data of the volume with id *volume*, which journal file *file* removed."""
+
+    file: JournalName
+    volume: int
+
+    def __str__(self) -> str:
+        """Return the data's name in a history."""
+        return f"{self.file}-{self.volume:08d}{GONE}"
+
+
+def parse_kept(name: str) -> JournalName | UndoName | GoneName | None:
+    """Return what a name in a history says, or None when it is not one of ours."""
+    for suffix in (UNDO, GONE):
+        if name.endswith(suffix) and (match := _PARTED.fullmatch(name[: -len(suffix)])):
+            file = parse(match[1] + SEALED)
+            assert isinstance(file, JournalName)
+            kind = UndoName if suffix == UNDO else GoneName
+            return kind(file, int(match[2]))
+    found = parse(name)
+    return found if isinstance(found, JournalName) else None
 
 
 def parse(name: str, suffix: str = SEALED) -> JournalName | SyncName | None:

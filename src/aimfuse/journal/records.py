@@ -53,6 +53,7 @@ class RecordType(IntEnum):
     COMMIT = 128
     TABLE = 129
     SYNC = 130
+    UNDO = 131
 
 
 MARK_MIN = RecordType.COMMIT

@@ -14,7 +14,8 @@ from aimfuse.journal.reader import AimFile
 from aimfuse.journal.records import Iocb, RecordType
 from aimfuse.replay.chain import follow
 from aimfuse.replay.forward import keep
-from aimfuse.replay.plan import Plan, plan_journal
+from aimfuse.replay.history import History
+from aimfuse.replay.plan import plan_journal
 from aimfuse.replay.state import Phase
 from aimfuse.replay.store import Store
 from aimfuse.units import BLOCK_BYTES, VolumeId, align_up
@@ -26,8 +27,10 @@ _WRITE = RecordType.WRITE
 _ZERO = RecordType.ZERO
 
 
-def apply_journal(store: Store, aim: AimFile) -> None:
+def apply_journal(store: Store, aim: AimFile, history: History) -> None:
     """Bring the mirror from the position before *aim* to the one after it.
+
+    What the file overwrites is in *history*, durably, before the first byte changes.
 
     Cost: one gathering write per run of adjacent records, one fdatasync per touched volume,
     one slot. Blocks.
@@ -41,7 +44,7 @@ def apply_journal(store: Store, aim: AimFile) -> None:
     assert state.head is not None
     head = follow(state.head, aim)
     plan = plan_journal(state, aim)
-    save_before_images(store, plan)
+    history.save(aim, plan)
     keep(store, aim)
     before = {entry.volume: entry.size_bytes for entry in state.volumes}
     for volume, changes in plan.changes.items():
@@ -70,15 +73,6 @@ def apply_journal(store: Store, aim: AimFile) -> None:
         )
     )
     store.remove_volumes(plan.gone)
-
-
-def save_before_images(store: Store, plan: Plan) -> None:
-    """Keep what *plan* will overwrite, durable, before the first byte changes.
-
-    History needs an undo file per applied file. This version keeps none: going back in time
-    is not offered, and there is nothing to save.
-    """
-    del store, plan
 
 
 def write_volume(

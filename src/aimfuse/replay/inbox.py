@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from aimfuse.errors import JournalError, TornRecord
+from aimfuse.journal.header import FileKind, Identity
 from aimfuse.journal.names import PART, JournalName, SyncName, parse
 from aimfuse.journal.reader import FILE_BYTES_MAX, AimFile, check_sealed
 from aimfuse.replay.look import Entry
@@ -204,3 +205,18 @@ def _keep_lowest(names: list[Name], name: Name, order: Callable[[Name], tuple[in
     if len(names) >= 4 * NAMES_MAX:  # Sorting now and then is cheaper than a heap each time.
         names.sort(key=order)
         del names[NAMES_MAX:]
+
+
+def check_name(name: JournalName | SyncName, identity: Identity) -> None:
+    """Compare the name of a file that came with what it says itself.
+
+    Raises:
+        UnfitFile: they differ, or it is of a kind that no source sends.
+    """
+    said: JournalName | SyncName | None = None
+    if identity.kind is FileKind.JOURNAL:
+        said = JournalName(identity.epoch, identity.number)
+    elif identity.kind is FileKind.SYNC:
+        said = SyncName(identity.sync_id, identity.number - 1)
+    if said != name:
+        raise UnfitFile("its header names another file than its name does")

@@ -119,8 +119,8 @@ def _plan_other(plan: Plan, aim: AimFile, iocb: Iocb) -> None:
         raise HistoryGap(
             f"gap: the journal is broken at record {iocb.seq} of {aim.path.name}: {_why(aim, iocb)}"
         )
-    if kind is RecordType.SYNC:
-        raise ValueError("a SYNC mark in a journal file")
+    if kind in {RecordType.SYNC, RecordType.UNDO}:
+        raise ValueError(f"a {kind.name} mark in a journal file")
     if kind is RecordType.CREATE:
         _create(plan, iocb, check_name(bytes(aim.payload(iocb))))
     elif iocb.volume in plan.names:

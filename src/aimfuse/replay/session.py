@@ -16,7 +16,6 @@ from pathlib import Path
 
 from aimfuse.disk import Disk
 from aimfuse.errors import JournalError, StateLost, StoreError
-from aimfuse.journal.header import FileKind
 from aimfuse.journal.names import JournalName, SyncName, parse
 from aimfuse.journal.reader import AimFile
 from aimfuse.replay.ack import LIST_MAX, AckFile
@@ -24,7 +23,8 @@ from aimfuse.replay.ahead import ReadAhead
 from aimfuse.replay.apply import apply_journal
 from aimfuse.replay.chain import fork
 from aimfuse.replay.forward import Forward
-from aimfuse.replay.inbox import DamagedFile, Inbox, Later
+from aimfuse.replay.history import History
+from aimfuse.replay.inbox import DamagedFile, Inbox, Later, check_name
 from aimfuse.replay.look import Look
 from aimfuse.replay.order import REPLAYING, is_needless, next_copy
 from aimfuse.replay.quarantine import Quarantine
@@ -145,6 +145,7 @@ class Session:
         if self.store.state.phase is Phase.HALTED:
             self.halted = self.store.state.reason
             return False
+        self._history.prune(urgent=self.failures > 0)
         progress = self._drain()
         if self._again or self._inbox.changed():
             progress = self._empty_inbox() or progress
@@ -159,6 +160,7 @@ class Session:
         self._work = Work(self.store)
         self._switch = Switch(self.store, self._work, self._staged)
         self._forward = Forward(self.store)
+        self._history = History(self.store, self._clock)
         self._drop_applied()
         self._ack = AckFile(self.store, self._clock)
         remembered = self._ack.last.get("damaged")
@@ -274,12 +276,7 @@ class Session:
         if isinstance(aim, Later):
             return None
         identity, group = aim.identity, self.store.state.group
-        if identity.kind is FileKind.JOURNAL:
-            said: AnyName = JournalName(identity.epoch, identity.number)
-        else:
-            said = SyncName(identity.sync_id, identity.number - 1)
-        if said != name:
-            raise UnfitFile("its header names another file than its name does")
+        check_name(name, identity)
         if group is not None and identity.group != group:
             problem = f"foreign: it is of group {identity.group.hex()}, not of this store's"
             self._notice = (f"{name.sealed}: {problem}", self._clock())
@@ -356,7 +353,7 @@ class Session:
     def _apply(self, copy: Copy, aim: AimFile) -> None:
         try:
             if isinstance(copy.name, JournalName):
-                apply_journal(self.store, aim)
+                apply_journal(self.store, aim, self._history)
             else:
                 self._apply_sync(copy, aim)
         except HistoryGap as exc:
@@ -457,7 +454,8 @@ class Session:
     def _shown_error(self) -> str | None:
         text, since_ns = self._notice
         recent = 0 <= self._clock() - since_ns < NOTICE_NS
-        return self.halted or self.error or (text if recent else "") or self._needs_sync()
+        problem = (text if recent else "") or (self._history.problem if self._ready else "")
+        return self.halted or self.error or problem or self._needs_sync()
 
     def _needs_sync(self) -> str | None:
         """Return why the mirror cannot go on without a new copy, if that is so."""

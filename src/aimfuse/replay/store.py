@@ -5,7 +5,7 @@ STORE/work         private durable copies of received files, until they are appl
 STORE/staging      a copy of extents for the mirror, until it is switched in
 STORE/volumes      the mirror's data by volume id: ``00000001``
 STORE/mirror       hard links to them under the volumes' names, once they are consistent
-STORE/history      the place of applied files and before-images
+STORE/history      applied files and what they overwrote: the way back
 STORE/quarantine   what was refused, each with a reason
 STORE/state.0, .1  the state slots; STORE/lock the one replayer; STORE/ack.json the report
 """
@@ -53,6 +53,7 @@ class Store:
         self.staging = home / "staging"
         self.volumes = home / "volumes"
         self.mirror = home / "mirror"
+        self.history = home / "history"
         self.quarantine = home / "quarantine"
         self._slots = Slots(self.disk, home / "state", "store-state")
 

@@ -1,0 +1,167 @@
+"""What is in a store's history, and how far back it reaches. Changes nothing.
+
+A *set* is what there is of one journal file: the file itself, its undo file, data of volumes
+that it removed. States behind file n-1 can be had with set n: undo takes the mirror back, the
+file goes forward again to the record. Sets count in one unbroken run that ends at the mirror.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from aimfuse.disk import Disk
+from aimfuse.errors import StateLost
+from aimfuse.journal.names import GoneName, JournalName, UndoName, parse_kept
+from aimfuse.journal.slots import Slots
+from aimfuse.replay.look import Look
+from aimfuse.replay.state import Json, Phase, StoreState, natural
+
+HISTORY = "history"
+FLOOR = "floor"
+
+
+class KeptSet(NamedTuple):
+    """One set; `extra` are the names of its further parts and of removed volumes' data.
+
+    A named tuple: a store that makes a file every second has 600,000 of them in a week.
+    """
+
+    name: JournalName
+    size_bytes: int = 0
+    has_undo: bool = False
+    has_redo: bool = False
+    extra: tuple[str, ...] = ()
+
+    def files(self) -> tuple[str, ...]:
+        """Return the names of all its files, part 0 first."""
+        undo = (str(UndoName(self.name)),) if self.has_undo else ()
+        redo = (self.name.sealed,) if self.has_redo else ()
+        return undo + redo + self.extra
+
+    def gone(self) -> dict[int, str]:
+        """Return the data that is kept of removed volumes: its name by volume id."""
+        found = {text: parse_kept(text) for text in self.extra}
+        return {one.volume: text for text, one in found.items() if isinstance(one, GoneName)}
+
+
+def list_kept(disk: Disk, look: Look, history: Path) -> dict[int, KeptSet]:
+    """Return the sets in *history*, also incomplete ones, by the number of their file.
+
+    Raises:
+        OSError: the directory could not be read.
+    """
+    sets: dict[int, KeptSet] = {}
+    for text in disk.listdir(history):
+        name = parse_kept(text)
+        entry = look.entry(history / text) if name is not None else None
+        if name is None or entry is None:
+            continue
+        file = name if isinstance(name, JournalName) else name.file
+        known = sets.get(file.number)
+        if known is None or known.name.epoch < file.epoch:  # The other is of a branch left.
+            known = KeptSet(file)
+        elif known.name.epoch > file.epoch:
+            continue
+        sets[file.number] = with_file(known, name, entry.size)
+    return dict(sorted(sets.items()))
+
+
+def with_file(one: KeptSet, name: JournalName | UndoName | GoneName, size: int) -> KeptSet:
+    """Return the set with one more file of *size* bytes in it."""
+    held = one.size_bytes + size
+    if isinstance(name, JournalName):
+        return one._replace(size_bytes=held, has_redo=True)
+    if isinstance(name, UndoName) and name.part == 0:
+        return one._replace(size_bytes=held, has_undo=True)
+    return one._replace(size_bytes=held, extra=(*one.extra, str(name)))
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """Files up to `number` were applied without an undo file, or may have been; and why.
+
+    While `number` is above the mirror's position such a file may be half applied. With `is_off`
+    every file is applied without one.
+    """
+
+    number: int = 0
+    why: str = ""
+    is_off: bool = False
+
+    def to_json(self) -> Json:
+        """Return the form that the slots carry."""
+        return {"number": self.number, "why": self.why, "off": self.is_off}
+
+
+def floor_slots(disk: Disk, history: Path) -> Slots:
+    """Return where the floor is kept."""
+    return Slots(disk, history / FLOOR, "floor")
+
+
+def read_floor(slots: Slots, state: StoreState) -> Floor:
+    """Return the floor; where it is lost the next file may have been applied without undo.
+
+    Raises:
+        OSError: it could not be read.
+    """
+    try:
+        data = slots.read()
+        if data is None:
+            return Floor()
+        return Floor(natural(data["number"]), str(data["why"]), bool(data["off"]))
+    except (StateLost, KeyError, TypeError, ValueError):
+        number = state.head.number + 1 if state.head else 0
+        return Floor(number, "what was known of it was damaged")
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How far back a store's history goes: to the end of file `base`, and why no further.
+
+    `sets` lead back there from the mirror, newest first. `open_set` is there while the
+    next file is being applied, or was when somebody was interrupted: the mirror may be in it.
+    """
+
+    base: int
+    why: str
+    sets: tuple[KeptSet, ...]
+    open_set: KeptSet | None
+
+
+def find_reach(state: StoreState, kept: Mapping[int, KeptSet], floor: Floor) -> Reach:
+    """Return how far back the states of a store that has a mirror reach."""
+    assert state.head is not None
+    number: int = state.head.number
+    first, why = find_first(state, floor)
+    sets: list[KeptSet] = []
+    while number > first:
+        one = kept.get(number)
+        if one is None or not (one.has_undo and one.has_redo):
+            why = "what was older has been pruned" if one is None else "a file of it is gone"
+            break
+        sets.append(one)
+        number -= 1
+    open_set = kept.get(state.head.number + 1)
+    if open_set is not None and not open_set.has_undo:
+        open_set = None
+    return Reach(number, why, tuple(sets), open_set)
+
+
+def find_first(state: StoreState, floor: Floor) -> tuple[int, str]:
+    """Return the file behind which there can be states at the earliest, and why not before."""
+    sync = state.sync
+    first = max(sync.to or 0, sync.origin.number) if sync else 0
+    if floor.number > first:
+        return floor.number, floor.why
+    return first, "a copy made the mirror what it was there; in front of it there is no state"
+
+
+def is_whole(state: StoreState) -> bool:
+    """Tell whether the mirror is at one position, but for a file that is being applied."""
+    if state.head is None or state.phase not in {Phase.CONSISTENT, Phase.HALTED}:
+        return False
+    sync = state.sync
+    if state.phase is Phase.HALTED:  # Halting changes no data: look where it was.
+        return bool(sync and sync.to is not None and state.head.number >= sync.to)
+    return True

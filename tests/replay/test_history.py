@@ -1,0 +1,498 @@
+"""What a store keeps of its past: every file boundary, whatever interrupts the keeping."""
+
+import contextlib
+import errno
+import json
+import random
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from aimfuse.cli.past import register
+from aimfuse.cli.plain import App
+from aimfuse.disk import Disk
+from aimfuse.errors import JournalError
+from aimfuse.journal.names import JournalName, UndoName
+from aimfuse.replay.past import describe, look_at
+from aimfuse.replay.pins import Pin
+from aimfuse.replay.session import Session
+from aimfuse.replay.undo import PART_BYTES, parts_of, read_undo
+from aimfuse.units import MIB, SECOND_NS, Epoch, FileNumber
+from tests.disks.cuts import keep_all, keep_none, keep_random
+from tests.disks.faults import Crash
+from tests.disks.simdisk import SimDisk
+from tests.replay.backwards import Snapshot, states_of
+from tests.replay.faults import DiskLook, dying, failing_at
+from tests.replay.source import Source, deliver, mirror_of
+from tests.replay.stores import begin, catch_up, exhaust, opened
+from tests.replay.test_crash import STORE, copy_store, plant, run_into, steps_of
+from tests.replay.test_model import Driver, files
+
+pytestmark = pytest.mark.expects_warnings
+
+DAY_NS = 86400 * SECOND_NS
+
+app = App()
+app.callback()(lambda: None)
+register(app)
+
+
+def synced(scratch: Path) -> tuple[Source, Path, dict[int, Snapshot]]:
+    """Return a source with a volume, its store, and the right states by file."""
+    source, store = Source(scratch / "spool"), scratch / "store"
+    source.create("v.img", 9000)
+    source.write(1, 4000, b"\xee" * 3000)
+    source.roll()
+    begin(store, source)
+    return source, store, {1: source.snapshot()}
+
+
+def busy(source: Source, right: dict[int, Snapshot]) -> list[Path]:
+    """Make files 2 and 3 with every kind of record; note the states behind them."""
+    made = []
+    source.write(1, 0, b"one" * 2000)
+    second = source.create("second", 6000)
+    source.write(second, 100, b"two" * 100)
+    source.zero(1, 4096, 4096)
+    made.append(source.roll())
+    right[2] = source.snapshot()
+    source.write(second, 9000, b"three")
+    source.truncate(1, 3000)
+    source.truncate(1, 8000)
+    third = source.create("third")
+    source.write(third, 0, b"3" * 10)
+    source.rename(third, "second")
+    source.mark_bookmark("the end")
+    source.unlink(source.create("short-lived"))
+    made.append(source.roll())
+    right[3] = source.snapshot()
+    return made
+
+
+def a_store_with_past(scratch: Path) -> tuple[Source, Path, dict[int, Snapshot]]:
+    source, store, right = synced(scratch)
+    deliver(store, *busy(source, right))
+    assert not catch_up(store).halted
+    return source, store, right
+
+
+@given(history=st.lists(files, min_size=1, max_size=5), epochs=st.sets(st.integers(0, 4)))
+@example(
+    history=[
+        [("create", 0, 100, 0), ("create", 1, 100, 0)],
+        [("rename", 0, 1, 0), ("late_write", 0, 0, 9), ("create", 0, 5, 0)],
+    ],
+    epochs={1},
+)
+def test_every_file_boundary_can_be_gone_back_to(
+    history: list[list[tuple[str, int, int, int]]], epochs: set[int]
+) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        source, store = Source(Path(scratch, "spool")), Path(scratch, "store")
+        driver = Driver(source)
+        source.create("first", 15000)
+        source.write(1, 100, b"before the sync" * 500)
+        source.roll()
+        begin(store, source)
+        right = {source.number: source.snapshot()}
+        with opened(store) as session:
+            for index, file in enumerate(history):
+                if index in epochs:
+                    source.branch()
+                for action in file:
+                    driver.act(action)
+                deliver(store, source.roll())
+                exhaust(session)
+                assert not session.halted
+                right[source.number] = source.snapshot()
+        assert states_of(store) == right
+
+
+def test_holes_stay_holes(tmp_path: Path) -> None:
+    source, store = Source(tmp_path / "spool"), tmp_path / "store"
+    source.create("v.img", 2 * MIB)
+    source.write(1, MIB, b"x" * 4096)
+    source.roll()
+    begin(store, source)
+    source.zero(1, 0, 2 * MIB)
+    deliver(store, source.roll())
+    catch_up(store)
+    undo = store / "history" / str(UndoName(JournalName(Epoch(1), FileNumber(2))))
+    assert undo.stat().st_size < 64 * 1024
+
+
+def test_a_change_too_large_for_one_undo_file_is_kept_in_parts(tmp_path: Path) -> None:
+    source, store = Source(tmp_path / "spool"), tmp_path / "store"
+    volume = source.create("v.img")
+    source.roll()
+    begin(store, source)
+    fill = random.Random(0).randbytes(MIB)
+    for at in range(0, 2 * PART_BYTES + 3 * MIB, MIB):
+        source.write(volume, at, fill)
+    deliver(store, source.roll())
+    catch_up(store)
+    before = source.snapshot()
+    source.truncate(volume, 5)
+    deliver(store, source.roll())
+    catch_up(store)
+    undo = read_undo(Disk(), store / "history", JournalName(Epoch(1), FileNumber(3)))
+    assert len(list(parts_of(Disk(), store / "history", undo))) == 3
+    assert states_of(store)[2] == before
+    (store / "history" / str(UndoName(undo.name, 1))).unlink()
+    with pytest.raises(JournalError, match="gone"):
+        states_of(store)
+
+
+def test_whoever_is_killed_at_any_step_loses_nothing_of_the_past(tmp_path: Path) -> None:
+    source, prepared, right = synced(tmp_path)
+    deliver(prepared, *busy(source, right))
+    labels = steps_of(prepared, tmp_path)
+    assert {"undo:sync", "undo:rename", "undo:gone", "history:link"} <= set(labels)
+    for die_at, label in enumerate(labels):
+        store = tmp_path / f"killed-{die_at}"
+        copy_store(prepared, store)
+        run_into(dying(die_at), store)
+        found = states_of(store)
+        assert 1 in found, label
+        assert all(right[number] == state for number, state in found.items()), label
+        catch_up(store)
+        assert states_of(store) == right, label
+        assert not list((store / "history").glob("*.part")), label
+        shutil.rmtree(store)
+
+
+def test_an_undo_file_is_never_made_again_from_a_half_applied_mirror(tmp_path: Path) -> None:
+    source, store, right = synced(tmp_path)
+    deliver(store, *busy(source, right)[:1])
+    with contextlib.suppress(Crash), opened(store, dying_at("apply:sync")) as session:
+        exhaust(session)
+    undo = store / "history" / str(UndoName(JournalName(Epoch(1), FileNumber(2))))
+    first = undo.read_bytes()
+    assert mirror_of(store) not in (right[1], right[2])
+    assert states_of(store) == {1: right[1]}
+    catch_up(store)
+    assert undo.read_bytes() == first
+    assert mirror_of(store) == right[2]
+
+
+def dying_at(label: str) -> Disk:
+    """Return a disk whose process is gone at the first step of that label."""
+    return _DyingAt(label)
+
+
+class _DyingAt(Disk):
+    def __init__(self, label: str) -> None:
+        self.label, self.dead = label, False
+
+    def step(self, label: str) -> None:
+        self.dead = self.dead or label == self.label
+        if self.dead:
+            raise Crash(label)
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_power_cut_at_any_step_loses_nothing_of_the_past(tmp_path: Path, torn: bool) -> None:
+    source = Source(tmp_path / "spool")
+    source.create("v.img", 9000)
+    source.write(1, 4000, b"\xee" * 3000)
+    source.roll()
+    prepared = SimDisk(STORE / "inbox")
+    plant(prepared, *source.sync())
+    catch_up(STORE, prepared, DiskLook(prepared))
+    right = {1: source.snapshot()}
+    plant(prepared, *busy(source, right))
+    rehearsal = prepared.kill()
+    catch_up(STORE, rehearsal, DiskLook(rehearsal))
+    assert states_of(STORE, rehearsal, DiskLook(rehearsal)) == right
+    for stop_at in range(len(rehearsal.labels)):
+        disk = prepared.kill()
+        disk.torn_pages = torn
+        disk.stop_at(stop_at, after_bytes=random.Random(stop_at).randrange(5000))
+        with contextlib.suppress(Crash), opened(STORE, disk, DiskLook(disk)) as session:
+            exhaust(session)
+        for cut, choice in enumerate((keep_none, keep_all, keep_random(stop_at))):
+            after = disk.power_cut(choice)
+            found = states_of(STORE, after, DiskLook(after))
+            assert all(right[n] == state for n, state in found.items()), (stop_at, cut)
+            catch_up(STORE, after, DiskLook(after))
+            assert states_of(STORE, after, DiskLook(after)) == right, (stop_at, cut)
+
+
+# Pruning.
+
+
+def at(now_ns: int, store: Path, disk: Disk | None = None) -> Session:
+    """Open the store at a time of its own clock and let it rest again."""
+    session = Session(disk or Disk(), store, clock=lambda: now_ns)
+    try:
+        return exhaust(session)
+    finally:
+        session.close()
+
+
+def a_file_each_day(scratch: Path, days: int) -> tuple[Source, Path, dict[int, Snapshot]]:
+    source, store, right = synced(scratch)
+    for day in range(1, days + 1):
+        source.write(1, day, b"%d" % day * 100)
+        if day == 2:
+            source.unlink(source.create("short"))
+            source.create("gone later", 5000)
+        if day == 3:
+            source.unlink(3)
+        deliver(store, source.roll())
+        at(day * DAY_NS, store)
+        right[source.number] = source.snapshot()
+    return source, store, right
+
+
+def test_what_is_older_than_keep_goes_and_the_rest_stays(tmp_path: Path) -> None:
+    _source, store, right = a_file_each_day(tmp_path, 5)
+    (store / "store.toml").write_text('keep = "2d"\n')
+    at(5 * DAY_NS + 1, store)
+    assert states_of(store) == {number: right[number] for number in (4, 5, 6)}
+    assert describe(Disk(), store)["gaps"] == [
+        {"behind": 4, "why": "what was older has been pruned"}
+    ]
+
+
+def test_a_history_larger_than_keep_size_gives_its_oldest(tmp_path: Path) -> None:
+    _source, store, right = a_file_each_day(tmp_path, 5)
+    size = describe(Disk(), store)["bytes"]
+    (store / "store.toml").write_text(f"keep_size = {size - 1}\n")
+    at(5 * DAY_NS, store)
+    assert states_of(store) == {number: right[number] for number in (2, 3, 4, 5, 6)}
+    assert describe(Disk(), store)["bytes"] < size
+
+
+def test_whoever_is_killed_while_pruning_leaves_each_set_whole_or_gone(tmp_path: Path) -> None:
+    _source, prepared, right = a_file_each_day(tmp_path, 5)
+    (prepared / "store.toml").write_text('keep = "1d"\n')
+    rehearsal = tmp_path / "rehearsal"
+    copy_store(prepared, rehearsal)
+    counter = failing_at("none")
+    at(5 * DAY_NS, rehearsal, counter)
+    assert {"history:prune", "history:prune_rest"} <= set(counter.labels)
+    for die_at, label in enumerate(counter.labels):
+        store = tmp_path / f"killed-{die_at}"
+        copy_store(prepared, store)
+        with contextlib.suppress(Crash):
+            at(5 * DAY_NS, store, dying(die_at))
+        found = states_of(store)
+        assert {5, 6} <= found.keys(), label
+        assert all(right[number] == state for number, state in found.items()), label
+        at(5 * DAY_NS, store)
+        assert states_of(store) == {number: right[number] for number in (4, 5, 6)}, label
+        assert len(list((store / "history").glob("*-*"))) == 4, label
+        shutil.rmtree(store)
+
+
+def test_nothing_is_pruned_that_somebody_reads(tmp_path: Path) -> None:
+    _source, store, right = a_file_each_day(tmp_path, 5)
+    (store / "store.toml").write_text('keep = "1s"\n')
+    pin = Pin(Disk(), store / "history")
+    pin.move(3)
+    at(9 * DAY_NS, store)
+    assert states_of(store) == {number: right[number] for number in (3, 4, 5, 6)}
+    pin.release()
+    at(9 * DAY_NS, store)
+    assert states_of(store) == {6: right[6]}
+
+
+def test_a_pin_ends_with_its_holder(tmp_path: Path) -> None:
+    _source, store, right = a_file_each_day(tmp_path, 3)
+    (store / "store.toml").write_text('keep = "1s"\n')
+    (store / "history" / "pin-1-left").write_text("0")
+    at(9 * DAY_NS, store)
+    assert states_of(store) == {4: right[4]}
+    assert not list((store / "history").glob("pin-*"))
+
+
+class Small(Disk):
+    """A disk on which *free* bytes are left."""
+
+    def __init__(self, free: int) -> None:
+        self.free = free
+
+    def free_bytes(self, path: Path) -> int:
+        del path
+        return self.free
+
+
+def test_history_gives_way_before_the_disk_is_full(tmp_path: Path) -> None:
+    source, store, right = a_file_each_day(tmp_path, 4)
+    source.write(1, 0, b"more")
+    deliver(store, source.roll())
+    right[6] = source.snapshot()
+    session = at(4 * DAY_NS, store, Small(1000))
+    assert not session.error
+    assert mirror_of(store) == right[6]
+    assert states_of(store) == {6: right[6]}
+    said = describe(Disk(), store)
+    assert said["gaps"] == [{"behind": 6, "why": "the disk was full"}]
+    source.write(1, 0, b"again")
+    deliver(store, source.roll())
+    catch_up(store)
+    assert states_of(store) == {6: right[6], 7: source.snapshot()}
+
+
+def test_while_the_past_is_read_a_full_disk_holds_the_mirror_up(tmp_path: Path) -> None:
+    source, store, right = a_file_each_day(tmp_path, 2)
+    source.write(1, 0, b"more")
+    deliver(store, source.roll())
+    pin = Pin(Disk(), store / "history")
+    session = at(2 * DAY_NS, store, Small(1000))
+    assert "while the past is read" in session.error
+    assert states_of(store) == right
+    pin.release()
+    assert not at(2 * DAY_NS, store, Small(1000)).error
+    assert mirror_of(store) == source.snapshot()
+
+
+def test_a_change_larger_than_keep_size_begins_history_anew(tmp_path: Path) -> None:
+    source, store, _right = synced(tmp_path)
+    (store / "store.toml").write_text("keep_size = 5000\n")
+    source.truncate(1, 0)
+    source.write(1, 0, b"x" * 9000)
+    deliver(store, source.roll())
+    catch_up(store)
+    source.write(1, 0, b"y")
+    deliver(store, source.roll())
+    assert describe(Disk(), store)["gaps"] == [
+        {"behind": 2, "why": "one file overwrote more than keep_size"}
+    ]
+
+
+def test_a_disk_that_is_full_all_the_same_does_not_stop_the_mirror(tmp_path: Path) -> None:
+    source, store, _right = synced(tmp_path)
+    source.write(1, 0, b"more")
+    deliver(store, source.roll())
+    session = catch_up(store, failing_at("undo:write", errno.ENOSPC, times=10))
+    assert not session.error
+    assert mirror_of(store) == source.snapshot()
+    assert describe(Disk(), store)["gaps"][0]["why"] == "the disk was full"
+    assert [p.name for p in (store / "history").iterdir() if p.name[0] == "0"] == []
+
+
+def test_history_can_be_switched_off_and_on(tmp_path: Path) -> None:
+    source, store, right = synced(tmp_path)
+    deliver(store, *busy(source, right))
+    (store / "store.toml").write_text("keep = 0\n")
+    catch_up(store)
+    assert mirror_of(store) == right[3]
+    assert look_at(Disk(), store).floor.is_off
+    assert states_of(store) == {3: right[3]}
+    (store / "store.toml").unlink()
+    for _file in range(2):
+        source.write(3, 0, b"on again")
+        deliver(store, source.roll())
+        right[source.number] = source.snapshot()
+    catch_up(store)
+    assert states_of(store) == {number: right[number] for number in (4, 5)}
+    assert "switched off" in describe(Disk(), store)["gaps"][0]["why"]
+
+
+def test_wrong_settings_are_named_and_hold_nothing_up(tmp_path: Path) -> None:
+    source, store, right = synced(tmp_path)
+    deliver(store, *busy(source, right))
+    (store / "store.toml").write_text('keap = "1d"\n')
+    with opened(store) as session:
+        exhaust(session)
+    ack = json.loads((store / "ack.json").read_text())
+    assert "store.toml: keap: is no setting" in ack["error"]
+    assert "Did you mean keep?" in ack["error"]
+    assert states_of(store) == right
+
+
+# What history does not reach.
+
+
+def test_history_begins_where_a_staged_copy_was_switched_in(tmp_path: Path) -> None:
+    source, store, _right = synced(tmp_path)
+    source.write(1, 0, b"applied")
+    deliver(store, source.roll())
+    catch_up(store)
+    source.write(1, 0, b"lost")
+    gone = [source.roll()]
+    deliver(store, *source.resync(gone, to=source.number))
+    catch_up(store)
+    right = {3: source.snapshot()}
+    assert states_of(store) == right
+    source.write(1, 0, b"behind")
+    deliver(store, source.roll())
+    catch_up(store)
+    assert states_of(store) == right | {4: source.snapshot()}
+    assert "a copy made the mirror" in describe(Disk(), store)["gaps"][0]["why"]
+
+
+def test_every_flipped_bit_of_an_undo_file_is_noticed(tmp_path: Path) -> None:
+    _source, store, _right = a_store_with_past(tmp_path)
+    name = JournalName(Epoch(1), FileNumber(3))
+    path = store / "history" / str(UndoName(name))
+    sound = path.read_bytes()
+    for bit in random.Random(3).sample(range(8 * len(sound)), 400):
+        damaged = bytearray(sound)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(JournalError):
+            read_undo(Disk(), store / "history", name)
+
+
+def test_a_damaged_undo_file_of_an_interrupted_application_begins_history_anew(
+    tmp_path: Path,
+) -> None:
+    source, store, right = synced(tmp_path)
+    deliver(store, *busy(source, right)[:1])
+    with contextlib.suppress(Crash), opened(store, dying_at("apply:sync")) as session:
+        exhaust(session)
+    path = store / "history" / str(UndoName(JournalName(Epoch(1), FileNumber(2))))
+    path.write_bytes(path.read_bytes()[:-1])
+    catch_up(store)
+    assert mirror_of(store) == right[2]
+    assert states_of(store) == {2: right[2]}
+
+
+def test_a_store_without_a_mirror_has_no_past_and_says_so(tmp_path: Path) -> None:
+    source, store = Source(tmp_path / "spool"), tmp_path / "store"
+    source.create("v.img", 20000)
+    source.write(1, 0, b"x" * 20000)
+    source.roll()
+    deliver(store, next(source.sync()))
+    catch_up(store)
+    said = describe(Disk(), store)
+    assert (said["phase"], said["oldest"]) == ("syncing", None)
+    assert said["gaps"][0]["why"] == "the store has no consistent mirror now"
+
+
+def test_history_lists_span_and_bookmarks(tmp_path: Path) -> None:
+    _source, store, _right = a_store_with_past(tmp_path)
+    said = describe(Disk(), store)
+    assert said["oldest"]["file"] == 1
+    assert said["newest"]["file"] == 3
+    assert said["files"] == 2
+    assert [(one["label"], one["file"]) for one in said["bookmarks"]] == [("the end", 3)]
+
+
+def test_the_command_says_how_far_back_in_lines_and_in_json(tmp_path: Path) -> None:
+    _source, store, _right = a_store_with_past(tmp_path)
+    shown = run_history(store)
+    assert f"{store}: consistent" in shown
+    assert "no further back: a copy made the mirror what it was there" in shown
+    assert "bookmark 'the end' at 1:" in shown
+    assert json.loads(run_history(store, "--json")) == describe(Disk(), store)
+
+
+def test_the_command_refuses_what_is_no_store(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["history", str(tmp_path)])
+    assert done.exit_code == 2
+    assert f"{tmp_path} is no store" in done.stderr
+
+
+def run_history(*words: object) -> str:
+    done = CliRunner().invoke(app, ["history", *map(str, words)])
+    assert done.exit_code == 0, done.output
+    return done.stdout
