@@ -11,6 +11,7 @@ from typing import Any
 import trio
 
 from aimfuse import config as configuration
+from aimfuse import heap
 from aimfuse.config import GroupConfig
 from aimfuse.disk import process_disk, weakness
 from aimfuse.driver.group import (
@@ -77,6 +78,7 @@ def run_mount(request: MountRequest, mounted: Callable[[], None]) -> None:
         check_mountpoint(request.mountpoint, paths.image, [paths.state_dir, paths.spool])
         _warn_of_weak_storage(paths)
         become_part_of_the_io_path()
+        heap.keep_for_the_next_request()
         journal = config.journal
         limits = GroupLimits(
             journal.file_bytes,

@@ -93,30 +93,3 @@ def test_a_journal_that_goes_on_behind_its_sealed_files_is_no_success(tmp_path: 
     code, error = drained(source)
     assert code == 1
     assert "Mount it once" in error
-
-
-_THREADS = """
-import ctypes, sys, threading
-from aimfuse.coordinator.run import share_memory_among_threads
-if sys.argv[1:]:
-    share_memory_among_threads()
-together = threading.Barrier(8)
-def work():
-    held = bytes(100_000)
-    together.wait()
-threads = [threading.Thread(target=work) for _ in range(8)]
-for thread in threads: thread.start()
-for thread in threads: thread.join()
-ctypes.CDLL(None).malloc_stats()
-"""
-
-
-def test_threads_do_not_keep_a_pool_of_memory_each() -> None:
-    pools = []
-    for words in ((), ("shared",)):
-        done = subprocess.run(
-            [sys.executable, "-c", _THREADS, *words], check=True, capture_output=True, text=True
-        )
-        pools.append(done.stderr.count("Arena "))
-    assert pools[0] > 2
-    assert pools[1] <= 2

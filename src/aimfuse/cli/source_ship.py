@@ -35,12 +35,13 @@ def ship(
     """Send to the destinations what was journalled. A mount does this by itself."""
     with exit_on_error():
         # Imported when needed: the other commands do not wait for it.
+        from aimfuse import heap  # noqa: PLC0415
         from aimfuse.coordinator import run as coordinator  # noqa: PLC0415
 
         logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
         logging.getLogger("asyncssh").setLevel(logging.WARNING)
         state_dir = state_dir_for(image, state)
-        coordinator.share_memory_among_threads()
+        heap.share_among_threads()
         coordinator.yield_to_applications()
 
         async def run() -> None:

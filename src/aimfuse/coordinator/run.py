@@ -4,7 +4,6 @@ A destination's task runs under a scope of its own; settings that change restart
 they concern. SIGTERM and SIGINT end it cleanly, SIGHUP retries what waits for its operator.
 """
 
-import ctypes
 import logging
 import os
 import signal
@@ -37,8 +36,6 @@ SETTINGS_POLL_S = 0.5
 LET_GO_S_MAX = 8.0
 HOUSEKEEPING_S = 2.0
 DRAIN_POLL_S = 0.05
-_M_ARENA_MAX = -8
-_POOLS = 2
 
 log = logging.getLogger(__name__)
 
@@ -65,16 +62,6 @@ async def run_ship(
 def yield_to_applications(niceness: int = 10) -> None:
     """Lower this process's priority: the application's own I/O goes first."""
     os.nice(niceness)
-
-
-def share_memory_among_threads() -> None:
-    """Keep what threads have freed for all of them, on a C library that can be asked to.
-
-    Else glibc has a pool for each of up to eight threads per core, and every one of them grows
-    to the largest file that was built, read or sent in it.
-    """
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        mallopt(_M_ARENA_MAX, _POOLS)
 
 
 def connect_as_configured(config: DestinationConfig) -> Transport:
