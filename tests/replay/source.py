@@ -159,11 +159,13 @@ class Source:
         index: int = 0,
         round_number: int = 0,
         whole: bool = False,
+        reason: str = "",
     ) -> Iterator[Path]:
         """Make the staged files of a copy of what the *gone* journal files changed.
 
         Its origin is the last sealed position, its data what is there when they are made. With
-        *whole* it is of everything. Without *to* another round has to follow.
+        *whole* it is of everything. Without *to* another round has to follow. With a *reason*
+        a GAP record says it.
         """
         dirty = DirtyMap()
         fold_into(dirty, (read_contents(Disk(), path) for path in gone))
@@ -189,8 +191,9 @@ class Source:
             if last:
                 said["to"] = to
             yield self._sync_file(
-                sync_id, index + count, said, [(volume, at, data)], table=table, zeros=True
-            )
+                sync_id, index + count, said, [(volume, at, data)], table=table, zeros=True,
+                reason="" if count else reason,
+            )  # fmt: skip
             start = end
 
     def _sync_file(
@@ -202,6 +205,7 @@ class Source:
         *,
         table: bytes | None = None,
         zeros: bool = False,
+        reason: str = "",
     ) -> Path:
         identity = Identity(
             self.group, Epoch(self.epoch), FileNumber(index + 1), 1, Parent(), FileKind.SYNC,
@@ -211,6 +215,10 @@ class Source:
         writer.mark(RecordType.TABLE, Seq(0), 0, 1, self.table if table is None else table)
         writer.mark(RecordType.SYNC, Seq(0), 0, 1, json.dumps(said).encode())
         seq = 0
+        if reason:
+            seq = 1
+            gap = json.dumps({"reason": reason}).encode()
+            writer.append(RecordType.GAP, 0, Seq(seq), 0, 0, 1, gap)
         for volume, offset, data in pieces:
             if any(data):
                 seq += 1

@@ -205,10 +205,13 @@ def _resync_under_way(
 def _resync_unknown_there(sync: SyncState, ack: Ack, history: History) -> Action:
     if ack.phase == "switching":
         return AwaitStore("the store switches an earlier copy in")
+    if ack.needs_sync and ack.needs_sync != sync.why:  # This one may be of a part.
+        return BeginResync(ack.needs_sync, whole=True)
     is_older = sync.head.number < ack.applied_number  # Such a copy is refused there, for ever.
     if sync.next_index == 0 and not is_older:
         return ContinueSync(0, (0, 0))
-    return BeginResync(sync.why, whole=is_older or not history.fold.covers(ack.confirmed))
+    is_whole = bool(ack.needs_sync) or is_older or not history.fold.covers(ack.confirmed)
+    return BeginResync(sync.why, whole=is_whole)
 
 
 def _ship_or_copy(ack: Ack, cursor: Cursor, history: History) -> Action:

@@ -22,6 +22,7 @@ from aimfuse.replay.ack import LIST_MAX, AckFile
 from aimfuse.replay.ahead import ReadAhead
 from aimfuse.replay.apply import apply_journal
 from aimfuse.replay.chain import fork
+from aimfuse.replay.doubt import held_back
 from aimfuse.replay.forward import Forward
 from aimfuse.replay.history import History
 from aimfuse.replay.inbox import DamagedFile, Inbox, Later, check_name
@@ -161,6 +162,7 @@ class Session:
         self._switch = Switch(self.store, self._work, self._staged)
         self._forward = Forward(self.store)
         self._history = History(self.store, self._clock)
+        self._gap = held_back(self.store.state)
         self._drop_applied()
         self._ack = AckFile(self.store, self._clock)
         remembered = self._ack.last.get("damaged")
@@ -333,6 +335,8 @@ class Session:
             self._halt(exc, None)
         else:
             self._progress_ns = self._clock()
+            if self.store.state.staging is None:  # It is in: what held the journal back is over.
+                self._gap = held_back(self.store.state)
             self._drop_applied()
 
     def _next_copy(self) -> Copy | None:

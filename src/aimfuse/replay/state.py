@@ -167,7 +167,8 @@ class StoreState:
 
     `volume_id_max` is the highest volume id that was ever mentioned; while
     `volume_ids_exact` is false, higher ones may have come and gone before the first sync.
-    `shown` are the volumes that ``mirror/`` still names from before a switch.
+    `shown` are the volumes that ``mirror/`` still names from before a switch. `doubt` says why
+    the data may not be what the state says; see doubt.py.
     """
 
     group: bytes | None = None
@@ -180,6 +181,7 @@ class StoreState:
     volume_ids_exact: bool = False
     staging: Staging | None = None
     shown: tuple[VolumeEntry, ...] = ()
+    doubt: str = ""
 
     @property
     def under_way(self) -> SyncProgress | None:
@@ -199,6 +201,7 @@ class StoreState:
             "volume_ids_exact": self.volume_ids_exact,
             "staging": self.staging.to_json() if self.staging else None,
             "shown": [volume_to_json(entry) for entry in self.shown],
+            "doubt": self.doubt,
         }
 
     @classmethod
@@ -215,6 +218,7 @@ class StoreState:
             data["volume_ids_exact"],
             Staging.from_json(data["staging"]) if data.get("staging") else None,
             _volumes(data.get("shown", [])),
+            data.get("doubt", ""),
         )
 
 

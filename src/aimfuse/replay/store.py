@@ -10,7 +10,9 @@ STORE/quarantine   what was refused, each with a reason
 STORE/state.0, .1  the state slots; STORE/lock the one replayer; STORE/ack.json the report
 """
 
+import contextlib
 import errno
+import logging
 import os
 from pathlib import Path
 
@@ -18,9 +20,12 @@ from aimfuse.disk import Disk, note_owner, try_lock
 from aimfuse.errors import BusyError, StateLost, StoreError
 from aimfuse.journal.records import VolumeEntry
 from aimfuse.journal.slots import Slots
+from aimfuse.replay.doubt import COPIED, Place, doubted, is_doubtful
 from aimfuse.replay.look import Look
-from aimfuse.replay.state import Phase, StoreState
+from aimfuse.replay.state import Json, Phase, StoreState
 from aimfuse.units import VolumeId
+
+log = logging.getLogger(__name__)
 
 INBOX = "inbox"
 ACK = "ack.json"
@@ -44,6 +49,7 @@ class Store:
         self.state = StoreState()
         self._lock_fd = -1
         self._home_fd = -1
+        self._is_noted = False
         self._name_places(path)
 
     def _name_places(self, home: Path) -> None:
@@ -113,11 +119,22 @@ class Store:
         """
         for name in (INBOX, *_OWN_DIRECTORIES):
             self._make_directory(self.home / name)
-        self.state = self._read_state()
+        data = self._read_slots()
+        self.state = self._read_state(data)
+        self._settle(data)
         self._tidy()
 
     def close(self) -> None:
-        """Let the lock go; the directory may be opened again."""
+        """Let the lock go, and note that it was an orderly end; the store may be opened again."""
+        try:
+            with contextlib.suppress(OSError):
+                if self._is_noted and self.is_here():
+                    self._write(self.state, is_open=False)
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._is_noted = False
         for fd in (self._lock_fd, self._home_fd):
             if fd >= 0:
                 self.disk.close(fd)
@@ -132,7 +149,8 @@ class Store:
         """
         if not self.is_here():
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(self.path))
-        self._slots.write(state.to_json())
+        self._write(state, is_open=True)
+        self._is_noted = True
         self.state = state
 
     def volume_path(self, volume: VolumeId) -> Path:
@@ -173,13 +191,34 @@ class Store:
                 f"{path} is not a plain directory", hint="Remove it; the store makes its own."
             )
 
-    def _read_state(self) -> StoreState:
+    def _place(self) -> Place | None:
+        """Return what tells this store from every copy of it; None without the lock."""
+        if self._lock_fd < 0:
+            return None
+        return self.disk.inode(self._home_fd), self.disk.inode(self._lock_fd)
+
+    def _settle(self, data: Json | None) -> None:
+        """Note durably that the store is in use here, before anything of it changes."""
+        place = self._place()
+        if data is None or place is None:
+            return
+        state = doubted(self.state) if is_doubtful(data, place) else self.state
+        if state != self.state:
+            log.warning("%s: %s", self.path, COPIED)
+        self.save(state)
+
+    def _write(self, state: StoreState, *, is_open: bool) -> None:
+        self._slots.write({**state.to_json(), "place": self._place(), "open": is_open})
+
+    def _read_slots(self) -> Json | None:
         try:
-            data = self._slots.read()
+            return self._slots.read()
         except StateLost:
             if all(map(self.disk.exists, self._slot_paths())):
                 raise
-            data = None  # A crash in the very first write: nothing was promised yet.
+        return None  # A crash in the very first write: nothing was promised yet.
+
+    def _read_state(self, data: Json | None) -> StoreState:
         if data is None:
             return StoreState()
         try:

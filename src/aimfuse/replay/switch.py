@@ -184,8 +184,10 @@ class Switch:
             path = self._store.volume_path(volume)
             if disk.exists(path):
                 fd = disk.open("switch:look", path, os.O_RDONLY | os.O_NOFOLLOW)
-                held = disk.allocated(fd)
-                disk.close(fd)
+                try:
+                    held = disk.allocated(fd)
+                finally:
+                    disk.close(fd)
             need += min(max(0, size - held), self._payload_bytes.get(volume, 0))
         if disk.free_bytes(self._store.home) < need:
             raise OSError(errno.ENOSPC, f"the switch may need {need} bytes", str(self._store.path))
@@ -233,17 +235,14 @@ class Switch:
     def _finish(self, staging: Staging) -> None:
         """Give the volumes their sizes, then let the state say that the copy is in."""
         store, progress = self._store, staging.progress
-        for entry in staging.volumes:
-            fd = self._open(entry.volume)
-            try:
-                if store.disk.size(fd) != entry.size_bytes:
-                    set_size(store.disk, "switch:size", fd, entry.size_bytes)
-                store.disk.fdatasync("switch:size_sync", fd)
-            finally:
-                store.disk.close(fd)
-        store.disk.sync_dir("switch:sync_dir", store.volumes)
+        try:
+            self._set_sizes(staging)
+        except OSError:
+            self._applied = 0  # A size that was not synced looks set: all is done again.
+            raise
         state = store.state
-        done = progress.origin.number >= (progress.to or 0)
+        doubt = "" if staging.reason == state.doubt else state.doubt
+        done = progress.origin.number >= (progress.to or 0) and not doubt
         if done:
             store.derive_links(state.shown, staging.volumes)
         id_max, exact = volume_ids(staging.volumes, staging.next_volume)
@@ -258,6 +257,7 @@ class Switch:
                 volume_ids_exact=exact,
                 staging=None,
                 shown=() if done else state.shown,
+                doubt=doubt,
             )
         )
         self.start_over()
@@ -265,6 +265,19 @@ class Switch:
         self._staged.forget(staging)
         gone = {one.volume for one in state.volumes} - {one.volume for one in staging.volumes}
         store.remove_volumes(gone)
+
+    def _set_sizes(self, staging: Staging) -> None:
+        """Make the volumes' sizes, and the names of their files, durable."""
+        disk = self._store.disk
+        for entry in staging.volumes:
+            fd = self._open(entry.volume)
+            try:
+                if disk.size(fd) != entry.size_bytes:
+                    set_size(disk, "switch:size", fd, entry.size_bytes)
+                disk.fdatasync("switch:size_sync", fd)
+            finally:
+                disk.close(fd)
+        disk.sync_dir("switch:sync_dir", self._store.volumes)
 
     def _open(self, volume: VolumeId, flags: int = 0) -> int:
         path = self._store.volume_path(volume)

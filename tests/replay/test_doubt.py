@@ -1,0 +1,121 @@
+"""A store that was copied: whole if it was closed, and doubted if a replayer had it open."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from aimfuse.disk import Disk
+from aimfuse.replay.doubt import COPIED
+from aimfuse.replay.session import Session
+from aimfuse.replay.state import Phase
+from tests.replay.source import Source, deliver, mirror_of
+from tests.replay.stores import exhaust, made_source, report
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    return made_source(tmp_path / "spool")
+
+
+@pytest.fixture
+def store(source: Source, tmp_path: Path) -> Path:
+    """Return a store with its first copy and a file behind it, closed in order."""
+    path = tmp_path / "store"
+    deliver(path, *source.sync())
+    source.write(1, 0, b"one")
+    deliver(path, source.roll())
+    replayed(path)
+    return path
+
+
+@contextmanager
+def held(store: Path) -> Iterator[Session]:
+    """Have the store open as a replayer has it."""
+    session = Session(Disk(), store)
+    session.store.lock()
+    try:
+        exhaust(session)
+        yield session
+    finally:
+        session.close()
+
+
+def replayed(store: Path) -> Session:
+    with held(store) as session:
+        return session
+
+
+def copied(store: Path, name: str = "copy") -> Path:
+    """Copy a store by hand."""
+    return Path(shutil.copytree(store, store.with_name(name)))
+
+
+def test_a_closed_store_is_copied_and_moved_at_will(source: Source, store: Path) -> None:
+    other = copied(store)
+    store.rename(store.with_name("moved"))
+    source.write(1, 1, b"two")
+    file = source.roll()
+    for path in (other, store.with_name("moved")):
+        deliver(path, file)
+        assert replayed(path).store.state.phase is Phase.CONSISTENT
+        assert mirror_of(path) == source.snapshot()
+
+
+def test_one_that_was_killed_is_not_doubted_where_it_lies(source: Source, store: Path) -> None:
+    session = Session(Disk(), store)
+    session.store.lock()
+    exhaust(session)
+    session.store._let_go()  # noqa: SLF001 - as the kernel does, and without a word
+    store = store.rename(store.with_name("moved"))
+    source.write(1, 1, b"two")
+    deliver(store, source.roll())
+    replayed(store)
+    assert mirror_of(store) == source.snapshot()
+
+
+@pytest.mark.expects_warnings
+def test_a_copy_of_an_open_store_takes_no_file_until_everything_was_copied(
+    source: Source, store: Path
+) -> None:
+    with held(store):
+        other = copied(store)
+    (other / "volumes" / "00000001").write_bytes(b"of several times".ljust(5000, b"?"))
+    shown = mirror_of(other)
+    source.write(1, 1, b"two")
+    deliver(other, source.roll())
+    for _ in range(2):  # It is as sure of that after a restart.
+        ack = report(replayed(other))
+        assert ack["phase"] == "catching_up"
+        assert ack["needs_sync"] == COPIED
+        assert ack["applied"]["number"] == 2
+        assert mirror_of(other) == shown
+    to = source.number
+    deliver(other, *source.resync([], to, reason="files 1 to 3 left the full spool"))
+    ack = report(replayed(other))
+    assert (ack["phase"], ack["needs_sync"]) == ("catching_up", COPIED)
+    deliver(other, *source.resync([], to, whole=True, reason=COPIED, sync_id=9))
+    ack = report(replayed(other))
+    assert ack["needs_sync"] is None
+    assert ack["phase"] == "consistent"
+    assert mirror_of(other) == source.snapshot()
+    source.write(1, 2, b"three")
+    deliver(other, source.roll())
+    replayed(other)
+    assert mirror_of(other) == source.snapshot()
+
+
+@pytest.mark.expects_warnings
+def test_a_copy_in_the_middle_of_a_first_copy_begins_anew(source: Source, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    first, *_rest = source.sync(per_file=1)
+    deliver(store, first)
+    with held(store) as session:
+        assert session.store.state.phase is Phase.SYNCING
+        other = copied(store)
+    assert report(replayed(other))["phase"] == "empty"
+    deliver(other, *source.sync())
+    assert replayed(other).store.state.phase is Phase.CONSISTENT
+    assert mirror_of(other) == source.snapshot()
