@@ -293,6 +293,21 @@ def test_a_full_disk_keeps_the_mirror_readable_and_is_waited_for(
     assert mirror_of(store) == source.snapshot()
 
 
+@pytest.mark.expects_warnings
+def test_sizes_are_set_again_after_a_sync_that_failed(source: Source, store: Path) -> None:
+    label = "switch:sync_dir"
+    deliver(store, *source.resync(do_much(source), to=3))
+    disk = failing_at(label, errno.EIO)
+    with opened(store, disk) as session:
+        while not session.error:
+            session.round()
+        failed = disk.labels.index(label)
+        exhaust(session)
+    assert mirror_of(store) == source.snapshot()
+    assert "switch:size" in disk.labels[:failed]
+    assert "switch:size" in disk.labels[failed:]
+
+
 class Small(Steps):
     """A disk that says how much it has left once the switch asks."""
 

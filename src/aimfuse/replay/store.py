@@ -240,9 +240,9 @@ class Store:
                 self.disk.unlink("volumes:tidy", self.volumes / name)
         if self.state.phase in {Phase.CATCHING_UP, Phase.SWITCHING, Phase.CONSISTENT}:
             self._check_data()
-        if self._links_promised():
-            wrong = [entry for entry in self.state.volumes if not self._is_linked(entry)]
-            self.derive_links((), tuple(wrong))
+        named = self.state.volumes if self._links_promised() else self.state.shown
+        wrong = [entry for entry in named if not self._is_linked(entry)]
+        self.derive_links((), tuple(wrong))
 
     def _check_data(self) -> None:
         for entry in self.state.volumes:

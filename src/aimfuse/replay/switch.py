@@ -2,7 +2,7 @@
 
 Until the state says SWITCHING nothing of the mirror has changed. From then on the mirror is a
 mixture, and whatever happens the copy is executed again from its first file: a SYNC record says
-what is there afterwards, and files are cut to their old sizes first. Behind it the journal is
+what is there afterwards, and files get their old sizes first. Behind it the journal is
 applied as ever, up to the file that makes the mixture consistent; it is here already.
 """
 
@@ -196,21 +196,24 @@ class Switch:
 
     def _execute_next(self, staging: Staging) -> None:
         if self._applied == 0:
-            self._cut_to_old_sizes(staging)
+            self._return_to_old_sizes(staging)
         if self._applied < staging.progress.next_index:
             self._execute(staging)
             self._applied += 1
         else:
             self._finish(staging)
 
-    def _cut_to_old_sizes(self, staging: Staging) -> None:
-        """Take back what an earlier attempt appended, and make the files of new volumes."""
+    def _return_to_old_sizes(self, staging: Staging) -> None:
+        """Take back sizes that an earlier attempt set, and make the files of new volumes.
+
+        Also what it cut off, zeros by now: a size that is not set again may not be synced again.
+        """
         before = {entry.volume: entry.size_bytes for entry in self._store.state.volumes}
         for entry in staging.volumes:
             size = before.get(entry.volume, 0)
             fd = self._open(entry.volume, os.O_CREAT if entry.volume not in before else 0)
             try:
-                if self._store.disk.size(fd) > size:
+                if self._store.disk.size(fd) != size:
                     set_size(self._store.disk, "switch:cut", fd, size)
             finally:
                 self._store.disk.close(fd)
