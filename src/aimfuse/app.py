@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,13 @@ from aimfuse.driver.process import become_part_of_the_io_path
 from aimfuse.driver.pump import Pump, PumpLimits
 from aimfuse.driver.status import SourceStatus
 from aimfuse.errors import AimfuseError, ConfigError
+from aimfuse.journal.journal import Journal
 from aimfuse.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
 DESTINATIONS_POLL_S = 2.0
+IDLE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,7 @@ def run_mount(request: MountRequest, mounted: Callable[[], None]) -> None:
         check_mountpoint(request.mountpoint, paths.image, [paths.state_dir, paths.spool])
         _warn_of_weak_storage(paths)
         become_part_of_the_io_path()
-        heap.keep_for_the_next_request()
+        heap.keep_for_the_next_request(config.journal.memory_bytes_max)
         journal = config.journal
         limits = GroupLimits(
             journal.file_bytes,
@@ -121,10 +124,21 @@ def run_mount(request: MountRequest, mounted: Callable[[], None]) -> None:
                     log.warning("the coordinator cannot be supervised: %s", exc)
                 await trio.sleep(DESTINATIONS_POLL_S)
 
-        companions: list[Companion] = [coordinate]
+        companions: list[Companion] = [coordinate, partial(_give_back_memory, engine.journal)]
         trio.run(mount.run, config.state_dir, companions, mounted)
     finally:
         lock.release()
+
+
+async def _give_back_memory(journal: Journal) -> None:
+    """Hand back what a burst has left, once nothing was written for a while."""
+    seen = given_back = journal.last_seq
+    while True:
+        await trio.sleep(IDLE_S)
+        before, seen = seen, journal.last_seq
+        if before == seen != given_back:
+            await trio.to_thread.run_sync(heap.give_back)
+            given_back = seen
 
 
 class Destinations:

@@ -12,7 +12,6 @@ _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 
 _POOLS = 2
-_KEPT_BYTES_MAX = 64 * MIB
 _LARGE_BYTES_MIN = 16 * MIB
 
 
@@ -25,14 +24,20 @@ def share_among_threads() -> None:
     _set(_M_ARENA_MAX, _POOLS)
 
 
-def keep_for_the_next_request() -> None:
-    """Do not hand freed memory back at once, up to 64 MiB of it.
+def keep_for_the_next_request(bytes_max: int) -> None:
+    """Do not hand freed memory back to the kernel, up to *bytes_max* of it, until `give_back`.
 
-    Requests of up to 1 MiB come and go all the time. Giving the memory of each back to the
-    kernel and having it zeroed for the next costs a fifth of all that a large write costs.
+    Requests of up to 1 MiB come and go all the time. Having the memory of each zeroed by the
+    kernel for the next costs a fifth of all that a large write costs.
     """
-    _set(_M_TRIM_THRESHOLD, _KEPT_BYTES_MAX)
+    _set(_M_TRIM_THRESHOLD, bytes_max)
     _set(_M_MMAP_THRESHOLD, _LARGE_BYTES_MIN)
+
+
+def give_back() -> None:
+    """Hand back what was kept; takes milliseconds, in which other threads may allocate nothing."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def _set(parameter: int, value: int) -> None:

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from aimfuse.units import MIB
+
 _THREADS = """
 import ctypes, sys, threading
 from aimfuse import heap
@@ -34,7 +36,7 @@ _REQUESTS = """
 import resource, sys
 from aimfuse import heap
 if sys.argv[1:]:
-    heap.keep_for_the_next_request()
+    heap.keep_for_the_next_request(64 << 20)
 def turns(count):
     for _ in range(count):
         held = [bytearray(b"x") * (1 << 20) for _ in range(8)]
@@ -42,14 +44,24 @@ turns(10)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 turns(100)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+kept = resident()
+heap.give_back()
+print(kept - resident())
 """
 
 
-def test_memory_of_large_requests_is_not_fetched_anew_for_each() -> None:
-    faults = []
+def test_memory_of_large_requests_is_kept_until_it_is_given_back() -> None:
+    faults, given_back = [], []
     for words in ((), ("kept",)):
         done = subprocess.run(
             [sys.executable, "-c", _REQUESTS, *words], check=True, capture_output=True, text=True
         )
-        faults.append(int(done.stdout))
+        said = done.stdout.split()
+        faults.append(int(said[0]))
+        given_back.append(int(said[1]))
     assert faults[1] < faults[0] // 10
+    assert given_back[1] > 6 * MIB, "what was kept is given back when asked for"
