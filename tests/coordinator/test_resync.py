@@ -314,3 +314,18 @@ async def test_status_says_why_and_how_far(sites: Sites) -> None:
     assert sync["step"] == "copying"
     assert "left the full spool" in sync["why"]
     assert sync["total_bytes"] >= BLOCK
+    assert status(source, "far")["applied"]["number"] < source.head.number, "where the mirror is"
+    assert status(source, "far")["folded"]["dirty_bytes"] >= BLOCK
+
+
+async def test_before_the_end_of_the_first_copy_no_mirror_is_behind(sites: Sites) -> None:
+    source = sites.source
+    source.write(1, 7)
+    source.checkpoint()
+    sites.may_copy = trio.Event()
+    async with sites.replaying(), sites.shipping():
+        await until(lambda: status(source, "far").get("sync"), 30)
+        told = status(source, "far")
+    assert source.head.number > 0
+    assert told["applied"]["number"] == 0
+    assert told["lag"]["seconds"] is None

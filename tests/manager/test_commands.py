@@ -135,10 +135,20 @@ def test_flush_does_not_wait_for_what_never_comes(driver: Driver) -> None:
     assert "far is 1 file behind (halted: gap)" in result.stderr
 
 
-def test_a_mirror_that_catches_up_after_a_sync_is_not_there_yet(driver: Driver) -> None:
+@pytest.mark.parametrize("stage", ["received", "applied"])
+def test_a_mirror_that_catches_up_after_a_sync_is_not_there_yet(driver: Driver, stage: str) -> None:
     driver.put(7, 7, ack={"phase": "catching_up"})
-    result = run("flush", driver.state_dir, "--wait", "applied", "--timeout", "100ms")
+    result = run("flush", driver.state_dir, "--wait", stage, "--timeout", "100ms")
     assert "far is not consistent yet" in result.stderr
+
+
+@pytest.mark.parametrize("stage", ["received", "applied"])
+def test_an_image_that_was_never_written_to_is_not_there_before_its_first_copy(
+    driver: Driver, stage: str
+) -> None:
+    driver.replies["roll"] = {"ok": True, "number": 0, "epoch": 1}
+    driver.put(0, 0, "new")
+    assert run("flush", driver.state_dir, "--wait", stage, "--timeout", "0.2s").exit_code == 20
 
 
 @pytest.mark.parametrize("stage", ["received", "applied"])

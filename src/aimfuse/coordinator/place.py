@@ -429,10 +429,12 @@ class Place:
     @property
     def _applied(self) -> int:
         """Return where the mirror is: in front of a staged copy until its switch."""
-        sync, ack = self.cursor.sync, self.ack
-        if ack is None or sync is None or not sync.staged:
+        sync = self.cursor.sync
+        if sync is None:
             return self.delivery.applied
-        return ack.applied_number
+        if not sync.staged:
+            return 0
+        return self.ack.applied_number if self.ack else self.cursor.applied
 
     def _forecast(self, now: float) -> dict[str, float | None]:
         """Return how the spool's share goes on if all stays as it is."""
@@ -459,14 +461,17 @@ class Place:
         disk.rename("status:rename", part, path)
 
     def _seconds_behind(self) -> float | None:
-        if self.cursor.is_new:
+        sync = self.cursor.sync
+        if self.cursor.is_new or (sync and not sync.staged):
             return None
         applied, backlog = self._applied, self.parts.backlog
         if applied >= backlog.newest:
             return 0.0
         oldest_ns = backlog.first_time_ns(applied)
         if applied + 1 < backlog.oldest and self.ack:  # The file has left the spool.
-            oldest_ns = self.ack.oldest_waiting_ns or self.ack.mirror_time_ns or oldest_ns
+            # Behind a copy other files wait there than the one that the mirror lacks first.
+            waiting_ns = 0 if sync else self.ack.oldest_waiting_ns
+            oldest_ns = waiting_ns or self.ack.mirror_time_ns or oldest_ns
         return seconds_behind(self.parts.wall_ns(), oldest_ns) if oldest_ns else 0.0
 
     def _sync_status(self, rate_bytes_s: float) -> dict[str, Any] | None:

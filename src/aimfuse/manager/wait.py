@@ -43,6 +43,8 @@ class InUse(BusyError):
     """The mount still has users; nothing was changed."""
 
 
+_WITHOUT_MIRROR = {"empty", "syncing", "catching_up"}
+
 _STATUS_KEY = {Stage.RECEIVED: "received", Stage.APPLIED: "applied"}
 
 
@@ -117,16 +119,18 @@ def _names(state_dir: Path, only: Sequence[str]) -> list[str]:
 def _behind(state_dir: Path, name: str, stage: Stage, number: int) -> Behind | None:
     """Return where the destination is, or None when it is there."""
     place = state_dir / "destinations" / name
+    status = Fields(read_json(place / "status.json"))  # First: a copy may begin in between.
     cursor, problem = read_slots(place / "cursor")
     at = Fields(cursor)
-    status = Fields(read_json(place / "status.json"))
     key = "number" if stage is Stage.RECEIVED else "applied"
     reached = max(at.count(key), status.part(_STATUS_KEY[stage]).count("number"))
     phase = status.part("ack").text("phase")
     consistent = at.text("state") == "shipping" and phase in {"", "consistent"}
-    # While a copy is on its way these numbers are where that begins, and not what is there.
-    is_copying = bool(cursor and cursor.get("sync"))
-    if reached >= number and not is_copying and (consistent or stage is Stage.RECEIVED):
+    # While a copy is on its way these numbers are where that begins, and not what is there; and
+    # a first one is of no use before the journal behind it has come, too.
+    is_copying = bool(cursor and cursor.get("sync")) or phase in _WITHOUT_MIRROR
+    is_begun = at.text("state") in {"shipping", "halted"} and not is_copying
+    if reached >= number and (consistent or (stage is Stage.RECEIVED and is_begun)):
         return None
     state = "halted" if at.text("state") == "halted" else status.text("state") or "new"
     if state == "paused" and not _is_paused(state_dir, name):
