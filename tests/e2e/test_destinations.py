@@ -91,6 +91,8 @@ def test_destinations_come_pause_and_go_while_the_volume_is_in_use(
     done = aimfuse("destination", "add", source.image, far.url("two"), "--bandwidth", "20MiB/s")
     assert (done.returncode, done.stdout) == (0, "Added two.\n"), done.stderr
     source.wait_mirrored(far, "two")
+    again = aimfuse("destination", "add", source.image, far.url("two"), "--bandwidth", "1MiB/s")
+    assert (again.returncode, "nothing was changed" in again.stderr) == (2, True)
     assert aimfuse("destination", "pause", source.image, "two").returncode == 0
     write(source, MIB)
     source.wait_mirrored(far, "one")

@@ -237,6 +237,8 @@ def fold_on(disk: Path, source: Source, far: FarHost) -> None:
     ("words", "said"),
     [
         (("s",), "nothing to copy"),
+        (("s", "--range", "no.img:0+1"), "no volume 'no.img'"),
+        (("s", "--range", "1GiB+1"), "beyond the end"),
         (("s", "--full", "--range", "0+1"), "together"),
         (("s", "--range", "half of it"), "is no range"),
         (("s", "--range", "0+0"), "is empty"),

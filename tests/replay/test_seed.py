@@ -108,6 +108,11 @@ def test_an_unfinished_seed_and_a_damaged_one_say_what_to_do(seed: Path, tmp_pat
         take(seed, tmp_path / "store")
 
 
+def test_a_store_is_made_where_there_is_a_place_for_it(seed: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not there"):
+        import_seed(Disk(), seed, tmp_path / "no" / "store", print)
+
+
 def test_a_store_in_use_is_not_overwritten(seed: Path, tmp_path: Path, source: Source) -> None:
     store = begun(tmp_path / "store", source)
     source.write(1, 0, b"newer")

@@ -11,11 +11,11 @@ from aimfuse.driver.ladder import (
     Policy,
     excess,
     folds,
-    full_mark,
     level,
     policy_of_lowest,
     why_share_full,
 )
+from aimfuse.journal.spool import full_mark
 from aimfuse.units import GIB, KIB, MIB, FileNumber
 
 SIZES = tuple((FileNumber(number), MIB) for number in range(1, 21))

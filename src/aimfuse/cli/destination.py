@@ -77,6 +77,9 @@ def add(
             return add_destination(config, url, name=name, **values)
 
         after = edit(state_dir, change)
+        if after == before and values:
+            hint = "Change its table in group.toml, then run `aimfuse reload IMAGE`."
+            raise UsageError(f"{url} is a destination already; nothing was changed", hint=hint)
         _obeyed(state_dir)
         new = {one.name for one in after.destinations} - {one.name for one in before.destinations}
         typer.echo(f"Added {', '.join(new)}." if new else f"{url} is a destination already.")

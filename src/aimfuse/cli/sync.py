@@ -8,12 +8,13 @@ import typer
 
 from aimfuse.cli.boundary import exit_on_error
 from aimfuse.errors import UsageError
-from aimfuse.units import parse_size
+from aimfuse.units import format_bytes, parse_size
 
 if TYPE_CHECKING:
     from aimfuse.coordinator.request import Range
 
 _RANGE = re.compile(r"(?:(.+):)?([^:+]+)\+([^:+]+)")
+NAMES_SHOWN_MAX = 10
 _RANGE_HINT = "Write VOLUME:OFFSET+LENGTH, such as disk.img:1GiB+64MiB."
 
 
@@ -53,13 +54,16 @@ def sync(
 
         if full == bool(ranges):
             raise UsageError(
-                "nothing to copy" if not full else "--full and --range together",
+                "--full and --range together"
+                if full
+                else "nothing to copy was named: what the mirror lacks is copied by itself",
                 hint="Give --full for everything, or --range for what to copy.",
             )
         state_dir = find_source(image, state)
         config = load(state_dir)
         config.destination(name)
         found = tuple(_parsed(one, config.image) for one in ranges or ())
+        _check_known(found, state_dir)
         directory = config.destination_dir(name)
         if not directory.exists():
             hint = "It begins with a first copy, by itself."
@@ -69,6 +73,21 @@ def sync(
             f"Asked for. It begins within moments while somebody ships; follow it with "
             f"`aimfuse status {image}`."
         )
+
+
+def _check_known(ranges: "tuple[Range, ...]", state_dir: Path) -> None:
+    """Refuse what no volume has: nothing would be copied, and nobody told."""
+    from aimfuse.manager.source import source_status  # noqa: PLC0415 - as above
+
+    told = source_status(state_dir).get("volumes") or ()
+    sizes = {str(one["name"]): int(one["size"]) for one in told}
+    for one in ranges if sizes else ():
+        if one.volume not in sizes:
+            hint = f"Known: {', '.join(sorted(sizes)[:NAMES_SHOWN_MAX])}."
+            raise UsageError(f"the group has no volume {one.volume!r}", hint=hint)
+        if one.offset >= sizes[one.volume]:
+            hint = f"It has {format_bytes(sizes[one.volume])}."
+            raise UsageError(f"a range begins beyond the end of {one.volume}", hint=hint)
 
 
 def _parsed(given: str, image: Path) -> "Range":

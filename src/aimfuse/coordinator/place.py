@@ -36,6 +36,7 @@ from aimfuse.errors import AimfuseError, Unavailable
 from aimfuse.journal.fold import Fold, FoldFile
 from aimfuse.journal.header import NO_DIGEST
 from aimfuse.journal.journal import Head
+from aimfuse.journal.spool import full_mark, full_reserve
 from aimfuse.transport.base import Transport
 from aimfuse.units import Epoch, FileNumber, Seq
 
@@ -440,12 +441,12 @@ class Place:
         """Return how the spool's share goes on if all stays as it is."""
         pinned, journal = self.pinned().bytes, self.parts.config.journal
         self._trend.note(now, pinned)
-        room = [journal.spool_bytes_max - pinned]
+        room = [full_mark(journal.spool_bytes_max, journal.file_bytes) - pinned]
         if self.config.spool_share_bytes is not None:
             room.append(self.config.spool_share_bytes - pinned)
         with contextlib.suppress(OSError):
             free = self.parts.disk.free_bytes(self.parts.backlog.spool)
-            room.append(free - journal.spool_reserve_bytes)
+            room.append(free - full_reserve(journal.spool_reserve_bytes, journal.file_bytes))
         return self._trend.forecast(pinned, max(0, min(room)))
 
     def write_status(self) -> None:

@@ -12,13 +12,11 @@ from aimfuse.driver.ballast import Ballast
 from aimfuse.driver.engine import Engine
 from aimfuse.driver.folding import fold_files, forget_fold
 from aimfuse.driver.ladder import (
-    MARGIN_FILES,
     Account,
     Load,
     Policy,
     excess,
     folds,
-    full_mark,
     level,
     policy_of_lowest,
     why_share_full,
@@ -27,7 +25,14 @@ from aimfuse.driver.pins import Pins, lowest
 from aimfuse.errors import BusyError
 from aimfuse.journal.journal import Head
 from aimfuse.journal.names import JournalName
-from aimfuse.journal.spool import free_files, release, sealed_names
+from aimfuse.journal.spool import (
+    MARGIN_FILES,
+    RESERVED_FILES,
+    free_files,
+    full_mark,
+    release,
+    sealed_names,
+)
 from aimfuse.units import MIB, FileNumber
 
 log = logging.getLogger(__name__)
@@ -38,9 +43,6 @@ FOLD_BYTES_MAX = 512 * MIB
 """Folded in one round, at most: reading files takes the interpreter from everybody else."""
 
 BALLAST = "ballast"
-
-RESERVED_FILES = 4
-"""Journal files that must still fit beside the reserve, so that what is open can be sealed."""
 
 RECORD_BYTES_MAX = 512
 """What a request takes in the journal besides its payload and an eighth of it, at most: each

@@ -8,13 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from aimfuse.journal.spool import WARN_RATIO
 from aimfuse.units import FileNumber
 
 FOLD = "fold"
 FAIL = "fail"
-WARN_RATIO = 0.7
 CALM_RATIO = 0.6
-MARGIN_FILES = 4
 _LOW_RATIO = 0.8
 
 
@@ -55,12 +54,6 @@ class Load:
 
 
 PolicyOf = Callable[[Account], Policy]
-
-
-def full_mark(bytes_max: int, file_bytes: int) -> int:
-    """Return from how many bytes on a spool counts as full: before a writer would wait."""
-    margin = max(bytes_max // 10, min(MARGIN_FILES * file_bytes, bytes_max // 2))
-    return bytes_max - margin
 
 
 def excess(spool_bytes: int, mark: int) -> int:

@@ -14,6 +14,11 @@ FREE_PREFIX = "free-"
 FREE_FILES_MAX = 16
 """Released files kept for recycling; more than are in use at once brings nothing."""
 
+WARN_RATIO = 0.7
+MARGIN_FILES = 4
+RESERVED_FILES = 4
+"""Journal files that must still fit beside the reserve, so that what is open can be sealed."""
+
 
 def sealed_names(disk: Disk, spool: Path) -> list[JournalName]:
     """Return the names of the finished files, in the order of the journal."""
@@ -52,6 +57,17 @@ def release(disk: Disk, spool: Path, through: FileNumber, *, recycle: bool = Tru
     if gone:
         disk.sync_dir("spool:release_sync_dir", spool)
     return len(gone)
+
+
+def full_mark(bytes_max: int, file_bytes: int) -> int:
+    """Return from how many bytes on a spool counts as full: before a writer would wait."""
+    margin = max(bytes_max // 10, min(MARGIN_FILES * file_bytes, bytes_max // 2))
+    return bytes_max - margin
+
+
+def full_reserve(reserve_bytes: int, file_bytes: int) -> int:
+    """Return from how few free bytes on its disk on a spool counts as full."""
+    return reserve_bytes + (RESERVED_FILES + 1) * file_bytes
 
 
 def _names(disk: Disk, spool: Path, suffix: str) -> list[JournalName]:

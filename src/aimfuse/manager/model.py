@@ -114,6 +114,7 @@ class Destination:
     received: Amount
     received_number: int
     pinned: Amount
+    folded_bytes: int
     forecast: Forecast
     opens: str
     store_free_bytes: int | None
@@ -144,6 +145,7 @@ class Source:
     spool: Amount
     spool_bytes_max: int | None
     spool_free_bytes: int | None
+    spool_level: str
     memory_bytes: int
     volumes: tuple[Volume, ...]
     shipper: str
@@ -228,6 +230,7 @@ def _source(status: Fields, now_ns: int) -> Source:
         spool=_amount(spool),
         spool_bytes_max=spool.maybe("bytes_max"),
         spool_free_bytes=spool.maybe("free_bytes"),
+        spool_level=spool.text("level"),
         memory_bytes=status.count("memory_bytes"),
         volumes=_volumes(status),
         shipper=_shipper(shipper),
@@ -301,6 +304,7 @@ def _destination(status: Fields, now_ns: int, idle: str) -> Destination:
         received=_amount(status.part("received_not_applied")),
         received_number=status.part("received").count("number"),
         pinned=_amount(status.part("pinned")),
+        folded_bytes=0 if sync else status.part("folded").count("dirty_bytes"),
         forecast=_forecast(status.part("forecast")),
         opens=status.text("opens"),
         store_free_bytes=ack.maybe("free_bytes"),

@@ -59,6 +59,9 @@ def begin(state_dir: Path, directory: Path, url: str, name: str | None) -> Filli
     """
     directory = directory.absolute()
     disk = Disk()
+    if not directory.parent.is_dir():
+        hint = "Is the disk mounted that it is to be carried on?"
+        raise UsageError(f"{directory.parent} is not there", hint=hint)
     for path in (directory, directory / "inbox"):
         disk.mkdir("seed:mkdir", path, 0o750)
     found = name or destination_name(url)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from aimfuse import config
-from aimfuse.config import STATE_SUFFIX, DestinationConfig, GroupConfig
+from aimfuse.config import STATE_SUFFIX, DestinationConfig, GroupConfig, JournalConfig
 from aimfuse.errors import AimfuseError, ConfigError
+from aimfuse.journal.spool import WARN_RATIO, full_mark
 from aimfuse.manager import control_client
 from aimfuse.manager.fields import Fields
 from aimfuse.manager.files import State, free_bytes, lock_holder, read_json, read_slots
@@ -89,6 +90,7 @@ def assemble(state_dir: Path) -> State:
             "bytes": spool.bytes,
             "bytes_max": settings.journal.spool_bytes_max if settings else None,
             "free_bytes": free_bytes(spool.directory),
+            "level": _level(spool, settings.journal) if settings else None,
         },
         "volumes": [
             {"name": one.get("name"), "size": one.get("size")}
@@ -100,6 +102,13 @@ def assemble(state_dir: Path) -> State:
         "destinations": _destinations(state_dir, settings, spool),
         "time_ns": time.time_ns(),
     }
+
+
+def _level(spool: SpoolFiles, limits: JournalConfig) -> str:
+    """Return where the spool stands by the marks of the driver that will come."""
+    if spool.bytes >= full_mark(limits.spool_bytes_max, limits.file_bytes):
+        return "full"
+    return "warn" if spool.bytes >= WARN_RATIO * limits.spool_bytes_max else "fine"
 
 
 def _known_sums(state_dir: Path) -> list[KnownSum]:

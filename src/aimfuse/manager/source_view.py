@@ -23,12 +23,12 @@ from aimfuse.manager.scene import (
 )
 from aimfuse.units import format_bytes, format_seconds
 
-SPOOL_WARN_RATIO = 0.7
-SPOOL_ALARM_RATIO = 0.9
 SPOOL_SOON_S = 4 * 3600.0
 TWO_COLUMNS_WIDTH = 120
 UPLOADS_SHOWN_MAX = 8
 _GUTTER = 4
+_SPOOL_STYLES = {"warn": "yellow", "full": "red"}
+"""By the driver's marks. What is fine needs no word."""
 
 _Block = Callable[[Scene], Lines]
 
@@ -73,14 +73,14 @@ def _journal(source: Source, scene: Scene) -> Lines:
 def _spool(source: Source, scene: Scene) -> Lines:
     used, most = source.spool.bytes, source.spool_bytes_max
     ratio = used / most if most else 0.0
-    style = "green"
-    if ratio > SPOOL_WARN_RATIO:
-        style = "red" if ratio > SPOOL_ALARM_RATIO else "yellow"
+    style = _SPOOL_STYLES.get(source.spool_level, "green")
     chunks = []
     if most:
         chunks = [bar(used, most, BAR_WIDTH, style), Text(f"{ratio:.0%}", style=style)]
     of = f" of {format_bytes(most)}" if most else ""
     chunks += [Text(format_bytes(used) + of), Text(files(source.spool.files))]
+    if source.spool_level in _SPOOL_STYLES:
+        chunks.append(Text(source.spool_level, style=style))
     if source.spool_free_bytes is not None and scene.detail is Detail.FULL:
         chunks.append(Text(f"{format_bytes(source.spool_free_bytes)} free on disk", style="dim"))
     full_in = [s for one in source.destinations if (s := one.forecast.full_in_s) is not None]
@@ -153,6 +153,8 @@ def _kept(one: Destination, scene: Scene) -> Lines:
         chunks.append(Text(f"sends again {safe(one.opens)}"))
     if one.pinned.files:
         chunks.append(Text(f"{amount(one.pinned.files, one.pinned.bytes)} in the spool"))
+    if one.folded_bytes:
+        chunks.append(Text(f"{format_bytes(one.folded_bytes)} to be copied", style="yellow"))
     if one.forecast.drained_in_s is not None:
         chunks.append(Text(f"drained in {format_seconds(one.forecast.drained_in_s)}"))
     return row("kept", chunks, scene.look) if chunks else []

@@ -75,7 +75,7 @@ def import_seed(disk: Disk, seed: Path, path: Path, say: Say) -> StoreState:
     Killed anywhere, it goes on when it is called again.
 
     Raises:
-        UsageError: *seed* is no finished seed.
+        UsageError: *seed* is no finished seed, or there is no place for the store.
         StoreError: *path* is a store that is in use, or a volume arrived damaged.
         BusyError: somebody replays one of the two.
         OSError: as a disk gave it, such as when it is full.
@@ -83,6 +83,9 @@ def import_seed(disk: Disk, seed: Path, path: Path, say: Say) -> StoreState:
     with _Held(disk, seed):
         state, digests = _read_seed(disk, seed)
         if not disk.exists(path):
+            if not disk.exists(path.absolute().parent):
+                hint = "A store's parent is made by hand, as for a first copy over the line."
+                raise UsageError(f"{path.parent} is not there", hint=hint)
             disk.mkdir("seed:mkdir", path, 0o750)
             disk.sync_dir("seed:sync_dir", path.parent)
         store = Store(disk, path)
