@@ -29,6 +29,19 @@ IOV_MAX = 1024
 _FALLOC_KEEP_SIZE = 1
 _FALLOC_PUNCH_HOLE = 2
 _ZERO_CHUNK_BYTES = 1 << 20
+_COPY_BYTES = 1 << 20
+_FICLONE = 0x40049409
+_NO_CLONES = frozenset(
+    {
+        errno.EOPNOTSUPP,
+        errno.ENOSYS,
+        errno.ENOTTY,
+        errno.EINVAL,
+        errno.EXDEV,
+        errno.EPERM,
+    }
+)
+"""What cloning and copying inside the kernel give where they cannot be, or not between these."""
 _BLOCK_BYTES = 4096
 _NO_HOLES = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EINVAL, errno.EBUSY})
 """What a punch gives where there can be no hole; EBUSY from a device with pages in use."""
@@ -138,6 +151,32 @@ class Disk:
             _write_zeros(fd, offset, min(length, max(0, _size(fd) - offset)))
         elif number:
             raise OSError(number, os.strerror(number))
+
+    def clone(self, label: str, source: int, target: int) -> bool:
+        """Make *target* share all of the blocks of *source*; return False where that cannot be."""
+        self.step(label)
+        try:
+            fcntl.ioctl(target, _FICLONE, source)
+        except OSError as exc:
+            if exc.errno in _NO_CLONES:
+                return False
+            raise
+        return True
+
+    def copy_range(self, label: str, source: int, target: int, offset: int, length: int) -> int:
+        """Copy bytes from one file to the same place of another; return how many, 0 at its end.
+
+        The file system may do it without moving them.
+        """
+        self.step(label)
+        try:
+            return os.copy_file_range(source, target, length, offset, offset)
+        except OSError as exc:
+            if exc.errno not in _NO_CLONES:
+                raise
+        data = self.pread(source, min(length, _COPY_BYTES), offset)
+        _pwrite_rest(target, memoryview(data), 0, offset)
+        return len(data)
 
     def fdatasync(self, label: str, fd: int) -> None:
         """Make the file's data and size durable.

@@ -13,6 +13,7 @@ AimfuseError                 an expected failure: one line and a hint, never a t
 ├── HaltedError              the volume refuses writes after a disk error         exit 13
 ├── VolumeError              one request is refused with the errno it carries     exit 1
 ├── StoreError               a store cannot go on without its operator            exit 14
+├── OutOfReach               the past does not go back there, or not yet          exit 15
 └── TransportError           a destination could not be reached or said no
     ├── Unavailable          try again later, with backoff                        exit 20
     └── Refused              do not try again before somebody acted               exit 21
@@ -131,6 +132,12 @@ class StoreError(AimfuseError):
     """A store cannot go on without its operator; its mirror was not touched."""
 
     exit_code = 14
+
+
+class OutOfReach(AimfuseError):
+    """A point that the history of a store does not hold; nothing was changed."""
+
+    exit_code = 15
 
 
 class TransportError(AimfuseError):

@@ -17,7 +17,7 @@ FAMILIES = {
     "sync": ("sync",),
     "watch": ("status", "dashboard", "flush", "bookmark", "umount"),
     "far": ("replay", "serve"),
-    "past": ("history",),
+    "past": ("history", "restore"),
     "seed": ("seed",),
     "inspect": ("inspect",),
 }

@@ -1,6 +1,10 @@
-"""`history`: what of a store's past can be had."""
+"""`history` and `restore`: what of a store's past can be had, and having it."""
 
 import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from aimfuse.cli.boundary import exit_on_error
+from aimfuse.errors import UsageError
 from aimfuse.units import SECOND_NS, format_bytes, format_seconds
 
 StoreArgument = Annotated[
@@ -19,6 +24,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def register(app: typer.Typer) -> None:
     """Add the commands to *app*."""
     app.command("history")(history)
+    app.command("restore")(restore)
 
 
 def history(store: StoreArgument, as_json: JsonOption = False) -> None:
@@ -30,6 +36,101 @@ def history(store: StoreArgument, as_json: JsonOption = False) -> None:
 
         said = describe(Disk(), store)
         typer.echo(json.dumps(said, indent=2) if as_json else "\n".join(_lines(said)))
+
+
+def restore(
+    store: StoreArgument,
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="The file to make; a directory for several volumes, or with a / at its end.",
+        ),
+    ],
+    at: Annotated[
+        str | None,
+        typer.Option(
+            "--at",
+            metavar="POINT",
+            help="A time, an age (5 minutes ago), a position (1:4711), a bookmark. Default: now.",
+        ),
+    ] = None,
+    before: Annotated[
+        bool, typer.Option("--before/--after", help="Without the record at POINT, or with it.")
+    ] = False,
+    volume: Annotated[
+        str | None, typer.Option("--volume", metavar="NAME", help="Only this volume.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and read how much.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace PATH if it exists.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Restore a point of the past to new files, also while the store is replayed.
+
+    PATH appears when it is whole. Exit code 15: the past does not go back to that point.
+    """  # fmt: skip
+    with exit_on_error():
+        # Imported when needed: the other commands do without.
+        from aimfuse.disk import Disk  # noqa: PLC0415
+        from aimfuse.replay.point import parse_at  # noqa: PLC0415
+        from aimfuse.replay.restore import Request  # noqa: PLC0415
+        from aimfuse.replay.restore import restore as restore_store  # noqa: PLC0415
+
+        _check_local(store)
+        wanted = parse_at(at, datetime.now().astimezone(), before=before)
+        request = Request(Path(output), wanted, volume, output.endswith("/"), force)
+        with _progress() as report:
+            said = restore_store(Disk(), store, request, report, dry_run=dry_run)
+        typer.echo(json.dumps(said, indent=2) if as_json else "\n".join(_restored(said)))
+
+
+def _check_local(store: Path) -> None:
+    if re.match(r"[a-z]+:/", str(store)):
+        hint = "Run it on the store's host, or on a copy of the store."
+        raise UsageError(f"{store} is no directory of this host", hint=hint)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Give what draws a bar with the time that is left, where somebody can see it."""
+    if not sys.stderr.isatty():
+        yield lambda _what, _done, _total: None
+        return
+    from rich.console import Console  # noqa: PLC0415 - only a terminal needs it
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(),
+        TransferSpeedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda what, done, total: bar.update(
+            task, description=what, completed=done, total=total
+        )
+
+
+def _restored(said: dict[str, Any]) -> list[str]:
+    reads = said["reads"]
+    done = "would restore" if said["dry_run"] else "restored"
+    mirror, undo = format_bytes(reads["mirror_bytes"]), format_bytes(reads["undo_bytes"])
+    return [
+        f"{done} {said['position']} in file {said['file']}, {format_time(said['time_ns'])}",
+        *(f"  {one['name']}, {format_bytes(one['size'])}" for one in said["volumes"]),
+        f"to {said['output']}" + ("/" if said["directory"] else ""),
+        f"from {mirror} of the mirror and {reads['undo_files']} undo files, {undo}",
+    ]
 
 
 def _lines(said: dict[str, Any]) -> list[str]:

@@ -135,7 +135,7 @@ def find_reach(state: StoreState, kept: Mapping[int, KeptSet], floor: Floor) -> 
     number: int = state.head.number
     first, why = find_first(state, floor)
     sets: list[KeptSet] = []
-    while number > first:
+    while number > first and not floor.is_off:
         one = kept.get(number)
         if one is None or not (one.has_undo and one.has_redo):
             why = "what was older has been pruned" if one is None else "a file of it is gone"
@@ -152,8 +152,8 @@ def find_first(state: StoreState, floor: Floor) -> tuple[int, str]:
     """Return the file behind which there can be states at the earliest, and why not before."""
     sync = state.sync
     first = max(sync.to or 0, sync.origin.number) if sync else 0
-    if floor.number > first:
-        return floor.number, floor.why
+    if floor.number > first or floor.is_off:
+        return max(first, floor.number), floor.why
     return first, "a copy made the mirror what it was there; in front of it there is no state"
 
 

@@ -17,6 +17,7 @@ from aimfuse.journal.header import (
 )
 from aimfuse.journal.records import IOCB_BYTES, BadIocb, Iocb, RecordType, decode_iocb
 from aimfuse.journal.slots import Slots
+from aimfuse.replay.doubt import doubted, is_doubtful
 from aimfuse.replay.kept import (
     HISTORY,
     Floor,
@@ -76,26 +77,31 @@ def look_at(disk: Disk, path: Path, look: Look | None = None) -> Past:
         StoreError: its state is damaged.
         OSError: as the disk gave it.
     """
-    state = _read_state(disk, path)
+    look = look or Look()
+    state = _read_state(disk, look, path)
     history = path / HISTORY
     if not disk.exists(history):
         return Past(path, state, Floor(), {}, None)
     floor = read_floor(floor_slots(disk, history), state)
-    kept = list_kept(disk, look or Look(), history)
+    kept = list_kept(disk, look, history)
     reach = find_reach(state, kept, floor) if is_whole(state) else None
     return Past(path, state, floor, kept, reach)
 
 
-def _read_state(disk: Disk, path: Path) -> StoreState:
+def _read_state(disk: Disk, look: Look, path: Path) -> StoreState:
     if not disk.exists(path / "inbox"):
         hint = "Name the directory of one store, the one with inbox/ and mirror/ in it."
         raise UsageError(f"{path} is no store", hint=hint)
     try:
         data = Slots(disk, path / "state", "store-state").read()
-        return StoreState() if data is None else StoreState.from_json(data)
+        state = StoreState() if data is None else StoreState.from_json(data)
     except (StateLost, KeyError, TypeError, ValueError) as exc:
         hint = "Use the aimfuse version that last replayed here, or a newer one."
         raise StoreError(f"{path}: its state cannot be read: {exc!r}", hint=hint) from exc
+    home, lock = look.entry(path), look.entry(path / "lock")
+    if data and home and lock and is_doubtful(data, (home.inode, lock.inode)):
+        return doubted(state)
+    return state
 
 
 def describe(disk: Disk, path: Path) -> Json:
@@ -128,7 +134,7 @@ def _describe(disk: Disk, past: Past) -> Json:
         **_settings(disk, past.path),
     }
     if reach is None:
-        why = state.reason or "the store has no consistent mirror now"
+        why = state.doubt or state.reason or "the store has no consistent mirror now"
         return said | {"gaps": [{"behind": None, "why": why}]}
     assert state.head is not None
     oldest = state.head

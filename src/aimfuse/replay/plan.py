@@ -67,6 +67,15 @@ def plan_journal(state: StoreState, aim: AimFile) -> Plan:
         raise HistoryBroken(f"{aim.path.name}: {exc}") from exc
 
 
+def plan_until(state: StoreState, aim: AimFile, seq: int) -> Plan:
+    """Return what the records of *aim* up to number *seq* do; errors as for `plan_journal`."""
+    try:
+        _check_table(state, aim)
+        return _plan(start(state), aim, (iocb for iocb in aim.iocbs if iocb.seq <= seq))
+    except (ValueError, UnicodeDecodeError) as exc:
+        raise HistoryBroken(f"{aim.path.name}: {exc}") from exc
+
+
 def check_extent(offset: int, length: int) -> int:
     """Return where the extent ends.
 

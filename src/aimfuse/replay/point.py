@@ -1,0 +1,252 @@
+"""Which point of the past is meant, and where in the history it lies.
+
+A point is a file boundary and, behind it, the records of one more file up to a number. Given as
+a time it is the last record that was made until then, by the source's clock.
+"""
+
+import re
+from bisect import bisect_left
+from dataclasses import dataclass
+from datetime import datetime, time, timedelta
+from pathlib import Path
+
+from aimfuse.disk import Disk
+from aimfuse.errors import CorruptRecord, OutOfReach, UsageError
+from aimfuse.journal.header import HEADER_BYTES, Seal, identity_seed
+from aimfuse.journal.reader import read_header, read_sealed
+from aimfuse.journal.records import IOCB_BYTES, BadIocb, decode_iocb
+from aimfuse.replay.kept import KeptSet
+from aimfuse.replay.past import Past, find_bookmarks
+from aimfuse.replay.state import Head
+from aimfuse.replay.undo import read_undo
+from aimfuse.units import SECOND_NS, parse_duration_s
+
+HINT = (
+    "Give a time (2026-11-23 14:03:10, 14:03:10, with +02:00 or Z behind it for another zone), "
+    "an age (5 minutes ago, 90s ago), a position (1:4711), or a bookmark (also as bookmark:LABEL). "
+    "`aimfuse history` lists what there is."
+)
+_POSITION = re.compile(r"(\d{1,19}):(\d{1,19})")
+_AGO = re.compile(r"(.+?)\s+ago")
+_WORDS = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|sec|min|second|minute|hour|day|week)s?\b")
+_UNITS = {"sec": "s", "min": "m", "second": "s", "minute": "m", "hour": "h", "day": "d"}
+_CLOCK = re.compile(r"\d{2}:\d{2}:\d{2}(?:\.\d{1,6})?")
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+_BOOKMARK = "bookmark:"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What was asked for: one of position (epoch, seq), Unix time in ns, or bookmark."""
+
+    text: str
+    position: tuple[int, int] | None = None
+    time_ns: int | None = None
+    label: str | None = None
+    before: bool = False
+
+    @property
+    def is_newest(self) -> bool:
+        """Tell whether nothing but the newest state is wanted."""
+        return self.position is None and self.time_ns is None and self.label is None
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The state behind file *base* and, of file *redo*, the records up to *seq*.
+
+    *position* is epoch and seq of the last record in it, *time_ns* its time, 0 if unknown.
+    """
+
+    base: int
+    redo: KeptSet | None
+    seq: int
+    position: tuple[int, int]
+    time_ns: int
+
+
+def parse_at(text: str | None, now: datetime, *, before: bool = False) -> Wanted:
+    """Return what *text* means at the local time *now*; nothing is the newest state.
+
+    Raises:
+        UsageError: it is empty, or a time that cannot be.
+    """
+    if text is None or text.strip() in {"now", "newest"}:
+        return Wanted("now", before=before)
+    text = text.strip()
+    if not text:
+        raise UsageError("an empty point in time", hint=HINT)
+    if text.startswith(_BOOKMARK):
+        return Wanted(text, label=text.removeprefix(_BOOKMARK), before=before)
+    if match := _AGO.fullmatch(text):
+        then_ns = int(now.timestamp() * SECOND_NS) - int(_age_s(match[1]) * SECOND_NS)
+        return Wanted(text, time_ns=then_ns, before=before)
+    if (moment := _moment(text, now)) is not None:
+        return Wanted(text, time_ns=moment, before=before)
+    if match := _POSITION.fullmatch(text):
+        return Wanted(text, position=(int(match[1]), int(match[2])), before=before)
+    return Wanted(text, label=text, before=before)
+
+
+def _age_s(text: str) -> float:
+    """Return the seconds of ``5 minutes``, ``1 h 30 min``, ``90s``."""
+    rest = _WORDS.sub("", text).strip(" ,")
+    parts = _WORDS.findall(text)
+    if rest or not parts:
+        raise UsageError(f"{text!r} is no age", hint=HINT)
+    total = 0.0
+    for number, unit in parts:
+        if unit == "week":
+            total += float(number) * 7 * 86400
+        else:
+            total += parse_duration_s(f"{number}{_UNITS.get(unit, unit)}")
+    return total
+
+
+def _moment(text: str, now: datetime) -> int | None:
+    """Return the Unix time in ns of a date, or of a time of day with seconds; None for neither."""
+    try:
+        if _CLOCK.fullmatch(text):
+            clock = time.fromisoformat(text)
+            found = datetime.combine(now.date(), clock)
+            if found > now.replace(tzinfo=None):  # Nobody asks for the future.
+                found -= timedelta(days=1)
+        elif _DATE.match(text):
+            found = datetime.fromisoformat(text)
+        else:
+            return None
+        return round(found.timestamp() * 1_000_000) * 1000
+    except (ValueError, OverflowError, OSError) as exc:
+        raise UsageError(f"{text!r} is no time: {exc}", hint=HINT) from exc
+
+
+class Finder:
+    """Finds points in the past of one store."""
+
+    def __init__(self, disk: Disk, past: Past) -> None:
+        """*past* has a mirror; whoever asks holds a pin."""
+        assert past.reach is not None
+        assert past.state.head is not None
+        self._disk = disk
+        self._past = past
+        self._reach = past.reach
+        self._head = past.state.head
+        self._sets = past.reach.sets[::-1]
+
+    def find(self, wanted: Wanted) -> Point:
+        """Return where *wanted* lies.
+
+        Raises:
+            OutOfReach: the past does not go back there, or it has not come yet.
+            UsageError: several bookmarks have that name.
+            JournalError: a file of the history is damaged.
+            OSError: one could not be read.
+        """
+        if wanted.is_newest:
+            return self._boundary(self._head)
+        if wanted.position is not None:
+            epoch, seq = wanted.position
+            return self._at(wanted, epoch, seq - 1 if wanted.before else seq)
+        if wanted.time_ns is not None:
+            return self._until(wanted, wanted.time_ns)
+        return self._bookmark(wanted)
+
+    def _bookmark(self, wanted: Wanted) -> Point:
+        known = find_bookmarks(self._disk, self._past)
+        found = [one for one in known if one.label == wanted.label]
+        if not found:
+            raise self._beyond(wanted, "no bookmark of that name is in reach")
+        if len(found) > 1:
+            places = ", ".join(f"{one.epoch}:{one.seq}" for one in found)
+            hint = f"Name one by its position: {places}."
+            raise UsageError(f"several bookmarks are called {wanted.label!r}", hint=hint)
+        return self._at(wanted, found[0].epoch, found[0].seq - bool(wanted.before))
+
+    def _at(self, wanted: Wanted, epoch: int, seq: int) -> Point:
+        """Return the point behind record *epoch*:*seq*."""
+        if (epoch, seq) == (self._head.epoch, self._head.seq):
+            return self._boundary(self._head)
+        if (epoch, seq) > (self._head.epoch, self._head.seq):
+            raise self._beyond(wanted, "it is not here yet")
+        index = bisect_left(self._sets, (epoch, seq), key=self._last_position)
+        if index == len(self._sets):
+            raise self._beyond(wanted, self._reach.why)
+        one = self._sets[index]
+        before = self._undo_head(one)
+        if (epoch, seq) == (before.epoch, before.seq):
+            return self._boundary(before)
+        if self._last_position(one) == (epoch, seq) and not self._header(one)[1].record_count:
+            return self._boundary(before)  # An epoch that began with a file without records.
+        epoch_here, seal = self._header(one)
+        if epoch_here != epoch or not seal.record_count or seq < seal.first_seq - 1:
+            why = self._reach.why if index == 0 else "there is no such record"
+            raise self._beyond(wanted, why)
+        return self._inside(one, seq)
+
+    def _until(self, wanted: Wanted, time_ns: int) -> Point:
+        """Return the point behind the last record that was made until *time_ns*."""
+        limit_ns = time_ns - 1 if wanted.before else time_ns
+        if limit_ns >= self._head.time_ns:
+            return self._boundary(self._head)
+        for one in reversed(self._sets):
+            _epoch, seal = self._header(one)
+            if seal.record_count and seal.first_time_ns <= limit_ns:
+                return self._inside_until(one, limit_ns)
+        oldest = self._undo_head(self._sets[0]) if self._sets else self._head
+        if not 0 < oldest.time_ns <= limit_ns:
+            raise self._beyond(wanted, self._reach.why)
+        return self._boundary(oldest)
+
+    def _inside_until(self, one: KeptSet, limit_ns: int) -> Point:
+        aim = read_sealed(self._disk, self._path(one))
+        last = aim.seal.first_seq - 1
+        for iocb in aim.records():
+            if iocb.time_ns > limit_ns:
+                break
+            last = iocb.seq
+        return self._inside(one, last)
+
+    def _inside(self, one: KeptSet, seq: int) -> Point:
+        """Return the point behind record *seq* of a file, or in front of its first one."""
+        aim = read_sealed(self._disk, self._path(one))
+        before = self._undo_head(one)
+        if seq < aim.seal.first_seq:
+            return self._boundary(before)
+        times = [iocb.time_ns for iocb in aim.records() if iocb.seq == seq]
+        position = (aim.identity.epoch, seq)
+        return Point(before.number, one, seq, position, times[0])
+
+    def _boundary(self, head: Head) -> Point:
+        return Point(head.number, None, 0, (head.epoch, head.seq), head.time_ns)
+
+    def _last_position(self, one: KeptSet) -> tuple[int, int]:
+        """Return the position behind a file, by its header; of an empty one by its first mark."""
+        epoch, seal = self._header(one)
+        if seal.record_count:
+            return epoch, seal.last_seq
+        fd = self._disk.open("point:open", self._path(one), 0)
+        try:
+            header = self._disk.pread(fd, HEADER_BYTES, 0)
+            mark = decode_iocb(
+                identity_seed(header), self._disk.pread(fd, IOCB_BYTES, HEADER_BYTES)
+            )
+        except BadIocb as exc:
+            raise CorruptRecord(self._path(one), HEADER_BYTES, str(exc)) from exc
+        finally:
+            self._disk.close(fd)
+        return epoch, mark.seq
+
+    def _header(self, one: KeptSet) -> tuple[int, Seal]:
+        identity, seal = read_header(self._disk, self._path(one))
+        if seal is None:
+            raise CorruptRecord(self._path(one), 0, "never sealed")
+        return identity.epoch, seal
+
+    def _undo_head(self, one: KeptSet) -> Head:
+        return read_undo(self._disk, self._past.history, one.name).mark.head
+
+    def _path(self, one: KeptSet) -> Path:
+        return self._past.history / one.name.sealed
+
+    def _beyond(self, wanted: Wanted, why: str) -> OutOfReach:
+        return OutOfReach(f"{wanted.text} is out of reach: {why}", hint=HINT)

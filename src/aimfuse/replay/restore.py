@@ -1,0 +1,258 @@
+"""Restore: a point of the past as new files, whole under their name or not there at all."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from aimfuse.disk import Disk
+from aimfuse.errors import BusyError, OutOfReach, StoreError, UsageError
+from aimfuse.journal.names import JournalName, parse
+from aimfuse.replay.look import Look
+from aimfuse.replay.past import TRIES_MAX, Past, look_at
+from aimfuse.replay.pins import Pin
+from aimfuse.replay.point import Finder, Wanted
+from aimfuse.replay.rebuild import Piece, Rebuild, Report
+from aimfuse.replay.state import Json
+
+PART = ".part"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to restore: the volume of that name or all of them, *at* a point, to *output*.
+
+    Several volumes, or *as_directory*, make a directory of it. With *force* an existing file
+    is replaced.
+    """
+
+    output: Path
+    at: Wanted
+    volume: str | None = None
+    as_directory: bool = False
+    force: bool = False
+
+
+def restore(
+    disk: Disk,
+    store: Path,
+    request: Request,
+    report: Report,
+    *,
+    dry_run: bool = False,
+    look: Look | None = None,
+) -> Json:
+    """Restore from a local store, also while it is replayed; return what was done, as JSON.
+
+    Raises:
+        UsageError: the output is there already or cannot be, or no such volume was there.
+        OutOfReach: the past does not go back to that point.
+        BusyError: the replayer is at something that cannot be read past; try again.
+        StoreError: the store has no consistent mirror.
+        JournalError: a file of the history is damaged.
+        OSError: a disk failed or is full. In all cases there is nothing at the output.
+    """
+    look = look or Look()
+    _check_output(disk, look, store, request)
+    with _pinned(disk, store) as pin, contextlib.ExitStack() as held:
+        for tries in range(TRIES_MAX):
+            past = _readable(disk, store, look, held)
+            point = Finder(disk, past).find(request.at)
+            if pin:
+                pin.move(point.base)
+            rebuild = Rebuild(disk, past, point, look)
+            try:
+                pieces = _chosen(rebuild, request)
+                said = _describe(store, request, rebuild, pieces)
+                if not dry_run:
+                    _write(disk, look, request, rebuild, pieces, report)
+            except FileNotFoundError:  # A volume was removed right now: it is in the history.
+                if tries == TRIES_MAX - 1:
+                    raise
+                continue
+            finally:
+                rebuild.close()
+            return said | {"dry_run": dry_run}
+    raise AssertionError
+
+
+def _check_output(disk: Disk, look: Look, store: Path, request: Request) -> None:
+    output = request.output
+    parent = look.entry(output.parent.resolve())
+    if parent is None or parent.kind != "directory":
+        raise UsageError(f"{output.parent} is no directory", hint="Make it first.")
+    if output.resolve().is_relative_to(store.resolve()):
+        raise UsageError(f"{output} is in the store", hint="Restore to somewhere else.")
+    entry = look.entry(output)
+    if entry is None:
+        return
+    if entry.kind == "directory" and not disk.listdir(output):
+        return
+    if not entry.is_file:
+        raise UsageError(f"{output} is a {entry.kind}", hint="Name a place that is not there yet.")
+    if not request.force:
+        raise UsageError(f"{output} exists", hint="Choose another name, or --force to replace it.")
+
+
+@contextmanager
+def _pinned(disk: Disk, store: Path) -> Iterator[Pin | None]:
+    """Hold the history while it is read; on a medium that cannot be written nobody prunes."""
+    history = store / "history"
+    if not disk.exists(history):
+        yield None
+        return
+    try:
+        pin = Pin(disk, history)
+    except OSError as exc:
+        if exc.errno != errno.EROFS:
+            hint = "Run it as the user who replays there."
+            raise UsageError(f"{history} cannot be held: {exc.strerror}", hint=hint) from exc
+        yield None
+        return
+    try:
+        yield pin
+    finally:
+        pin.release()
+
+
+def _readable(disk: Disk, store: Path, look: Look, held: contextlib.ExitStack) -> Past:
+    """Return the past of a store whose mirror can be read now, keeping replayers off if need be.
+
+    Where a file is applied without undo file nobody can tell what the mirror is meanwhile.
+    """
+    past = look_at(disk, store, look)
+    if past.reach is None:
+        why = past.state.doubt or f"it is {past.state.phase.value}"
+        text = f"{store} has no consistent mirror now: {why}"
+        raise StoreError(text, hint="Wait for it; `aimfuse history` says more.")
+    assert past.state.head is not None
+    is_blind = past.floor.is_off or past.floor.number > past.state.head.number
+    if not is_blind or not disk.exists(store / "lock"):
+        return past
+    fd = disk.open("restore:lock", store / "lock", os.O_RDONLY)
+    held.callback(disk.close, fd)
+    if not disk.take_lock(fd):
+        text = f"{store} is being replayed without history, so its mirror cannot be read meanwhile"
+        raise BusyError(text, hint="Stop the replayer, or let it keep history and try again.")
+    past = look_at(disk, store, look)
+    assert past.state.head is not None
+    names = map(parse, disk.listdir(store / "work"))
+    following = past.state.head.number + 1
+    if any(isinstance(one, JournalName) and one.number == following for one in names):
+        text = f"{store}: file {following} may be half applied"
+        raise StoreError(text, hint=f"Run `aimfuse replay --once {store}` first.")
+    return past
+
+
+def _chosen(rebuild: Rebuild, request: Request) -> list[Piece]:
+    pieces = rebuild.pieces(request.volume)
+    if pieces:
+        return pieces
+    if request.volume is None:
+        raise OutOfReach("no volume was there at that point")
+    known = ", ".join(rebuild.names()) or "none"
+    raise UsageError(f"no volume {request.volume!r} was there", hint=f"There were: {known}.")
+
+
+def _is_directory(request: Request, pieces: list[Piece]) -> bool:
+    return request.volume is None and (request.as_directory or len(pieces) > 1)
+
+
+def _describe(store: Path, request: Request, rebuild: Rebuild, pieces: list[Piece]) -> Json:
+    point, sets = rebuild.point, rebuild.undo_sets()
+    epoch, seq = point.position
+    return {
+        "store": str(store),
+        "output": str(request.output),
+        "position": f"{epoch}:{seq}",
+        "file": point.redo.name.number if point.redo else point.base,
+        "time_ns": point.time_ns or None,
+        "directory": _is_directory(request, pieces),
+        "volumes": [{"name": one.name, "size": one.size_bytes} for one in pieces],
+        "reads": {
+            "mirror_bytes": sum(one.source_bytes for one in pieces),
+            "undo_files": len(sets),
+            "undo_bytes": sum(one.size_bytes for one in sets),
+            "redo_files": 1 if point.redo else 0,
+        },
+    }
+
+
+def _write(
+    disk: Disk,
+    look: Look,
+    request: Request,
+    rebuild: Rebuild,
+    pieces: list[Piece],
+    report: Report,
+) -> None:
+    """Build beside the output, make it durable, then give it its name."""
+    output = request.output
+    part = output.with_name(output.name + PART)
+    is_directory = _is_directory(request, pieces)
+    entry = look.entry(output)
+    if entry is not None and is_directory != (entry.kind == "directory"):
+        raise UsageError(f"{output} exists as a {entry.kind}", hint="Choose another name.")
+    with contextlib.ExitStack() as held:
+        if is_directory:
+            disk.mkdir("restore:mkdir", part, 0o750)
+            flags = os.O_RDONLY | os.O_DIRECTORY
+            _lock(disk, part, _opened(disk, held, part, flags))
+            for left in disk.listdir(part):
+                disk.unlink("restore:unlink_left", part / left)
+        paths = [part / one.name for one in pieces] if is_directory else [part]
+        fds = [_opened(disk, held, path, os.O_RDWR | os.O_CREAT) for path in paths]
+        if not is_directory:
+            _lock(disk, part, fds[0])
+        try:
+            for fd in fds:
+                disk.truncate("restore:empty", fd, 0)
+            rebuild.build(pieces, fds, report)
+            for fd in fds:
+                disk.fsync("restore:sync", fd)
+            if is_directory:
+                disk.sync_dir("restore:sync_dir", part)
+            _publish(disk, part, output, request)
+        except BaseException:
+            _remove(disk, part, paths if is_directory else [])
+            raise
+        disk.sync_dir("restore:sync_dir", output.parent)
+
+
+def _publish(disk: Disk, part: Path, output: Path, request: Request) -> None:
+    """Give what is whole its name; only with force, or an empty directory, replace another."""
+    if request.force:
+        disk.rename("restore:rename", part, output)
+        return
+    try:
+        disk.link("restore:link", part, output)
+    except FileExistsError as exc:
+        raise UsageError(f"{output} has come into being meanwhile") from exc
+    except OSError:  # A directory, or a file system without links.
+        disk.rename("restore:rename", part, output)
+    else:
+        disk.unlink("restore:unlink_part", part)
+
+
+def _opened(disk: Disk, held: contextlib.ExitStack, path: Path, flags: int) -> int:
+    fd = disk.open("restore:create", path, flags | os.O_NOFOLLOW)
+    held.callback(disk.close, fd)
+    return fd
+
+
+def _lock(disk: Disk, part: Path, fd: int) -> None:
+    if not disk.take_lock(fd):
+        raise BusyError(f"somebody else writes {part}", hint="Wait for it, or choose another name.")
+
+
+def _remove(disk: Disk, part: Path, inside: list[Path]) -> None:
+    with contextlib.suppress(OSError):
+        for path in inside:
+            disk.unlink("restore:unlink", path)
+        if inside:
+            disk.rmdir("restore:unlink", part)
+        else:
+            disk.unlink("restore:unlink", part)

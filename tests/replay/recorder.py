@@ -1,0 +1,64 @@
+"""A source that remembers its state behind every record, and what a restore gives of it."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from aimfuse.disk import Disk
+from aimfuse.journal.records import RecordType
+from aimfuse.replay.look import Look
+from aimfuse.replay.point import Wanted, parse_at
+from aimfuse.replay.restore import Request, restore
+from tests.replay.source import Source
+
+Position = tuple[int, int]
+Snapshot = dict[str, bytes]
+NOW = datetime(2026, 11, 23, 14, 0, 0, tzinfo=UTC)
+
+
+class Recorder(Source):
+    """`states`: the volumes behind each record, by epoch and seq; 0 is the epoch's begin."""
+
+    def __init__(self, spool: Path) -> None:
+        super().__init__(spool)
+        self.states: dict[Position, Snapshot] = {}
+
+    def _add(
+        self, kind: RecordType, volume: int, offset: int = 0, length: int = 0, payload: bytes = b""
+    ) -> None:
+        self._remember()  # The change of this record is made once it is added.
+        super()._add(kind, volume, offset, length, payload)
+
+    def roll(self) -> Path:
+        self._remember()
+        return super().roll()
+
+    def _remember(self) -> None:
+        self.states[self.epoch, self.seq + len(self.pending)] = self.snapshot()
+
+
+def at(position: Position) -> Wanted:
+    return parse_at(f"{position[0]}:{position[1]}", NOW)
+
+
+def silent(_what: str, _done: int, _total: int) -> None:
+    """Report nothing."""
+
+
+def restored(
+    store: Path,
+    wanted: Wanted,
+    output: Path,
+    disk: Disk | None = None,
+    look: Look | None = None,
+    read: Callable[[Path], bytes] = Path.read_bytes,
+) -> Snapshot:
+    """Restore all volumes into the directory *output*; return what is in them."""
+    disk = disk or Disk()
+    said = restore(disk, store, Request(output, wanted, as_directory=True), silent, look=look)
+    found = {one["name"]: read(output / one["name"]) for one in said["volumes"]}
+    assert sorted(found) == disk.listdir(output)
+    assert {one["name"]: one["size"] for one in said["volumes"]} == {
+        name: len(data) for name, data in found.items()
+    }
+    return found
