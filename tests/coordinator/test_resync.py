@@ -329,3 +329,23 @@ async def test_before_the_end_of_the_first_copy_no_mirror_is_behind(sites: Sites
     assert source.head.number > 0
     assert told["applied"]["number"] == 0
     assert told["lag"]["seconds"] is None
+
+
+async def test_a_file_of_a_copy_is_shown_on_its_way_and_received_when_it_is_there(
+    sites: Sites,
+) -> None:
+    source = sites.source
+    async with sites.replaying():
+        await sites.drain()
+    scribble(source, make_dice(12), 10)
+    source.fold("far")
+    sites.may_copy = trio.Event()
+    async with sites.replaying(), sites.shipping():
+        await until(lambda: status(source, "far").get("in_flight"), 30)
+        told = status(source, "far")
+        assert isinstance(parse(told["in_flight"][0]["name"]), SyncName)
+        assert told["received"]["number"] < source.head.number
+        sites.may_copy.set()
+        await until(lambda: status(source, "far").get("state") == "idle", 30)
+        assert status(source, "far")["received"]["number"] == source.head.number
+        assert not status(source, "far")["in_flight"]

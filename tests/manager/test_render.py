@@ -246,12 +246,15 @@ def test_the_spool_says_when_it_is_full_and_each_destination_when_it_is_drained(
 def test_a_spool_beyond_a_mark_says_so_and_a_folded_destination_what_will_be_copied(
     made: Any, level: str
 ) -> None:
-    gone = made.destination(folded={"through": 9, "dirty_bytes": 5 * made.mib})
+    gone = made.destination(
+        folded={"through": 9, "dirty_bytes": 5 * made.mib}, forecast={"full_in_s": 0.0}
+    )
     source = made.source(gone)
     source["spool"]["level"] = level
     shown = words(snapshot([source], [], made.now_ns), 110)
     assert f"5 files {level}" in shown
     assert "5.0 MiB to be copied" in shown
+    assert ("at this rate" in shown) is (level == "warn"), "what is full will not be"
 
 
 def test_a_destination_at_rest_is_no_alarm_but_what_waits_for_it_shows(made: Any) -> None:

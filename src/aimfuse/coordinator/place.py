@@ -16,10 +16,10 @@ from aimfuse.config import DestinationConfig, GroupConfig
 from aimfuse.coordinator.acks import Ack
 from aimfuse.coordinator.backlog import Backlog
 from aimfuse.coordinator.bandwidth import TokenBucket
-from aimfuse.coordinator.copy_report import folded, step
+from aimfuse.coordinator.copy_report import folded, progress
 from aimfuse.coordinator.cursor import Cursor, CursorFile
 from aimfuse.coordinator.decide import History
-from aimfuse.coordinator.delivery import Delivery
+from aimfuse.coordinator.delivery import Delivery, Flight
 from aimfuse.coordinator.extents import SYNC_FILE_BYTES
 from aimfuse.coordinator.forecast import Trend
 from aimfuse.coordinator.gate import Gate
@@ -100,6 +100,8 @@ class Place:
         self.directory = parts.config.destination_dir(config.name)
         self.signal = Signal()
         self.delivery = Delivery(parts.backlog)
+        self.outgoing: list[Flight] = []
+        """The files of a copy that the store has not confirmed."""
         self.cursor = Cursor(config.url)
         self.ack: Ack | None = None
         self.meter = RateMeter()
@@ -392,7 +394,7 @@ class Place:
         pending = lag.files > 0 or self.cursor.sync is not None
         if not pending or self.state in {"paused", "waiting"}:
             self._moved_at = now
-        flights = self.delivery.flights.values()
+        flights = [*self.delivery.flights.values(), *(f for f in self.outgoing if f.sent < f.bytes)]
         applied = ack.applied if ack else None
         rate = self.meter.bytes_per_s(now)
         return {
@@ -412,7 +414,7 @@ class Place:
             "forecast": self._forecast(now),
             "in_flight": [{"name": f.name, "bytes": f.bytes, "sent": f.sent} for f in flights],
             "received_not_applied": lag.received.to_json(),
-            "received": {"number": self.delivery.confirmed},
+            "received": {"number": self._received},
             "applied": {
                 "number": self._applied,
                 "seq": applied.seq if applied else 0,
@@ -421,11 +423,19 @@ class Place:
             "lag": {"seconds": lag.seconds, "bytes": lag.bytes, "files": lag.files},
             "rate_bytes_s": rate,
             "sent_bytes": self.meter.total_bytes,
-            "sync": self._sync_status(rate),
+            "sync": progress(self.cursor.sync, ack, self.outgoing, rate),
             "ack": ack.raw if ack else None,
             "updated_ns": self.parts.wall_ns(),
             "stuck": pending and now - self._moved_at >= STUCK_S,
         }
+
+    @property
+    def _received(self) -> int:
+        """Return up to where the store has the files: a copy's origin is not there yet."""
+        sync = self.cursor.sync
+        if sync is None:
+            return self.delivery.confirmed
+        return self.ack.confirmed if self.ack and sync.staged else 0
 
     @property
     def _applied(self) -> int:
@@ -474,20 +484,3 @@ class Place:
             waiting_ns = 0 if sync else self.ack.oldest_waiting_ns
             oldest_ns = waiting_ns or self.ack.mirror_time_ns or oldest_ns
         return seconds_behind(self.parts.wall_ns(), oldest_ns) if oldest_ns else 0.0
-
-    def _sync_status(self, rate_bytes_s: float) -> dict[str, Any] | None:
-        sync = self.cursor.sync
-        if sync is None:
-            return None
-        left = max(0, sync.total_bytes - sync.done_bytes)
-        eta_s = left / rate_bytes_s if rate_bytes_s > 0 else None
-        return {
-            "done_bytes": sync.done_bytes,
-            "total_bytes": sync.total_bytes,
-            "eta_s": eta_s,
-            "rate_bytes_s": rate_bytes_s,
-            "staged": sync.staged,
-            "round": sync.round,
-            "why": sync.why or None,
-            "step": step(sync, self.ack),
-        }

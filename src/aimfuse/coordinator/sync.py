@@ -79,6 +79,13 @@ class Copying:
             await self._open_reader()
         except NotCovered as exc:
             raise self._begin_anew(f"what was to be copied is not known: {exc}") from exc
+        try:
+            await self._send_all()
+        finally:
+            place.outgoing = []
+
+    async def _send_all(self) -> None:
+        place = self._place
         async with trio.open_nursery() as nursery:
             while not self._is_done():
                 place.enter("syncing")  # Before building: a busy driver may take minutes for it.
@@ -92,6 +99,7 @@ class Copying:
                 is_full = self._session.is_full()
                 if not is_full:
                     self._send_what_is_due(nursery)
+                place.outgoing = [out.flight for out in self._out.values()]
                 is_window_full = self._is_last_built or len(self._out) >= WINDOW_FILES
                 if is_full or is_window_full or place.is_overtaken():
                     await place.signal.wait(TICK_S)

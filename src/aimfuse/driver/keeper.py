@@ -33,7 +33,7 @@ from aimfuse.journal.spool import (
     release,
     sealed_names,
 )
-from aimfuse.units import MIB, FileNumber
+from aimfuse.units import MIB, FileNumber, format_bytes
 
 log = logging.getLogger(__name__)
 
@@ -263,12 +263,14 @@ class SpoolKeeper:
         slack = limits.file_bytes + 2 * REQUEST_BYTES_MAX if was_full else 0
         held = self.bytes + engine.journal.open_bytes
         if held + was_full * limits.file_bytes >= limits.bytes_max:
-            return f"the spool holds {held} bytes; its limit is {limits.bytes_max}"
+            had, most = format_bytes(held), format_bytes(limits.bytes_max)
+            return f"the spool holds {had}; its limit is {most}"
         self.free_bytes = self._disk.free_bytes(self._spool)
         reserve = limits.reserve_bytes + RESERVED_FILES * limits.file_bytes
         room = self.free_bytes - reserve - engine.journal.unwritten_bytes
         if room < slack + need:
-            return f"{self._spool} has {self.free_bytes} bytes left, {reserve} are reserved"
+            left, kept = format_bytes(self.free_bytes), format_bytes(reserve)
+            return f"{self._spool} has {left} left, {kept} are reserved"
         image_room = self._image_room(room)
         if image_room < room:
             if image_room >= need:

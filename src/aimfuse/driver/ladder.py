@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aimfuse.journal.spool import WARN_RATIO
-from aimfuse.units import FileNumber
+from aimfuse.units import FileNumber, format_bytes
 
 FOLD = "fold"
 FAIL = "fail"
@@ -102,7 +102,8 @@ def why_share_full(accounts: Sequence[Account], policy_of: PolicyOf, load: Load)
         if policy.share_bytes is None or policy.when_full == FOLD:
             continue
         if (held := load.behind(one.needs_behind)) >= policy.share_bytes:
-            return f"{held} bytes are kept for {one.directory.name}, its share of the spool"
+            kept = format_bytes(held)
+            return f"{kept} are kept for {one.directory.name}, its share of the spool"
     return None
 
 

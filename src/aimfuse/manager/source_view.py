@@ -84,7 +84,7 @@ def _spool(source: Source, scene: Scene) -> Lines:
     if source.spool_free_bytes is not None and scene.detail is Detail.FULL:
         chunks.append(Text(f"{format_bytes(source.spool_free_bytes)} free on disk", style="dim"))
     full_in = [s for one in source.destinations if (s := one.forecast.full_in_s) is not None]
-    if full_in:
+    if full_in and source.spool_level != "full":
         soon = min(full_in)
         text = f"full in {format_seconds(soon)} at this rate"
         chunks.append(Text(text, style="yellow" if soon < SPOOL_SOON_S else ""))
