@@ -261,6 +261,21 @@ async def test_everything_is_copied_on_request(sites: Sites) -> None:
         assert sites.copied_bytes() > BLOCKS // 2 * BLOCK
 
 
+async def test_everything_is_copied_on_request_also_where_a_part_would_do(sites: Sites) -> None:
+    source = sites.source
+    async with sites.replaying():
+        await sites.drain()
+        sites.copied_bytes()
+    with sites.mirror.open("r+b") as mirror:
+        mirror.write(b"rot" * 100 * BLOCK)
+    scribble(source, make_dice(13), 3)
+    source.fold("far")
+    write_request(source.disk, source.state_dir / "destinations" / "far", Request(True))
+    async with sites.replaying():
+        await sites.drain()
+    assert sites.is_identical()
+
+
 async def test_a_part_is_copied_only_to_what_was_received_and_is_applied(sites: Sites) -> None:
     source = sites.source
     async with sites.replaying():

@@ -159,6 +159,7 @@ class Destination:
                 log.info("%s: the first copy begins: %s", place.config.name, reason)
                 await begin_sync(place)
                 place.lost = 0
+                forget_request(self._parts.disk, place.directory)  # This is all that there is.
             case BeginResync(reason, whole):
                 self._check_rule()
                 await self._begin_resync(reason, is_whole=whole)
@@ -186,6 +187,8 @@ class Destination:
         """Begin a staged copy as soon as there is a checkpoint where it can."""
         place, disk = self.place, self._parts.disk
         request = read_request(disk, place.directory)
+        if request is not None and request.is_whole:  # Also where less would do.
+            is_whole = True
         try:
             await begin_resync(place, reason, is_whole=is_whole, request=request)
         except Unavailable as exc:

@@ -7,7 +7,9 @@ checkpoint follows the mirror. What has to make room, or came by a staged copy, 
 it: then the next store gets a copy of the mirror.
 """
 
+import contextlib
 from dataclasses import astuple
+from pathlib import Path
 
 from aimfuse.config import JournalConfig, load
 from aimfuse.disk import Disk
@@ -54,13 +56,17 @@ def _trim(store: Store) -> None:
         room = load(home, disk).journal.spool_bytes_max
     except ConfigError:  # Whoever ships says so.
         room = JournalConfig().spool_bytes_max
-    paths = [home / "spool" / name.sealed for name in sealed_names(disk, home / "spool")]
-    sizes = [path.stat().st_size for path in paths if disk.exists(path)]
-    over = sum(sizes) - room
-    for path, size in zip(paths, sizes, strict=False):
+    sizes: dict[Path, int] = {}
+    for name in sealed_names(disk, home / "spool"):
+        with contextlib.suppress(FileNotFoundError):  # Whoever ships releases files meanwhile.
+            path = home / "spool" / name.sealed
+            sizes[path] = path.stat().st_size
+    over = sum(sizes.values()) - room
+    for path, size in sizes.items():
         if over <= 0:
             return
-        disk.unlink("forward:unlink", path)
+        with contextlib.suppress(FileNotFoundError):
+            disk.unlink("forward:unlink", path)
         over -= size
 
 
