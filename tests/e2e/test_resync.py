@@ -62,9 +62,9 @@ def told(source: Source, name: str) -> dict[str, Any]:
     return found
 
 
-def wait_identical(source: Source, far: FarHost) -> None:
+def wait_identical(source: Source, far: FarHost, store: str = NAME) -> None:
     """Wait until the mirror is what the volume is."""
-    mirror = far.mirror(source.image.name, NAME)
+    mirror = far.mirror(source.image.name, store)
     until(lambda: mirror.exists() and mirror.read_bytes() == source.volume.read_bytes())
 
 
@@ -159,14 +159,15 @@ def test_a_dead_destination_is_folded_and_comes_back_by_what_changed(
 ) -> None:
     with FarHost(tmp_path / "dead") as dead:
         dead.start()
-        source.init(to=[far.url("s"), f"{dead.url('s')}"], journal=SMALL)
+        source.init(to=[far.url("s"), f"{dead.url('s')}", far.url("t")], journal=SMALL)
         source.mount()
         wait_identical(source, far)
         wait_identical(source, dead)
         dead.kill()
         gone = dead.stores.rename(tmp_path / "gone")
         rewrite(source, 10 * MIB, seed=1)
-        wait_identical(source, far)
+        for store in ("s", "t"):
+            wait_identical(source, far, store)
         spool = source.status()["spool"]
         assert spool["bytes"] <= SMALL.spool_bytes_max
         until(lambda: told(source, "s-2")["folded"])
@@ -182,6 +183,31 @@ def test_a_dead_destination_is_folded_and_comes_back_by_what_changed(
         assert told(source, "s-2")["folded"] is None
         rewrite(source, MIB, seed=2)
         wait_identical(source, dead)
+
+
+def test_who_has_used_up_its_share_is_folded_while_there_is_room_for_others(
+    far: FarHost, source: Source, tmp_path: Path
+) -> None:
+    ways = [
+        DestinationConfig("s", far.url("s"), spool_share_bytes=MIB),
+        DestinationConfig("t", far.url("t")),
+    ]
+    source.init(to=ways, journal=replace(SMALL, spool_bytes_max=64 * MIB))
+    source.mount()
+    for name in ("s", "t"):
+        wait_identical(source, far, name)
+    far.kill()
+    gone = far.stores.rename(tmp_path / "gone")
+    rewrite(source, 3 * MIB, seed=6)
+    until(lambda: told(source, "s")["folded"])
+    until(lambda: told(source, "s")["pinned"]["bytes"] <= MIB)
+    assert told(source, "t")["folded"] is None
+    assert told(source, "t")["pinned"]["bytes"] >= 3 * MIB
+    assert source.status()["spool"]["level"] == "fine"
+    gone.rename(far.stores)
+    far.start()
+    for name in ("s", "t"):
+        wait_identical(source, far, name)
 
 
 def test_either_end_is_killed_while_it_folds_copies_and_switches(
