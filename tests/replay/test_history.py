@@ -27,7 +27,7 @@ from tests.disks.cuts import keep_all, keep_none, keep_random
 from tests.disks.faults import Crash
 from tests.disks.simdisk import SimDisk
 from tests.replay.backwards import Snapshot, states_of
-from tests.replay.faults import DiskLook, dying, failing_at
+from tests.replay.faults import DiskLook, Steps, dying, failing_at
 from tests.replay.source import Source, deliver, mirror_of
 from tests.replay.stores import begin, catch_up, exhaust, opened
 from tests.replay.test_crash import STORE, copy_store, plant, run_into, steps_of
@@ -115,11 +115,11 @@ def test_every_file_boundary_can_be_gone_back_to(
 
 def test_holes_stay_holes(tmp_path: Path) -> None:
     source, store = Source(tmp_path / "spool"), tmp_path / "store"
-    source.create("v.img", 2 * MIB)
-    source.write(1, MIB, b"x" * 4096)
+    source.create("v.img", MIB)
+    source.write(1, MIB // 4, b"x" * 4096)
     source.roll()
     begin(store, source)
-    source.zero(1, 0, 2 * MIB)
+    source.zero(1, 0, MIB)
     deliver(store, source.roll())
     catch_up(store)
     undo = store / "history" / str(UndoName(JournalName(Epoch(1), FileNumber(2))))
@@ -376,6 +376,21 @@ def test_a_disk_that_is_full_all_the_same_does_not_stop_the_mirror(tmp_path: Pat
     assert mirror_of(store) == source.snapshot()
     assert describe(Disk(), store)["gaps"][0]["why"] == "the disk was full"
     assert [p.name for p in (store / "history").iterdir() if p.name[0] == "0"] == []
+
+
+def test_a_disk_without_a_free_byte_does_not_stop_the_mirror(tmp_path: Path) -> None:
+    source, store, _right = synced(tmp_path)
+    source.write(1, 0, b"more")
+    deliver(store, source.roll())
+
+    def before(_at: int, label: str) -> None:
+        if label in {"undo:create", "history:link", "undo:write"} or label.endswith(".part"):
+            raise OSError(errno.ENOSPC, "No space left on device", label)
+
+    session = catch_up(store, Steps(before))
+    assert not session.error
+    assert mirror_of(store) == source.snapshot()
+    assert describe(Disk(), store)["gaps"] == [{"behind": 2, "why": "the disk was full"}]
 
 
 def test_history_can_be_switched_off_and_on(tmp_path: Path) -> None:

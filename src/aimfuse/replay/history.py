@@ -7,6 +7,7 @@ wanted, raises the *floor*, durably and in front of the change: the past begins 
 History gives way before it could fill the store's disk.
 """
 
+import contextlib
 import errno
 import logging
 from collections import deque
@@ -64,6 +65,10 @@ class History:
         self._settings = StoreConfig()
         self._load_settings()
         self._slots = floor_slots(store.disk, store.history)
+        if not self._slots.exists():  # When the disk is full both have to be there.
+            with contextlib.suppress(OSError):
+                self._slots.write(Floor().to_json())
+                self._slots.write(Floor().to_json())
         self._floor = read_floor(self._slots, store.state)
         self._sets: deque[KeptSet] = deque()
         self._held_bytes = 0
@@ -132,8 +137,8 @@ class History:
         found = survey(store, plan)
         why = self._make_room(needed_bytes(found))
         if not why:
-            self._link_redo(name)
             try:
+                self._link_redo(name)
                 self._note(name, write_undo(store, aim, plan, found, now_ns), now_ns)
             except Unreadable as exc:
                 why = f"the mirror could not be read: {store.shown(str(exc))}"
@@ -195,8 +200,11 @@ class History:
 
     def _raise_floor(self, floor: Floor) -> None:
         """Let the past begin anew, durably, before the mirror changes."""
+        again = (floor.why, floor.number) == (self._floor.why, self._floor.number + 1)
         self._slots.write(floor.to_json())
         self._floor = floor
+        if again:  # A disk that stays full does not fill the log.
+            return
         log.info("%s: history begins anew behind file %s: %s",
                  self._store.path, floor.number, floor.why)  # fmt: skip
 

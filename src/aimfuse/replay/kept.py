@@ -19,6 +19,8 @@ from aimfuse.replay.state import Json, Phase, StoreState, natural
 
 HISTORY = "history"
 FLOOR = "floor"
+WHY_CHARACTERS_MAX = 500
+"""So that a slot never grows beyond the block that it has."""
 
 
 class KeptSet(NamedTuple):
@@ -91,7 +93,7 @@ class Floor:
 
     def to_json(self) -> Json:
         """Return the form that the slots carry."""
-        return {"number": self.number, "why": self.why, "off": self.is_off}
+        return {"number": self.number, "why": self.why[:WHY_CHARACTERS_MAX], "off": self.is_off}
 
 
 def floor_slots(disk: Disk, history: Path) -> Slots:

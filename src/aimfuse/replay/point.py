@@ -26,6 +26,9 @@ HINT = (
     "an age (5 minutes ago, 90s ago), a position (1:4711), or a bookmark (also as bookmark:LABEL). "
     "`aimfuse history` lists what there is."
 )
+FUTURE_NS_MAX = 3600 * SECOND_NS
+"""The source's clock may be ahead of this one."""
+
 _POSITION = re.compile(r"(\d{1,19}):(\d{1,19})")
 _AGO = re.compile(r"(.+?)\s+ago")
 _WORDS = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|sec|min|second|minute|hour|day|week)s?\b")
@@ -115,9 +118,12 @@ def _moment(text: str, now: datetime) -> int | None:
             found = datetime.fromisoformat(text)
         else:
             return None
-        return round(found.timestamp() * 1_000_000) * 1000
+        moment_ns = round(found.timestamp() * 1_000_000) * 1000
     except (ValueError, OverflowError, OSError) as exc:
         raise UsageError(f"{text!r} is no time: {exc}", hint=HINT) from exc
+    if moment_ns > now.timestamp() * SECOND_NS + FUTURE_NS_MAX:
+        raise UsageError(f"{text!r} lies in the future", hint=HINT)
+    return moment_ns
 
 
 class Finder:
@@ -186,6 +192,8 @@ class Finder:
     def _until(self, wanted: Wanted, time_ns: int) -> Point:
         """Return the point behind the last record that was made until *time_ns*."""
         limit_ns = time_ns - 1 if wanted.before else time_ns
+        if not self._head.time_ns:
+            raise self._beyond(wanted, "nothing has been written since the copy, so it has no time")
         if limit_ns >= self._head.time_ns:
             return self._boundary(self._head)
         for one in reversed(self._sets):

@@ -79,6 +79,12 @@ class Rebuild:
             self._disk.close(fd)
         self._fds.clear()
 
+    @property
+    def is_newest(self) -> bool:
+        """Tell whether the point is where the mirror was: nothing behind it is here."""
+        head = self._past.state.head
+        return head is not None and self.point.redo is None and self.point.base == head.number
+
     def names(self) -> list[str]:
         """Return the volumes that were there, by name."""
         return sorted(self._plan.names.values())

@@ -170,6 +170,7 @@ def _describe(store: Path, request: Request, rebuild: Rebuild, pieces: list[Piec
         "position": f"{epoch}:{seq}",
         "file": point.redo.name.number if point.redo else point.base,
         "time_ns": point.time_ns or None,
+        "newest": rebuild.is_newest,
         "directory": _is_directory(request, pieces),
         "volumes": [{"name": one.name, "size": one.size_bytes} for one in pieces],
         "reads": {
