@@ -9,7 +9,8 @@ from aimfuse.journal.records import RecordType
 from aimfuse.replay.look import Look
 from aimfuse.replay.point import Wanted, parse_at
 from aimfuse.replay.restore import Request, restore
-from tests.replay.source import Source
+from tests.replay.source import Source, deliver
+from tests.replay.stores import begin, catch_up
 
 Position = tuple[int, int]
 Snapshot = dict[str, bytes]
@@ -62,3 +63,32 @@ def restored(
         name: len(data) for name, data in found.items()
     }
     return found
+
+
+def position(text: str) -> Position:
+    epoch, seq = text.split(":")
+    return int(epoch), int(seq)
+
+
+def recorded(scratch: Path) -> tuple[Recorder, Path, list[Path]]:
+    """Return a source, its store with three files applied, and three more."""
+    source, store = Recorder(scratch / "spool"), scratch / "store"
+    source.create("v.img", 30000)
+    source.write(1, 0, b"begin" * 5000)
+    source.roll()
+    begin(store, source)
+    made = []
+    for index in range(6):
+        source.write(1, 100 * index, b"%d" % index * 9000)
+        source.create(f"extra-{index}", 5000 + index)
+        source.write(source.next_volume - 1, 1000, b"%d" % index * 700)
+        source.mark_bookmark(f"mark {index}")
+        source.truncate(1, 20000 - 1000 * index)
+        source.zero(1, 4096, 4096)
+        source.truncate(1, 25000)
+        if index:
+            source.unlink(source.next_volume - 2)
+        made.append(source.roll())
+    deliver(store, *made[:3])
+    catch_up(store)
+    return source, store, made[3:]
