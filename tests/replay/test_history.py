@@ -177,6 +177,17 @@ def test_an_undo_file_is_never_made_again_from_a_half_applied_mirror(tmp_path: P
     assert mirror_of(store) == right[2]
 
 
+def test_without_its_history_a_half_applied_file_is_no_past(tmp_path: Path) -> None:
+    source, store, right = synced(tmp_path)
+    deliver(store, *busy(source, right))
+    with contextlib.suppress(Crash), opened(store, dying_at("apply:sync")) as session:
+        exhaust(session)
+    shutil.rmtree(store / "history")
+    catch_up(store)
+    assert states_of(store) == {2: right[2], 3: right[3]}
+    assert describe(Disk(), store)["gaps"][0]["why"] == "no history had been kept"
+
+
 def dying_at(label: str) -> Disk:
     """Return a disk whose process is gone at the first step of that label."""
     return _DyingAt(label)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 
 from aimfuse.config.store import StoreConfig, load_store
 from aimfuse.errors import ConfigError, JournalError
-from aimfuse.journal.names import GoneName, JournalName, UndoName
+from aimfuse.journal.names import GoneName, JournalName, UndoName, parse
 from aimfuse.journal.reader import AimFile, read_header
 from aimfuse.replay.kept import (
     FLOOR,
@@ -65,16 +65,28 @@ class History:
         self._settings = StoreConfig()
         self._load_settings()
         self._slots = floor_slots(store.disk, store.history)
-        if not self._slots.exists():  # When the disk is full both have to be there.
-            with contextlib.suppress(OSError):
-                self._slots.write(Floor().to_json())
-                self._slots.write(Floor().to_json())
+        if not self._slots.exists():
+            self._begin()
         self._floor = read_floor(self._slots, store.state)
         self._sets: deque[KeptSet] = deque()
         self._held_bytes = 0
         self._made_ns: dict[int, int] = {}
         self._looked_ns = 0
         self._take_stock()
+
+    def _begin(self) -> None:
+        """Write the first floor, into both slots: they have to be there when the disk is full.
+
+        A file that is here already, though nothing is known of a history, may be half applied.
+        """
+        store, floor = self._store, Floor()
+        number = self._head() + 1
+        names = map(parse, store.disk.listdir(store.work))
+        if any(isinstance(one, JournalName) and one.number == number for one in names):
+            floor = Floor(number, "no history had been kept")
+        with contextlib.suppress(*(() if floor.number else (OSError,))):
+            self._slots.write(floor.to_json())
+            self._slots.write(floor.to_json())
 
     # Saving.
 
