@@ -116,6 +116,11 @@ def sites(tmp_path: Path) -> Sites:
     return made
 
 
+def ack_of(sites: Sites) -> dict[str, object]:
+    """Return what the store says."""
+    return cast("dict[str, object]", json.loads((sites.store / "ack.json").read_text()))
+
+
 def scribble(source: SampleSource, dice: random.Random, files: int) -> set[int]:
     """Write journal files and return the blocks that they changed."""
     blocks = [dice.randrange(BLOCKS) for _ in range(files)]
@@ -250,7 +255,11 @@ async def test_everything_is_copied_on_request(sites: Sites) -> None:
     source = sites.source
     async with sites.replaying():
         await sites.drain()
+        scribble(source, make_dice(14), 1)
+        await sites.drain()
         sites.copied_bytes()
+        mirror_time_ns = ack_of(sites)["mirror_time_ns"]
+        assert mirror_time_ns
     with sites.mirror.open("r+b") as mirror:
         mirror.write(b"rot" * 100 * BLOCK)
     directory = source.state_dir / "destinations" / "far"
@@ -259,6 +268,9 @@ async def test_everything_is_copied_on_request(sites: Sites) -> None:
     async with sites.replaying():
         await sites.drain()
         assert sites.copied_bytes() > BLOCKS // 2 * BLOCK
+        assert ack_of(sites)["mirror_time_ns"] == mirror_time_ns, (
+            "no younger for having been copied"
+        )
 
 
 async def test_everything_is_copied_on_request_also_where_a_part_would_do(sites: Sites) -> None:

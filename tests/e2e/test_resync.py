@@ -189,8 +189,8 @@ def test_who_has_used_up_its_share_is_folded_while_there_is_room_for_others(
     far: FarHost, source: Source, tmp_path: Path
 ) -> None:
     ways = [
-        DestinationConfig("s", far.url("s"), spool_share_bytes=MIB),
-        DestinationConfig("t", far.url("t")),
+        DestinationConfig("s", far.url("s"), spool_share_bytes=MIB, retry_s_max=0.5),
+        DestinationConfig("t", far.url("t"), retry_s_max=0.5),
     ]
     source.init(to=ways, journal=replace(SMALL, spool_bytes_max=64 * MIB))
     source.mount()

@@ -246,13 +246,16 @@ class Switch:
         state = store.state
         doubt = "" if staging.reason == state.doubt else state.doubt
         done = progress.origin.number >= (progress.to or 0) and not doubt
+        head = progress.origin
+        if state.head is not None and state.head.number == head.number:  # Of the same time, then.
+            head = replace(head, time_ns=state.head.time_ns)
         if done:
             store.derive_links(state.shown, staging.volumes)
         id_max, exact = volume_ids(staging.volumes, staging.next_volume)
         store.save(
             replace(
                 state,
-                head=progress.origin,
+                head=head,
                 volumes=staging.volumes,
                 phase=Phase.CONSISTENT if done else Phase.CATCHING_UP,
                 sync=progress,
