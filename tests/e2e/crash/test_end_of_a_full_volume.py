@@ -33,7 +33,9 @@ def test_an_unmount_says_that_writers_wait_for_room_and_works_once_there_is_some
     machine: Machine, seed: int
 ) -> None:
     source, far = Source(machine, machine.root), Far(machine, machine.root)
-    source.initialise(BLOCKS * BLOCK, far.url, journal=replace(FAST, spool_bytes_max=MIB))
+    source.initialise(
+        BLOCKS * BLOCK, far.url, journal=replace(FAST, spool_bytes_max=MIB, when_full="block")
+    )
     history = History(BLOCKS, seed)
     far.start()
     source.must_mount()
