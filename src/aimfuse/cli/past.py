@@ -2,9 +2,6 @@
 
 import json
 import re
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from aimfuse.cli.boundary import exit_on_error
+from aimfuse.cli.progress import shown_progress
 from aimfuse.errors import UsageError
 from aimfuse.units import SECOND_NS, format_bytes, format_seconds
 
@@ -83,7 +81,7 @@ def restore(
         _check_local(store)
         wanted = parse_at(at, datetime.now().astimezone(), before=before)
         request = Request(Path(output), wanted, volume, output.endswith("/"), force)
-        with _progress() as report:
+        with shown_progress() as report:
             said = restore_store(Disk(), store, request, report, dry_run=dry_run)
         typer.echo(json.dumps(said, indent=2) if as_json else "\n".join(_restored(said)))
 
@@ -92,33 +90,6 @@ def _check_local(store: Path) -> None:
     if re.match(r"[a-z]+:/", str(store)):
         hint = "Run it on the store's host, or on a copy of the store."
         raise UsageError(f"{store} is no directory of this host", hint=hint)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Give what draws a bar with the time that is left, where somebody can see it."""
-    if not sys.stderr.isatty():
-        yield lambda _what, _done, _total: None
-        return
-    from rich.console import Console  # noqa: PLC0415 - only a terminal needs it
-    from rich.progress import (  # noqa: PLC0415
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(),
-        TransferSpeedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda what, done, total: bar.update(
-            task, description=what, completed=done, total=total
-        )
 
 
 def _restored(said: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""`sync`: have a mirror copied anew, whole or in parts, without a new store."""
+"""`sync`: have a mirror copied anew, whole or in parts, or follow the copy under way."""
 
 import re
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aimfuse.cli.boundary import exit_on_error
+from aimfuse.cli.progress import shown_progress
 from aimfuse.errors import UsageError
 from aimfuse.units import format_bytes, parse_size
 
@@ -34,6 +35,9 @@ def sync(
         list[str] | None,
         typer.Option("--range", metavar="VOLUME:OFFSET+LENGTH", help="Copy this; may be repeated."),
     ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Follow what was asked for until it is there.")
+    ] = False,
     state: Annotated[
         Path | None,
         typer.Option(
@@ -41,9 +45,10 @@ def sync(
         ),
     ] = None,
 ) -> None:
-    """Copy a mirror anew; what is there stays readable until all of it has arrived.
+    """Copy a mirror anew, or, without an option, follow the copy that is under way.
 
-    A mirror that lacks what has left the spool is copied by itself, without this.
+    A mirror that lacks what has left the spool is copied by itself. What is there stays
+    readable until all of a copy has arrived.
     """
     with exit_on_error():
         # Imported when needed: the other commands do without.
@@ -52,11 +57,9 @@ def sync(
         from aimfuse.disk import Disk  # noqa: PLC0415
         from aimfuse.manager.target import find_source  # noqa: PLC0415
 
-        if full == bool(ranges):
+        if full and ranges:
             raise UsageError(
-                "--full and --range together"
-                if full
-                else "nothing to copy was named: what the mirror lacks is copied by itself",
+                "--full and --range together",
                 hint="Give --full for everything, or --range for what to copy.",
             )
         state_dir = find_source(image, state)
@@ -68,11 +71,27 @@ def sync(
         if not directory.exists():
             hint = "It begins with a first copy, by itself."
             raise UsageError(f"nothing was sent to {name} yet", hint=hint)
-        write_request(Disk(), directory, Request(full, found, "asked for by command"))
-        typer.echo(
-            f"Asked for. It begins within moments while somebody ships; follow it with "
-            f"`aimfuse status {image}`."
-        )
+        if full or found:
+            write_request(Disk(), directory, Request(full, found, "asked for by command"))
+        if wait or not (full or found):
+            _follow(state_dir, name)
+        else:
+            typer.echo(
+                "Asked for. It begins within moments while somebody ships; follow it with "
+                f"`aimfuse sync {image} {name}`."
+            )
+
+
+def _follow(state_dir: Path, name: str) -> None:
+    from aimfuse.manager.copying import follow  # noqa: PLC0415 - as above
+
+    with shown_progress() as report:
+        was_there = follow(state_dir, name, report)
+    typer.echo(
+        f"The copy to {name} is there."
+        if was_there
+        else f"No copy to {name} is under way or needed: what it lacks comes as journal files."
+    )
 
 
 def _check_known(ranges: "tuple[Range, ...]", state_dir: Path) -> None:

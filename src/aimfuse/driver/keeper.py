@@ -90,6 +90,7 @@ class SpoolKeeper:
         self._lowest_policy: str | None = None
         self._ballast = Ballast(disk, pins.state_dir / BALLAST)
         self._share_full: str | None = None
+        self._awaits_checkpoint = False
         self._sizes: deque[tuple[FileNumber, int]] = deque()
         for name in sealed_names(disk, spool):
             self.note_sealed(name.number, (spool / name.sealed).stat().st_size)
@@ -101,8 +102,8 @@ class SpoolKeeper:
 
     @property
     def is_low(self) -> bool:
-        """Tell whether there is soon no room left, by the last look."""
-        return self._room_bytes < LOW_FILES * self.limits.file_bytes
+        """Tell whether files should go and soon, by the last look: little room, a share used up."""
+        return self._awaits_checkpoint or self._room_bytes < LOW_FILES * self.limits.file_bytes
 
     @property
     def when_full(self) -> str:
@@ -143,7 +144,7 @@ class SpoolKeeper:
         if load.is_disk_short:
             self._drop_free_files()
         through = self._engine.released_through
-        if through <= self._released:
+        if through <= self._released and not load.sizes:
             return self._released
         # If another process holds the lock, the next round comes in a second.
         with contextlib.suppress(BusyError), self._pins.held() as found:
@@ -175,8 +176,11 @@ class SpoolKeeper:
         for one in accounts:
             if one.state == "shipping" and 0 < one.folded <= one.pin:
                 forget_fold(self._disk, one.directory, one.pin)
-        wanted_folds = folds(accounts, self._policy, load, through_max)
+        newest = load.sizes[-1][0] if load.sizes else 0
+        wanted_folds = folds(accounts, self._policy, load, newest)
+        self._awaits_checkpoint = any(through > through_max for _one, through in wanted_folds)
         names = sealed_names(self._disk, self._spool) if wanted_folds else []
+        names = [name for name in names if name.number <= through_max]
         for one, through in wanted_folds:
             wanted = [name for name in names if one.needs_behind < name.number <= through]
             wanted = wanted[: self._fold_files_max()]
