@@ -21,11 +21,11 @@ from aimfuse.coordinator.cursor import SyncState, SyncVolume
 from aimfuse.disk import Disk
 from aimfuse.errors import ImageMismatch
 from aimfuse.journal.dirty import DirtyMap
-from aimfuse.journal.header import HEADER_BYTES, NO_DIGEST, FileKind, Identity
-from aimfuse.journal.names import SyncName
+from aimfuse.journal.header import HEADER_BYTES, FileKind, Identity
+from aimfuse.journal.names import PART, SyncName
 from aimfuse.journal.records import IOCB_BYTES, RecordType, encode_table, padded
-from aimfuse.journal.writer import AimWriter
-from aimfuse.units import BLOCK_BYTES, MIB, Epoch, FileNumber, Seq, align_down
+from aimfuse.journal.whole import Frame, encode_sealed
+from aimfuse.units import BLOCK_BYTES, MIB, ByteOffset, FileNumber, VolumeId, align_down
 
 SYNC_FILE_BYTES = 16 * MIB
 WRITE_BYTES_MAX = MIB
@@ -233,6 +233,8 @@ def write_sync_file(  # noqa: PLR0913 - what a file says, and where it goes
 ) -> Path:  # fmt: skip
     """Write one SYNC file beneath *directory* and return its path, its name the inbox's.
 
+    Not synced: whoever goes on with it after a crash checks it whole, and else builds it anew.
+
     Raises:
         OSError: the disk failed or is full; what is left behind is overwritten next time.
     """
@@ -241,25 +243,27 @@ def write_sync_file(  # noqa: PLR0913 - what a file says, and where it goes
         group, sync.head.epoch, FileNumber(index + 1), time_ns,
         kind=FileKind.SYNC, sync_id=sync.sync_id,
     )  # fmt: skip
-    writer = AimWriter.create(disk, directory, identity, None)
-    try:
-        table = encode_table(one.entry for one in sync.volumes)
-        writer.mark(RecordType.TABLE, Seq(0), 0, time_ns, table)
-        mark = _mark(sync, index, stretch, to)
-        writer.mark(RecordType.SYNC, Seq(0), 0, time_ns, mark)
-        begins = sync.staged and index == 0
-        if begins:
-            writer.append(RecordType.GAP, 0, Seq(1), 0, 0, time_ns, _gap(sync))
-        for seq, chunk in enumerate(stretch.chunks, 1 + begins):
-            kind = RecordType.ZERO if chunk.data is None else RecordType.WRITE
-            writer.append(
-                kind, chunk.volume, Seq(seq), chunk.offset, chunk.length, time_ns, chunk.data or b""
-            )
-        writer.seal(NO_DIGEST, Epoch(0), FileNumber(0))
-    finally:
-        writer.close()
+    head, here = VolumeId(0), ByteOffset(0)
+    table = encode_table(one.entry for one in sync.volumes)
+    frames = [
+        Frame(RecordType.TABLE, head, here, 0, table),
+        Frame(RecordType.SYNC, head, here, 0, _mark(sync, index, stretch, to)),
+    ]
+    if sync.staged and index == 0:
+        frames.append(Frame(RecordType.GAP, head, here, 0, _gap(sync)))
+    for chunk in stretch.chunks:
+        kind = RecordType.ZERO if chunk.data is None else RecordType.WRITE
+        at = ByteOffset(chunk.offset)
+        frames.append(Frame(kind, VolumeId(chunk.volume), at, chunk.length, chunk.data or b""))
+    data, _digest = encode_sealed(identity, frames)
     path = directory / name.sealed
-    disk.rename("sync:rename", writer.path, path)
+    part = directory / (name.sealed + PART)
+    fd = disk.open("sync:create", part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    try:
+        disk.pwrite("sync:write", fd, [data], 0)
+    finally:
+        disk.close(fd)
+    disk.rename("sync:rename", part, path)
     return path
 
 

@@ -27,7 +27,9 @@ from aimfuse.errors import ImageMismatch, Unavailable
 from aimfuse.journal.names import SyncName
 from aimfuse.units import FileNumber
 
-WINDOW_FILES = 4
+WINDOW_FILES = 8
+FLYING_FILES = 2
+"""Sent at once. With all of them they would all arrive at the end, and the store wait for it."""
 SYNC_DIR = "sync"
 
 
@@ -221,7 +223,10 @@ class Copying:
         # No await here: a file is marked as flying before anything else can run.
         damaged = set(self._place.ack.damaged) if self._place.ack else set()
         now = trio.current_time()
-        for out in self._out.values():
+        flying = sum(out.flying for out in self._out.values())
+        for out in sorted(self._out.values(), key=lambda one: one.index):
+            if flying == FLYING_FILES:
+                return
             is_damaged = out.flight.name in damaged
             grace_s = DAMAGED_GRACE_S if is_damaged else SILENCE_S
             first_time = out.grace.tries == 0
@@ -229,6 +234,7 @@ class Copying:
                 out.flight.fresh = is_damaged or (first_time and out.flight.fresh)
                 out.flight.sent = 0
                 out.flying = True
+                flying += 1
                 nursery.start_soon(self._send, out)
 
     async def _send(self, out: _Outgoing) -> None:
