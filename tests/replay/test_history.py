@@ -98,12 +98,8 @@ def test_every_file_boundary_can_be_gone_back_to(
         begin(store, source)
         right = {source.number: source.snapshot()}
         with opened(store) as session:
-            for index, file in enumerate(history):
-                if index in epochs:
-                    source.branch()
-                for action in file:
-                    driver.act(action)
-                deliver(store, source.roll())
+            for made in driver.play(history, epochs):
+                deliver(store, made)
                 exhaust(session)
                 assert not session.halted
                 right[source.number] = source.snapshot()

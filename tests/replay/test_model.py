@@ -1,6 +1,7 @@
 """A mirror is at every file boundary what the source was there: random histories of all kinds."""
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from hypothesis import example, given
@@ -37,6 +38,17 @@ class Driver:
         self.source = source
         self.fill = 0
         self.dead: list[int] = []
+
+    def play(
+        self, history: list[list[tuple[str, int, int, int]]], epochs: set[int]
+    ) -> Iterator[Path]:
+        """Make a file of each list of actions; those of *epochs* begin an epoch."""
+        for index, file in enumerate(history):
+            if index in epochs:
+                self.source.branch()
+            for action in file:
+                self.act(action)
+            yield self.source.roll()
 
     def act(self, action: tuple[str, int, int, int]) -> None:
         what, pick, offset, length = action
@@ -94,12 +106,8 @@ def test_the_mirror_equals_the_model_at_every_file_boundary(
         source.roll()
         begin(store, source)
         with opened(store) as session:
-            for index, file in enumerate(history):
-                if index in epochs:
-                    source.branch()
-                for action in file:
-                    driver.act(action)
-                deliver(store, source.roll())
+            for made in driver.play(history, epochs):
+                deliver(store, made)
                 exhaust(session)
                 assert not session.halted
                 assert mirror_of(store) == source.snapshot()

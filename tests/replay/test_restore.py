@@ -89,12 +89,8 @@ def test_every_record_comes_back_whenever_the_replayer_was_killed(
         source.roll()
         source.states = {key: state for key, state in source.states.items() if key[1] == 3}
         begin(store, source)
-        for index, file in enumerate(history):
-            if index in epochs:
-                source.branch()
-            for action in file:
-                driver.act(action)
-            deliver(store, source.roll())
+        for made in driver.play(history, epochs):
+            deliver(store, made)
         for die_at in deaths:
             run_into(dying(die_at), store)
             check_all(store, source.states, Path(scratch))

@@ -224,7 +224,7 @@ class Copying:
         damaged = set(self._place.ack.damaged) if self._place.ack else set()
         now = trio.current_time()
         flying = sum(out.flying for out in self._out.values())
-        for out in sorted(self._out.values(), key=lambda one: one.index):
+        for out in self._out.values():
             if flying == FLYING_FILES:
                 return
             is_damaged = out.flight.name in damaged

@@ -176,11 +176,10 @@ class SpoolKeeper:
         for one in accounts:
             if one.state == "shipping" and 0 < one.folded <= one.pin:
                 forget_fold(self._disk, one.directory, one.pin)
-        newest = load.sizes[-1][0] if load.sizes else 0
-        wanted_folds = folds(accounts, self._policy, load, newest)
-        self._awaits_checkpoint = any(through > through_max for _one, through in wanted_folds)
+        wanted_folds = folds(accounts, self._policy, load, through_max)
+        newest = load.sizes[-1][0] if load.sizes else through_max
+        self._awaits_checkpoint = wanted_folds != folds(accounts, self._policy, load, newest)
         names = sealed_names(self._disk, self._spool) if wanted_folds else []
-        names = [name for name in names if name.number <= through_max]
         for one, through in wanted_folds:
             wanted = [name for name in names if one.needs_behind < name.number <= through]
             wanted = wanted[: self._fold_files_max()]

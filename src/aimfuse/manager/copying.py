@@ -4,16 +4,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from aimfuse import config as configuration
-from aimfuse.errors import ConfigError, Refused, UsageError
+from aimfuse.errors import Refused
 from aimfuse.manager.fields import Fields
 from aimfuse.manager.files import read_json, read_slots
 from aimfuse.manager.scene import STEPS
+from aimfuse.manager.wait import HOPELESS, is_paused
 
 POLL_S = 0.2
-
-_HOPELESS = {"halted", "refused", "paused"}
-"""States that no waiting ends: somebody has to act."""
 
 _REQUEST = "request.json"
 
@@ -35,7 +32,7 @@ def follow(state_dir: Path, name: str, report: Callable[[str, int, int], None]) 
         was_there = True
         status = Fields(read_json(place / "status.json"))
         state = status.text("state")
-        if state in _HOPELESS and not (state == "paused" and not _is_paused(state_dir, name)):
+        if state in HOPELESS and not (state == "paused" and not is_paused(state_dir, name)):
             error = status.text("error")
             message = f"the copy to {name} does not go on: {state}"
             raise Refused(
@@ -55,10 +52,3 @@ def _is_wanted(place: Path) -> bool:
         return True
     cursor, _problem = read_slots(place / "cursor")
     return bool(cursor and cursor.get("sync"))
-
-
-def _is_paused(state_dir: Path, name: str) -> bool:
-    try:
-        return configuration.load(state_dir).destination(name).paused
-    except (ConfigError, UsageError):
-        return True

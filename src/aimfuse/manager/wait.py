@@ -27,7 +27,7 @@ POLL_S = 0.1
 STOP_S_MAX = 600.0
 """How long a driver may take to write back what it holds before it goes."""
 
-_HOPELESS = {"halted", "refused", "paused"}
+HOPELESS = {"halted", "refused", "paused"}
 """States that no waiting ends: somebody has to act."""
 
 
@@ -86,7 +86,7 @@ def flush(state_dir: Path, stage: Stage, timeout_s: float, only: Sequence[str] =
     answer = control_client.call(state_dir, {"cmd": "roll"}, timeout_s)
     number = Fields(answer).count("number")
     while behind := [b for name in names if (b := _behind(state_dir, name, stage, number))]:
-        hopeless = [one for one in behind if one.state in _HOPELESS]
+        hopeless = [one for one in behind if one.state in HOPELESS]
         late = time.monotonic() >= end_s
         if hopeless or late:
             raise _not_there(stage, number, hopeless or behind, timed_out=not hopeless)
@@ -133,13 +133,14 @@ def _behind(state_dir: Path, name: str, stage: Stage, number: int) -> Behind | N
     if reached >= number and (consistent or (stage is Stage.RECEIVED and is_begun)):
         return None
     state = "halted" if at.text("state") == "halted" else status.text("state") or "new"
-    if state == "paused" and not _is_paused(state_dir, name):
+    if state == "paused" and not is_paused(state_dir, name):
         state = "stopped"  # Said by a coordinator that has gone; the next one will begin.
     error = problem or at.text("reason") or status.text("error")
     return Behind(name, reached, state, error)
 
 
-def _is_paused(state_dir: Path, name: str) -> bool:
+def is_paused(state_dir: Path, name: str) -> bool:
+    """Tell whether the settings have the destination paused; one that they lack counts as such."""
     try:
         return configuration.load(state_dir).destination(name).paused
     except (ConfigError, UsageError):
