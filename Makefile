@@ -2,7 +2,7 @@
 
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
-WORKERS ?= 2
+WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check test nightly demo bench clean
