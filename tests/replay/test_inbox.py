@@ -250,14 +250,14 @@ def test_a_flood_of_junk_does_not_hold_up_a_good_file(source: Source, store: Pat
     session.close()
     assert not list(inbox.iterdir())
     assert len(set_aside(store)) == KEPT_MAX + 1  # One of them holds all the others.
-    assert session._quarantine.count == flood  # noqa: SLF001 - the ack may be older
+    assert session._findings.quarantine.count == flood  # noqa: SLF001 - the ack may be older
 
 
 def test_damaged_copies_do_not_fill_the_disk(source: Source, store: Path) -> None:
     file = next_file(source)
     with opened(store) as session:
         exhaust(session)
-        session._quarantine._kept = KEPT_MAX  # noqa: SLF001 - as after a thousand of them
+        session._findings.quarantine._kept = KEPT_MAX  # noqa: SLF001 - as after a thousand of them
         put(store, file.name, file.read_bytes()[:-1] + b"?")
         exhaust(session)
     assert not set_aside(store)

@@ -1,13 +1,80 @@
-"""The parts of a store's report that say how a copy is coming along."""
+"""What a store's ack says of it: the position, the queue, a copy under way, what is wrong."""
 
-from aimfuse.journal.names import JournalName, parse
-from aimfuse.replay.quarantine import safe_name
-from aimfuse.replay.state import Json, StoreState
+from collections.abc import Callable
+
+from aimfuse.replay.ack import LIST_MAX
+from aimfuse.replay.applier import Applier
+from aimfuse.replay.findings import Findings
+from aimfuse.replay.intake import Intake
+from aimfuse.replay.state import Json, Phase, StoreState
+from aimfuse.replay.store import Store
 from aimfuse.replay.switch import Switch
 from aimfuse.replay.work import Work
 
 
-def report_sync(state: StoreState, work: Work, switch: Switch) -> Json | None:
+class Report:
+    """The report of one open store."""
+
+    def __init__(
+        self,
+        store: Store,
+        applier: Applier,
+        intake: Intake,
+        findings: Findings,
+        clock: Callable[[], int],
+    ) -> None:
+        """Name whom to ask. *clock* gives Unix ns."""
+        self._store = store
+        self._applier = applier
+        self._work = applier.work
+        self._intake = intake
+        self._findings = findings
+        self._clock = clock
+
+    def key(self, error: str) -> object:
+        """Return something that differs whenever the ack would say something else."""
+        findings = self._findings
+        return (self._store.state, self._work.files, self._intake.files,
+                findings.quarantine.count, self._shown_error(error), findings.damaged,
+                findings.stale_count, str(self._applier.switch.progress()))  # fmt: skip
+
+    def build(self, error: str) -> Json:
+        """Return what the ack says; *error* is why the last round failed, "" if it did not."""
+        state, head = self._store.state, self._store.state.head
+        findings, work = self._findings, self._work
+        after = head.number if head else 0
+        phase = Phase.HALTED if findings.halted else state.phase
+        behind = max(after, state.staging.progress.origin.number) if state.staging else after
+        return {
+            "group": state.group.hex() if state.group else None,
+            "time_ns": self._clock(),
+            "phase": phase.value,
+            "applied": head.to_json() if head else None,
+            "received": {"number": work.received(after)},
+            "missing": work.missing(behind, LIST_MAX),
+            "damaged": findings.still_needed(after),
+            "sync": _report_sync(state, work, self._applier.switch),
+            "needs_sync": self._applier.needs_sync(),
+            "queue": {
+                "files": work.files + max(0, self._intake.files),
+                "bytes": work.size_bytes + self._intake.size_bytes,
+            },
+            "oldest_waiting_ns": work.oldest_ns(),
+            "mirror_time_ns": head.time_ns if head else 0,
+            "progress_ns": self._applier.progress_ns,
+            "free_bytes": self._store.disk.free_bytes(self._store.home),
+            "error": self._shown_error(error),
+            "quarantined": findings.quarantine.count,
+            "stale": findings.stale_count,
+        }
+
+    def _shown_error(self, error: str) -> str | None:
+        findings = self._findings
+        problem = findings.notice() or self._applier.history.problem
+        return findings.halted or error or problem or self._applier.needs_sync()
+
+
+def _report_sync(state: StoreState, work: Work, switch: Switch) -> Json | None:
     """Return what the ack says of the sync under way, or of the last one."""
     sync, staging = state.under_way, state.staging
     if sync is None:
@@ -26,9 +93,3 @@ def report_sync(state: StoreState, work: Work, switch: Switch) -> Json | None:
         report["reason"] = staging.reason
         report["switch"] = switch.progress()
     return report
-
-
-def is_needed(text: str, applied: int) -> bool:
-    """Tell whether a damaged file of this name still has to come again."""
-    name = parse(safe_name(text))
-    return not isinstance(name, JournalName) or name.number > applied
