@@ -52,6 +52,7 @@ class SampleSource:
         with self.image.open("r+b") as file:
             file.truncate(self.size)
         self.configure(*destinations)
+        self.is_passed_on = False
         self._slots = Slots(self.disk, self.state_dir / "checkpoint", "checkpoint")
         self.checkpoint()
 
@@ -84,7 +85,9 @@ class SampleSource:
         writer.close()
         name = JournalName(who.epoch, who.number)
         writer.path.rename(self.spool / name.sealed)
-        self.head = Head(who.epoch, who.number, Seq(first + records), seal.digest)
+        self.head = Head(
+            who.epoch, who.number, Seq(first + records), seal.digest, self.wall.now_ns
+        )
         with self.image.open("r+b") as file:
             file.seek(block * BLOCK)
             file.write(data)
@@ -110,9 +113,10 @@ class SampleSource:
         head = head or self.head
         self._slots.write({
             "group": GROUP.hex(), "epoch": head.epoch, "number": head.number, "seq": head.seq,
-            "digest": head.digest.hex(), "running_epoch": self.epoch,
+            "digest": head.digest.hex(), "time_ns": head.time_ns, "running_epoch": self.epoch,
             "parent": {"epoch": 0, "seq": 0, "digest": NO_DIGEST.hex()}, "clean": clean,
             "next_volume": 2, "fingerprint": None, "gap": gap,
+            "passed_on": self.is_passed_on,
             "volumes": [{
                 "id": VOLUME, "name": "v.img", "size": self.size,
                 "inode": self.image.stat().st_ino,

@@ -1,6 +1,7 @@
 """A mirror behind what left the spool comes back by a copy, with a real store at the other end."""
 
 import json
+import logging
 import os
 import random
 from collections.abc import AsyncIterator
@@ -21,6 +22,7 @@ from aimfuse.journal.reader import read_sealed
 from aimfuse.journal.records import RecordType
 from aimfuse.replay.replayer import Replayer
 from aimfuse.transport import Transport
+from aimfuse.units import SECOND_NS
 from tests.coordinator.samples import BLOCK, SampleSource, make_dice
 from tests.coordinator.test_shipping import status, until
 
@@ -233,6 +235,23 @@ async def test_a_damaged_file_of_the_spool_is_copied_around(sites: Sites) -> Non
         await sites.drain()
 
 
+@pytest.mark.parametrize("is_passed_on", [False, True])
+async def test_a_missing_file_is_an_error_but_where_files_are_passed_on(
+    sites: Sites, caplog: pytest.LogCaptureFixture, *, is_passed_on: bool
+) -> None:
+    source = sites.source
+    source.is_passed_on = is_passed_on
+    async with sites.replaying():
+        await sites.drain()
+        scribble(source, make_dice(15), 5)
+        sorted(source.spool.iterdir())[-3].unlink()
+        with caplog.at_level(logging.INFO, "aimfuse"):
+            await sites.drain()
+    said = {one.levelno for one in caplog.records if "missing from the spool" in one.message}
+    assert logging.INFO in said
+    assert (logging.ERROR in said) is not is_passed_on
+
+
 async def test_a_range_that_went_bad_is_repaired(sites: Sites) -> None:
     source = sites.source
     async with sites.replaying():
@@ -356,6 +375,24 @@ async def test_before_the_end_of_the_first_copy_no_mirror_is_behind(sites: Sites
     assert source.head.number > 0
     assert told["applied"]["number"] == 0
     assert told["lag"]["seconds"] is None
+
+
+async def test_a_mirror_that_was_copied_knows_how_old_it_is(sites: Sites) -> None:
+    source = sites.source
+    sites.tools = replace(sites.tools, wall_ns=source.wall)
+    async with sites.replaying():
+        await sites.drain()
+        scribble(source, make_dice(13), 3)
+        source.fold("far")
+        await sites.drain()
+        assert ack_of(sites)["mirror_time_ns"] == source.wall.now_ns
+    source.wall.now_ns += 60 * SECOND_NS  # Nobody replays any more.
+    scribble(source, make_dice(14), 3)
+    source.wall.now_ns += 30 * SECOND_NS
+    async with sites.shipping():
+        await until(lambda: status(source, "far")["lag"]["seconds"] == 30, 30)
+        source.fold("far")
+        await until(lambda: status(source, "far")["lag"]["seconds"] == 90, 30)
 
 
 async def test_a_file_of_a_copy_is_shown_on_its_way_and_received_when_it_is_there(

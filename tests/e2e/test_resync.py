@@ -128,6 +128,12 @@ def test_a_destination_with_a_rule_is_copied_by_command_while_all_is_quiet(
         source.wait_mirrored(far, NAME)
         (source.mountpoint / "own").write_bytes(os.urandom(4 * KIB))
         source.wait_mirrored(far, NAME)
+        refused = aimfuse("sync", source.image, NAME, "--range", "own:0+4KiB")
+        assert (refused.returncode, "does not get 'own'" in refused.stderr) == (2, True)
+        (source.mountpoint / "a").rename(source.mountpoint / "own")  # For good: it is sent.
+        done = aimfuse("sync", source.image, NAME, "--range", "own:0+4KiB", "--wait")
+        assert done.returncode == 0, done.stderr
+        (source.mountpoint / "own").rename(source.mountpoint / "a")
         done = aimfuse("sync", source.image, NAME, "--full")
         assert done.returncode == 0, done.stderr
         asked = source.state_dir / "destinations" / NAME / "request.json"

@@ -205,6 +205,7 @@ def test_a_sync_file_names_its_place_and_its_stretch() -> None:
     assert [frame.type for frame in aim.frames] == ["TABLE", "SYNC", "WRITE"]
     about = json.loads(aim.frames[1].payload)
     assert about["id"] == "00000000000000ab"
+    assert about["from"]["time_ns"] == read("00000001-000000000001.aim").seal["last_time_ns"]  # type: ignore[index]
     assert (about["start"], about["end"], about["last"], about["to"]) == (
         [1, 0],
         [1, 131072],

@@ -103,7 +103,9 @@ def build_sync(out: Path, digest: bytes) -> None:
     writer.mark(RecordType.TABLE, Seq(0), 0, T0, table((1, "v.img", 131072)))
     about = {
         "id": f"{SYNC_ID:016x}", "index": 0,
-        "from": {"epoch": 1, "number": 2, "seq": 11, "digest": digest.hex()},
+        "from": {
+            "epoch": 1, "number": 2, "seq": 11, "digest": digest.hex(), "time_ns": T0 + 11000,
+        },
         "start": [1, 0], "end": [1, 131072], "last": True, "to": 3,
     }  # fmt: skip
     writer.mark(RecordType.SYNC, Seq(0), 0, T0, json.dumps(about, separators=(",", ":")).encode())

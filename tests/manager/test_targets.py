@@ -142,7 +142,7 @@ def test_the_status_of_an_unmounted_group_is_put_together_from_its_files(image: 
     assert (status["mounted"], status["state"], status["reason"]) == (False, "unmounted", "")
     assert (status["image"], status["epoch"], status["accepted_seq"]) == (str(image), 1, 6)
     assert status["checkpoint"] == {"number": 3, "seq": 6}
-    assert status["volumes"] == [{"name": "v.img", "size": 4096}]
+    assert status["volumes"] == [{"id": 1, "name": "v.img", "size": 4096}]
     assert status["spool"]["files"] == 3
     far, new = status["destinations"]
     assert (far["name"], far["state"], far["queued"]["files"]) == ("far", "stopped", 1)

@@ -12,6 +12,7 @@ from aimfuse.errors import UsageError
 from aimfuse.units import format_bytes, parse_size
 
 if TYPE_CHECKING:
+    from aimfuse.config import GroupConfig
     from aimfuse.coordinator.request import Range
 
 _RANGE = re.compile(r"(?:(.+):)?([^:+]+)\+([^:+]+)")
@@ -66,7 +67,7 @@ def sync(
         config = load(state_dir)
         config.destination(name)
         found = tuple(_parsed(one, config.image) for one in ranges or ())
-        _check_known(found, state_dir)
+        _check_known(found, config, name)
         directory = config.destination_dir(name)
         if not directory.exists():
             hint = "It begins with a first copy, by itself."
@@ -94,19 +95,32 @@ def _follow(state_dir: Path, name: str) -> None:
     )
 
 
-def _check_known(ranges: "tuple[Range, ...]", state_dir: Path) -> None:
-    """Refuse what no volume has: nothing would be copied, and nobody told."""
+def _check_known(ranges: "tuple[Range, ...]", config: "GroupConfig", name: str) -> None:
+    """Refuse what no volume has, or *name* does not get: nothing would be copied, unsaid."""
+    from aimfuse.coordinator.cursor import CursorFile  # noqa: PLC0415 - as above
+    from aimfuse.coordinator.route import rule_of  # noqa: PLC0415 - as above
+    from aimfuse.coordinator.todo import Membership  # noqa: PLC0415 - as above
+    from aimfuse.disk import Disk  # noqa: PLC0415 - as above
+    from aimfuse.journal.records import VolumeEntry  # noqa: PLC0415 - as above
     from aimfuse.manager.source import source_status  # noqa: PLC0415 - as above
 
-    told = source_status(state_dir).get("volumes") or ()
-    sizes = {str(one["name"]): int(one["size"]) for one in told}
-    for one in ranges if sizes else ():
-        if one.volume not in sizes:
-            hint = f"Known: {', '.join(sorted(sizes)[:NAMES_SHOWN_MAX])}."
+    told = source_status(config.state_dir).get("volumes") or ()
+    known = {str(one["name"]): VolumeEntry(one["id"], one["name"], one["size"]) for one in told}
+    cursor = CursorFile(Disk(), config.destination_dir(name), "").read()
+    sent = Membership(rule_of(config.destination(name)), cursor.members)
+    for one in ranges if known else ():
+        volume = known.get(one.volume)
+        if volume is None:
+            hint = f"Known: {', '.join(sorted(known)[:NAMES_SHOWN_MAX])}."
             raise UsageError(f"the group has no volume {one.volume!r}", hint=hint)
-        if one.offset >= sizes[one.volume]:
-            hint = f"It has {format_bytes(sizes[one.volume])}."
+        if one.offset >= volume.size_bytes:
+            hint = f"It has {format_bytes(volume.size_bytes)}."
             raise UsageError(f"a range begins beyond the end of {one.volume}", hint=hint)
+        if not sent.takes(volume):
+            raise UsageError(
+                f"{name} does not get {one.volume!r}: its `volumes` or `exclude` leave it out",
+                hint="Name a volume that is sent there, or another destination.",
+            )
 
 
 def _parsed(given: str, image: Path) -> "Range":

@@ -16,7 +16,7 @@ from aimfuse.journal.header import NO_DIGEST
 from aimfuse.journal.journal import Head
 from aimfuse.journal.records import VolumeEntry
 from aimfuse.journal.slots import Slots
-from aimfuse.units import Epoch, FileNumber, Seq, VolumeId
+from aimfuse.units import VolumeId
 
 CURSOR = "cursor"
 
@@ -162,10 +162,7 @@ def _dump_sync(sync: SyncState) -> dict[str, Any]:
         "next": list(sync.next),
         "total_bytes": sync.total_bytes,
         "done_bytes": sync.done_bytes,
-        "head": {
-            "epoch": sync.head.epoch, "number": sync.head.number,
-            "seq": sync.head.seq, "digest": sync.head.digest.hex(),
-        },
+        "head": sync.head.to_json(),
         "next_volume": sync.next_volume,
         "volumes": [
             [one.entry.volume, one.entry.name, one.entry.size_bytes, one.inode]
@@ -175,14 +172,10 @@ def _dump_sync(sync: SyncState) -> dict[str, Any]:
 
 
 def _load_sync(state: dict[str, Any]) -> SyncState:
-    head = state["head"]
     volume, offset = state["next"]
     return SyncState(
         int(state["id"], 16),
-        Head(
-            Epoch(head["epoch"]), FileNumber(head["number"]), Seq(head["seq"]),
-            bytes.fromhex(head["digest"]),
-        ),
+        Head.from_json(state["head"]),
         tuple(
             SyncVolume(VolumeEntry(VolumeId(number), name, size), inode)
             for number, name, size, inode in state["volumes"]

@@ -268,14 +268,10 @@ def write_sync_file(  # noqa: PLR0913 - what a file says, and where it goes
 
 
 def _mark(sync: SyncState, index: int, stretch: Stretch, to: int | None) -> bytes:
-    head = sync.head
     mark = {
         "id": f"{sync.sync_id:016x}",
         "index": index,
-        "from": {
-            "epoch": head.epoch, "number": head.number,
-            "seq": head.seq, "digest": head.digest.hex(),
-        },
+        "from": sync.head.to_json(),
         "start": list(stretch.start),
         "end": list(stretch.end),
         "last": to is not None,

@@ -171,7 +171,11 @@ class Session:
         place = self.place
         place.look_at_fold()
         if place.fold.through < number:
-            log.error("%s: %s; a copy of everything begins", place.config.name, why)
+            # A store that passes files on has none of what came to it by a copy, nor keeps them
+            # beyond its room: that is its way.
+            is_normal = self._parts.checkpoint().is_passed_on and "missing" in why
+            level = logging.INFO if is_normal else logging.ERROR
+            log.log(level, "%s: %s; a copy of everything begins", place.config.name, why)
             place.lost = max(place.lost, number)
         return Unavailable(why)
 

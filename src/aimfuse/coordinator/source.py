@@ -17,7 +17,7 @@ from aimfuse.journal.journal import Head
 from aimfuse.journal.records import VolumeEntry
 from aimfuse.journal.slots import Slots
 from aimfuse.journal.spool import sealed_names
-from aimfuse.units import MIB, Epoch, FileNumber, Seq, VolumeId
+from aimfuse.units import MIB, FileNumber, VolumeId
 
 CHECKPOINT = "checkpoint"
 CONTROL = "control.sock"
@@ -38,6 +38,8 @@ class SourceCheckpoint:
     clean: bool
     gap: str | None = None
     """Why history is broken right behind this position; None where it goes on."""
+    is_passed_on: bool = False
+    """Whether this is a store that passes on what it gets, and no driver's group."""
 
 
 class NotServed(Exception):
@@ -153,10 +155,7 @@ async def _line(stream: trio.SocketStream) -> bytes:
 def _checkpoint(state: dict[str, Any]) -> SourceCheckpoint:
     return SourceCheckpoint(
         bytes.fromhex(state["group"]),
-        Head(
-            Epoch(state["epoch"]), FileNumber(state["number"]), Seq(state["seq"]),
-            bytes.fromhex(state["digest"]),
-        ),
+        Head.from_json(state),
         tuple(
             SyncVolume(VolumeEntry(VolumeId(one["id"]), one["name"], one["size"]), one["inode"])
             for one in state["volumes"]
@@ -164,4 +163,5 @@ def _checkpoint(state: dict[str, Any]) -> SourceCheckpoint:
         int(state["next_volume"]),
         bool(state["clean"]),
         state.get("gap"),
+        bool(state.get("passed_on")),
     )  # fmt: skip

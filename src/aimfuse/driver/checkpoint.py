@@ -15,7 +15,7 @@ from aimfuse.journal.header import NO_DIGEST, Parent
 from aimfuse.journal.journal import Head
 from aimfuse.journal.records import VolumeEntry
 from aimfuse.journal.slots import Slots
-from aimfuse.units import Epoch, FileNumber, Seq, VolumeId
+from aimfuse.units import Epoch, Seq, VolumeId
 
 NAME = "checkpoint"
 
@@ -84,10 +84,7 @@ def _to_state(checkpoint: Checkpoint) -> dict[str, Any]:
     head, parent = checkpoint.head, checkpoint.parent
     return {
         "group": checkpoint.group.hex(),
-        "epoch": head.epoch,
-        "number": head.number,
-        "seq": head.seq,
-        "digest": head.digest.hex(),
+        **head.to_json(),
         "running_epoch": checkpoint.epoch,
         "parent": {"epoch": parent.epoch, "seq": parent.seq, "digest": parent.digest.hex()},
         "clean": checkpoint.clean,
@@ -108,12 +105,12 @@ def _to_state(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _from_state(state: dict[str, Any]) -> Checkpoint:
     parent = state["parent"]
-    digest = bytes.fromhex(state["digest"])
-    if len(digest) != len(NO_DIGEST):
+    head = Head.from_json(state)
+    if len(head.digest) != len(NO_DIGEST):
         raise ValueError("digest")
     return Checkpoint(
         bytes.fromhex(state["group"]),
-        Head(Epoch(state["epoch"]), FileNumber(state["number"]), Seq(state["seq"]), digest),
+        head,
         VolumeId(state["next_volume"]),
         tuple(
             KnownVolume(VolumeEntry(VolumeId(v["id"]), v["name"], v["size"]), v["inode"])

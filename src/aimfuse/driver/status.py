@@ -76,7 +76,9 @@ class SourceStatus:
                 "free_bytes": pump.keeper.free_bytes,
                 "level": pump.keeper.level,
             },
-            "volumes": [{"name": v.name, "size": v.size_bytes} for v in engine.volumes],
+            "volumes": [
+                {"id": v.volume, "name": v.name, "size": v.size_bytes} for v in engine.volumes
+            ],
             "memory_bytes": engine.unapplied_bytes,
             "coordinator": self._coordinator(),
             "destinations": [_told(path, url) for path, url in self._destinations().items()],

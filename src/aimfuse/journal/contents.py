@@ -50,9 +50,11 @@ class Contents:
     names: dict[int, str]
 
     def head(self) -> Head:
-        """Return the position behind the file."""
-        seq = self.seal.last_seq if self.seal.record_count else self.iocbs[0].seq
-        return Head(self.identity.epoch, self.identity.number, Seq(seq), self.seal.digest)
+        """Return the position behind the file; without records its time is that of the table."""
+        identity, seal, first = self.identity, self.seal, self.iocbs[0]
+        seq = seal.last_seq if seal.record_count else first.seq
+        time_ns = seal.last_time_ns or first.time_ns
+        return Head(identity.epoch, identity.number, Seq(seq), seal.digest, time_ns)
 
 
 def read_contents(disk: Disk, path: Path) -> Contents:

@@ -19,7 +19,7 @@ from aimfuse.journal.dirty import DirtyMap, read_map, write_map
 from aimfuse.journal.journal import Head
 from aimfuse.journal.records import VolumeEntry
 from aimfuse.journal.slots import Slots, State
-from aimfuse.units import Epoch, FileNumber, Seq, VolumeId
+from aimfuse.units import FileNumber, VolumeId
 
 FOLD = "fold"
 _MAP_SUFFIX = ".map"
@@ -157,10 +157,7 @@ def _dump(fold: Fold) -> State:
         "since": fold.since,
         "mid": fold.mid,
         "through": fold.through,
-        "head": {
-            "epoch": head.epoch, "number": head.number,
-            "seq": head.seq, "digest": head.digest.hex(),
-        } if head else None,
+        "head": head.to_json() if head else None,
         "volumes": [[one.volume, one.name, one.size_bytes] for one in fold.volumes],
         "old_bytes": fold.old_bytes,
         "recent_bytes": fold.recent_bytes,
@@ -174,10 +171,7 @@ def _load(state: State) -> Fold:
         FileNumber(int(state["since"])),
         FileNumber(int(state["mid"])),
         FileNumber(int(state["through"])),
-        Head(
-            Epoch(head["epoch"]), FileNumber(head["number"]), Seq(head["seq"]),
-            bytes.fromhex(head["digest"]),
-        ) if head else None,
+        Head.from_json(head) if head else None,
         tuple(VolumeEntry(VolumeId(one), name, size) for one, name, size in state["volumes"]),
         int(state["old_bytes"]),
         int(state["recent_bytes"]),

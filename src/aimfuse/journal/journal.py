@@ -9,8 +9,9 @@ that notes the result on the main thread.
 import contextlib
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from aimfuse.disk import Disk
 from aimfuse.journal.header import NO_DIGEST, Identity, Parent
@@ -40,12 +41,34 @@ SEAL_RESERVE_BYTES = 64 * IOCB_BYTES
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The newest sealed file of a lineage and the last record in it."""
+    """The newest sealed file of a lineage, the last record in it, and the time of that one.
+
+    The time, Unix ns, is 0 where it is not known, and says nothing about which head this is.
+    """
 
     epoch: Epoch = Epoch(0)
     number: FileNumber = FileNumber(0)
     seq: Seq = Seq(0)
     digest: bytes = NO_DIGEST
+    time_ns: int = field(default=0, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the form that slots and SYNC marks carry."""
+        return {
+            "epoch": self.epoch, "number": self.number, "seq": self.seq,
+            "digest": self.digest.hex(), "time_ns": self.time_ns,
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, state: dict[str, Any]) -> "Head":
+        """Read what `to_json` wrote, among other things or alone.
+
+        Raises:
+            KeyError, TypeError, ValueError: a field is missing or of another kind.
+        """
+        epoch, number = Epoch(int(state["epoch"])), FileNumber(int(state["number"]))
+        digest, time_ns = bytes.fromhex(state["digest"]), int(state.get("time_ns", 0))
+        return cls(epoch, number, Seq(int(state["seq"])), digest, time_ns)
 
     def as_parent(self) -> Parent:
         """Return what an epoch that starts here names as its parent."""
@@ -268,7 +291,8 @@ class Journal:
         self._disk.sync_dir("journal:publish_sync_dir", self._spool)
         writer.close()
         seq = writer.last_seq if writer.record_count else self.head.seq
-        return Head(name.epoch, name.number, seq, seal.digest)
+        time_ns = seal.last_time_ns or self.head.time_ns
+        return Head(name.epoch, name.number, seq, seal.digest, time_ns)
 
     def finish_seal(self, head: Head) -> None:
         """Note what `seal_next` returned; all of it is durable."""

@@ -89,7 +89,8 @@ def follow(head: Head, group: bytes, file: AimFile) -> Head:
     if seal.record_count and seal.first_seq != first:
         raise ForeignFile(file.path, 0, f"starts at record {seal.first_seq}, not at {first}")
     last = seal.last_seq if seal.record_count else head.seq
-    return Head(identity.epoch, identity.number, last, seal.digest)
+    time_ns = seal.last_time_ns or head.time_ns
+    return Head(identity.epoch, identity.number, last, seal.digest, time_ns)
 
 
 def read_files(disk: Disk, spool: Path, names: tuple[JournalName, ...]) -> Iterator[AimFile]:
@@ -185,6 +186,7 @@ def _close(disk: Disk, spool: Path, scan: Scan, head: Head) -> Head:
         name = writer.name
         seal = writer.seal(head.digest, name.epoch, FileNumber(name.number + 1))
         disk.rename("recovery:publish", writer.path, spool / name.sealed)
-        return Head(name.epoch, name.number, writer.last_seq, seal.digest)
+        time_ns = seal.last_time_ns or head.time_ns
+        return Head(name.epoch, name.number, writer.last_seq, seal.digest, time_ns)
     finally:
         writer.close()

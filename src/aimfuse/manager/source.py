@@ -93,7 +93,7 @@ def assemble(state_dir: Path) -> State:
             "level": _level(spool, settings.journal) if settings else None,
         },
         "volumes": [
-            {"name": one.get("name"), "size": one.get("size")}
+            {"id": one.get("id"), "name": one.get("name"), "size": one.get("size")}
             for one in known.get("volumes", [])
             if isinstance(one, dict)
         ],

@@ -92,16 +92,15 @@ class Forward:
             return
         if state.phase is not Phase.CONSISTENT and not self._slots.exists():
             return
-        head = state.head.to_json()
         store.disk.mkdir("forward:mkdir", store.home / FORWARD / "spool")
         gap = None if state.phase is Phase.CONSISTENT else "the store is not consistent"
         self._slots.write({
             "group": state.group.hex() if state.group else "",
-            "epoch": head["epoch"], "number": head["number"],
-            "seq": head["seq"], "digest": head["digest"],
+            **state.head.to_json(),
             "volumes": [_volume(store.disk, store, entry) for entry in state.volumes],
             "next_volume": state.volume_id_max + 1,
             "clean": True,
+            "passed_on": True,
             "gap": gap,
         })  # fmt: skip
         self._noted = key

@@ -248,7 +248,7 @@ class Switch:
         done = progress.origin.number >= (progress.to or 0) and not doubt
         head = progress.origin
         if state.head is not None and state.head.number == head.number:  # Of the same time, then.
-            head = replace(head, time_ns=state.head.time_ns)
+            head = replace(head, time_ns=head.time_ns or state.head.time_ns)
         if done:
             store.derive_links(state.shown, staging.volumes)
         id_max, exact = volume_ids(staging.volumes, staging.next_volume)
