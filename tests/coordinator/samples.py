@@ -85,9 +85,7 @@ class SampleSource:
         writer.close()
         name = JournalName(who.epoch, who.number)
         writer.path.rename(self.spool / name.sealed)
-        self.head = Head(
-            who.epoch, who.number, Seq(first + records), seal.digest, self.wall.now_ns
-        )
+        self.head = Head(who.epoch, who.number, Seq(first + records), seal.digest, self.wall.now_ns)
         with self.image.open("r+b") as file:
             file.seek(block * BLOCK)
             file.write(data)
