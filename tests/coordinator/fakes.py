@@ -10,7 +10,7 @@ import trio
 import trio.lowlevel
 
 from aimfuse.config import DestinationConfig
-from aimfuse.coordinator.place import Tools
+from aimfuse.coordinator.parts import Tools
 from aimfuse.disk import Disk
 from aimfuse.errors import JournalError, Refused, Unavailable
 from aimfuse.journal.header import NO_DIGEST

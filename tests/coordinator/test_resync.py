@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from aimfuse.config import DestinationConfig
-from aimfuse.coordinator.place import Tools
+from aimfuse.coordinator.parts import Tools
 from aimfuse.coordinator.request import Range, Request, write_request
 from aimfuse.coordinator.run import connect_as_configured, run_ship
 from aimfuse.journal.names import SyncName, parse

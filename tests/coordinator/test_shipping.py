@@ -13,7 +13,7 @@ import trio
 from trio.testing import MockClock
 
 from aimfuse.config import DestinationConfig
-from aimfuse.coordinator.place import Tools
+from aimfuse.coordinator.parts import Tools
 from aimfuse.coordinator.run import run_ship
 from aimfuse.errors import BusyError, Refused, StoreError, Unavailable
 from aimfuse.units import SECOND_NS

@@ -21,7 +21,9 @@ from aimfuse.coordinator.decide import (
     Ship,
     decide,
 )
-from aimfuse.coordinator.place import Parts, Place
+from aimfuse.coordinator.parts import Parts
+from aimfuse.coordinator.place import Place
+from aimfuse.coordinator.place_report import PlaceReport
 from aimfuse.coordinator.request import forget_request, read_request
 from aimfuse.coordinator.route import rule_of
 from aimfuse.coordinator.session import TICK_S, Session
@@ -51,6 +53,7 @@ class Destination:
 
     def __init__(self, parts: Parts, config: DestinationConfig) -> None:
         self.place = Place(parts, config)
+        self._report = PlaceReport(self.place)
         self._parts = parts
         self._backoff = Backoff(config.retry_s_min, config.retry_s_max, parts.tools.dice)
         self._slow_retry = trio.Event()
@@ -245,7 +248,7 @@ class Destination:
             problem = exc
         try:
             self.place.look_at_fold(now=False)
-            self.place.write_status()
+            self._report.write_status()
         except (OSError, StateLost) as exc:
             problem = problem or exc
         self._books_complaint.note(problem)

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from aimfuse.coordinator.place import Parts
+from aimfuse.coordinator.parts import Parts
 
 
 def heartbeat(parts: Parts, driver: dict[str, Any] | None) -> bytes:

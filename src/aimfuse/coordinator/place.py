@@ -1,94 +1,34 @@
 """The books of one destination: where it stands, what is on its way, and its cursor on disk."""
 
-import contextlib
-import json
 import math
-import os
-import random
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import trio
 
-from aimfuse.config import DestinationConfig, GroupConfig
+from aimfuse.config import DestinationConfig
 from aimfuse.coordinator.acks import Ack
-from aimfuse.coordinator.backlog import Backlog
 from aimfuse.coordinator.bandwidth import TokenBucket
-from aimfuse.coordinator.copy_report import folded, progress
 from aimfuse.coordinator.cursor import Cursor, CursorFile
 from aimfuse.coordinator.decide import History
 from aimfuse.coordinator.delivery import Delivery, Flight
-from aimfuse.coordinator.extents import SYNC_FILE_BYTES
-from aimfuse.coordinator.forecast import Trend
 from aimfuse.coordinator.gate import Gate
-from aimfuse.coordinator.lag import Lag, Stage, seconds_behind
+from aimfuse.coordinator.parts import Parts
 from aimfuse.coordinator.rate import RateMeter
 from aimfuse.coordinator.request import REQUEST
 from aimfuse.coordinator.retention import retention_lock
 from aimfuse.coordinator.route import ROUTED, Base, Route
 from aimfuse.coordinator.signal import Signal
-from aimfuse.coordinator.source import Source, SourceCheckpoint
+from aimfuse.coordinator.source import SourceCheckpoint
 from aimfuse.coordinator.todo import Todo
-from aimfuse.disk import Disk, process_disk
-from aimfuse.errors import AimfuseError, Unavailable
+from aimfuse.errors import AimfuseError
 from aimfuse.journal.fold import Fold, FoldFile
 from aimfuse.journal.header import NO_DIGEST
 from aimfuse.journal.journal import Head
-from aimfuse.journal.spool import full_mark, full_reserve
-from aimfuse.transport.base import Transport
 from aimfuse.units import Epoch, FileNumber, Seq
 
-STATUS_NAME = "status.json"
-STUCK_S = 30.0
 FOLD_LOOK_S = 1.0
 _SENDING = {"syncing", "shipping"}
-
-Connect = Callable[[DestinationConfig], Transport]
-
-
-@dataclass(frozen=True, slots=True)
-class Tools:
-    """The outside world of a coordinator; tests put other clocks, dice and links in place."""
-
-    connect: Connect
-    disk: Disk = field(default_factory=process_disk)
-    wall_ns: Callable[[], int] = time.time_ns
-    dice: random.Random = field(default_factory=random.Random)
-    sync_file_bytes: int = SYNC_FILE_BYTES
-
-
-@dataclass(slots=True)
-class Parts:
-    """What the destinations of one coordinator share."""
-
-    config: GroupConfig
-    tools: Tools
-    backlog: Backlog
-    source: Source
-
-    @property
-    def disk(self) -> Disk:
-        """Return the labelled disk."""
-        return self.tools.disk
-
-    def wall_ns(self) -> int:
-        """Return the wall clock, for reports only."""
-        return self.tools.wall_ns()
-
-    def checkpoint(self) -> SourceCheckpoint:
-        """Return the driver's newest checkpoint.
-
-        Raises:
-            Unavailable: the group was never initialised.
-            StateLost: the checkpoint is unreadable.
-        """
-        checkpoint = self.source.checkpoint()
-        if checkpoint is None:
-            raise Unavailable("the group has no checkpoint yet", hint="Mount the image once.")
-        self.backlog.note_head(checkpoint.head.epoch, checkpoint.head.number)
-        return checkpoint
 
 
 class Place:
@@ -105,7 +45,6 @@ class Place:
         self.cursor = Cursor(config.url)
         self.ack: Ack | None = None
         self.meter = RateMeter()
-        self._trend = Trend()
         self.route: Route | None = None
         self.fold = Fold()
         self.lost = 0
@@ -118,9 +57,9 @@ class Place:
         self.state = "new"
         self.error: AimfuseError | OSError | None = None
         self.failing_since: float | None = None
-        self._since_ns = parts.wall_ns()
-        self._retry_at: float | None = None
-        self._moved_at = trio.current_time()
+        self.since_ns = parts.wall_ns()
+        self.retry_at: float | None = None
+        self.moved_at = trio.current_time()
         self._saved: Cursor | None = None
         self._saving = trio.Lock()
         self._file = CursorFile(parts.disk, self.directory, config.url)
@@ -198,10 +137,10 @@ class Place:
         if state in _SENDING and not self.gate.is_open():
             state = "waiting"
         if state != self.state:
-            self._since_ns = self.parts.wall_ns()
+            self.since_ns = self.parts.wall_ns()
         self.state = state
         self.error = error
-        self._retry_at = None if retry_in_s is None else now + retry_in_s
+        self.retry_at = None if retry_in_s is None else now + retry_in_s
         if error is None and state in {"shipping", "idle", "waiting"}:
             self.failing_since = None
         elif error is not None and self.failing_since is None:
@@ -209,10 +148,10 @@ class Place:
 
     def note_progress(self, count_bytes: int = 0) -> None:
         """Note that something moved, *count_bytes* of it over the wire."""
-        self._moved_at = trio.current_time()
+        self.moved_at = trio.current_time()
         self.failing_since = None
         if count_bytes:
-            self.meter.add(self._moved_at, count_bytes)
+            self.meter.add(self.moved_at, count_bytes)
 
     def take_ack(self, ack: Ack) -> None:
         """Note what the store has while files are shipped."""
@@ -371,116 +310,3 @@ class Place:
             return None if self._is_before_switch() else self.route.digests(number)
         found = self.parts.backlog.header(number)
         return (found[1].digest, found[1].prev_digest) if found else None
-
-    # Reports.
-
-    def pinned(self) -> Stage:
-        """Return what stays in the spool for this destination, whoever else needs it too."""
-        if self.pin is None:
-            return Stage(0, 0)
-        backlog, pin = self.parts.backlog, max(self.pin, int(self.fold.through))
-        return Stage(backlog.count_above(pin), backlog.bytes_between(pin, backlog.newest))
-
-    def lag(self) -> Lag:
-        """Return how far the mirror is behind, by stage."""
-        delivery, ack = self.delivery, self.ack
-        queued, flying = delivery.queued(), delivery.in_flight()
-        received = delivery.received(ack.queue_bytes if ack else 0)
-        return Lag(queued, flying, received, self._seconds_behind())
-
-    def status(self) -> dict[str, Any]:
-        """Return the content of ``status.json``."""
-        now, lag, ack = trio.current_time(), self.lag(), self.ack
-        pending = lag.files > 0 or self.cursor.sync is not None
-        if not pending or self.state in {"paused", "waiting"}:
-            self._moved_at = now
-        flights = [*self.delivery.flights.values(), *(f for f in self.outgoing if f.sent < f.bytes)]
-        applied = ack.applied if ack else None
-        rate = self.meter.bytes_per_s(now)
-        return {
-            "name": self.config.name,
-            "url": self.config.url,
-            "state": self.state,
-            "since_ns": self._since_ns,
-            "error": str(self.error) if self.error else None,
-            "hint": getattr(self.error, "hint", "") or None,
-            "opens": None if self.gate.is_open() else self.gate.opens(),
-            "bandwidth_bytes_s": self.config.bandwidth_bytes_s,
-            "retry_in_s": None if self._retry_at is None else max(0.0, self._retry_at - now),
-            "queued": lag.queued.to_json(),
-            "pinned": {**self.pinned().to_json(), "bytes_max": self.config.spool_share_bytes},
-            "spool": self.parts.backlog.summary(),
-            "folded": folded(self.fold, self._applied),
-            "forecast": self._forecast(now),
-            "in_flight": [{"name": f.name, "bytes": f.bytes, "sent": f.sent} for f in flights],
-            "received_not_applied": lag.received.to_json(),
-            "received": {"number": self._received},
-            "applied": {
-                "number": self._applied,
-                "seq": applied.seq if applied else 0,
-                "epoch": applied.epoch if applied else 0,
-            },
-            "lag": {"seconds": lag.seconds, "bytes": lag.bytes, "files": lag.files},
-            "rate_bytes_s": rate,
-            "sent_bytes": self.meter.total_bytes,
-            "sync": progress(self.cursor.sync, ack, self.outgoing, rate),
-            "ack": ack.raw if ack else None,
-            "updated_ns": self.parts.wall_ns(),
-            "stuck": pending and now - self._moved_at >= STUCK_S,
-        }
-
-    @property
-    def _received(self) -> int:
-        """Return up to where the store has the files: a copy's origin is not there yet."""
-        sync = self.cursor.sync
-        if sync is None:
-            return self.delivery.confirmed
-        return self.ack.confirmed if self.ack and sync.staged else 0
-
-    @property
-    def _applied(self) -> int:
-        """Return where the mirror is: in front of a staged copy until its switch."""
-        sync = self.cursor.sync
-        if sync is None:
-            return self.delivery.applied
-        if not sync.staged:
-            return 0
-        return self.ack.applied_number if self.ack else self.cursor.applied
-
-    def _forecast(self, now: float) -> dict[str, float | None]:
-        """Return how the spool's share goes on if all stays as it is."""
-        pinned, journal = self.pinned().bytes, self.parts.config.journal
-        self._trend.note(now, pinned)
-        room = [full_mark(journal.spool_bytes_max, journal.file_bytes) - pinned]
-        if self.config.spool_share_bytes is not None:
-            room.append(self.config.spool_share_bytes - pinned)
-        with contextlib.suppress(OSError):
-            free = self.parts.disk.free_bytes(self.parts.backlog.spool)
-            room.append(free - full_reserve(journal.spool_reserve_bytes, journal.file_bytes))
-        return self._trend.forecast(pinned, max(0, min(room)))
-
-    def write_status(self) -> None:
-        """Replace ``status.json``; atomic, not durable, for it is only for reading now."""
-        path = self.directory / STATUS_NAME
-        part = path.with_name(STATUS_NAME + ".part")
-        disk = self.parts.disk
-        fd = disk.open("status:create", part, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-        try:
-            disk.pwrite("status:write", fd, [json.dumps(self.status()).encode()], 0)
-        finally:
-            disk.close(fd)
-        disk.rename("status:rename", part, path)
-
-    def _seconds_behind(self) -> float | None:
-        sync = self.cursor.sync
-        if self.cursor.is_new or (sync and not sync.staged):
-            return None
-        applied, backlog = self._applied, self.parts.backlog
-        if applied >= backlog.newest:
-            return 0.0
-        oldest_ns = backlog.first_time_ns(applied)
-        if applied + 1 < backlog.oldest and self.ack:  # The file has left the spool.
-            # Behind a copy other files wait there than the one that the mirror lacks first.
-            waiting_ns = 0 if sync else self.ack.oldest_waiting_ns
-            oldest_ns = waiting_ns or self.ack.mirror_time_ns or oldest_ns
-        return seconds_behind(self.parts.wall_ns(), oldest_ns) if oldest_ns else 0.0

@@ -20,7 +20,7 @@ from aimfuse.coordinator.complaint import Complaint
 from aimfuse.coordinator.destination import Destination
 from aimfuse.coordinator.drain import excuse, gravity, interrupted, is_finished, unclean_end
 from aimfuse.coordinator.leftovers import leftovers
-from aimfuse.coordinator.place import Parts, Tools
+from aimfuse.coordinator.parts import Parts, Tools
 from aimfuse.coordinator.report import REPORT_NAME, ShipReport, write_report
 from aimfuse.coordinator.retention import RETENTION_LOCK
 from aimfuse.coordinator.source import Source

@@ -19,13 +19,11 @@ import trio
 from aimfuse.driver.engine import Engine
 from aimfuse.driver.keeper import SpoolKeeper
 from aimfuse.driver.lanes import Lane
+from aimfuse.driver.quick_sync import OUT_OF_SPACE, QuickSync
 from aimfuse.errors import AimfuseError, BusyError, HaltedError, VolumeError, explain
-from aimfuse.journal.journal import Commit
 from aimfuse.units import MIB, FileNumber, Seq
 
 log = logging.getLogger(__name__)
-
-_OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 Args = TypeVarTuple("Args")
 Result = TypeVar("Result")
@@ -35,11 +33,6 @@ TICK_S = 0.1
 COMMIT_BYTES = 8 * MIB
 """Un-durable payload that starts a commit before its interval is over."""
 APPLY_DELAY_S = 0.02
-SYNC_HERE_S_MAX = 0.002
-"""Mean time of a sync up to which this thread waits for it; single ones may take longer."""
-
-SYNC_HERE_PAUSE_S = 0.25
-_SYNC_WEIGHT = 0.125
 HOUSEKEEPING_S = 1.0
 SPACE_RETRY_S = 1.0
 RECLAIM_ROUNDS = 3
@@ -82,8 +75,7 @@ class Pump:
         self._waiting = 0
         self._starving = 0
         self._rounds = 0
-        self._sync_here_after_s = 0.0
-        self._sync_mean_s = 0.0
+        self._quick_sync = QuickSync(engine.journal)
         self._commits = Lane("commit")
         self._applies = Lane("apply")
         self._housekeeping = Lane("housekeeping")
@@ -145,7 +137,7 @@ class Pump:
         Raises:
             OSError: *exc*, if it says anything else, or the settings say to fail.
         """
-        if exc.errno not in _OUT_OF_SPACE:
+        if exc.errno not in OUT_OF_SPACE:
             raise exc
         self.full = exc.strerror or "no space left"
         if self.keeper.when_full == "fail":
@@ -308,7 +300,7 @@ class Pump:
             return
         self._committing = True
         try:
-            if not self._sync_here(commit):
+            if self._waiting != 1 or not self._quick_sync.do(commit):
                 await self._with_space(self._commits, engine.journal.sync, commit)
         except OSError as exc:
             engine.halt(f"the journal could not be made durable: {exc.strerror}")
@@ -318,31 +310,6 @@ class Pump:
             self._progressed()  # However it ended: who waits for it has to go on by himself.
         engine.finish_commit(commit)
         self._apply_wanted.set()
-
-    def _sync_here(self, commit: Commit) -> bool:
-        """Sync on this thread if one caller waits and the disk is quick; tell whether it did.
-
-        Two changes of threads cost more than such a sync. Slow ones end this for a while; one
-        in a hundred is slow on any disk.
-
-        Raises:
-            OSError: as `Journal.sync`.
-        """
-        begun_s = time.monotonic()
-        if self._waiting != 1 or commit.is_large or begun_s < self._sync_here_after_s:
-            return False
-        try:
-            self.engine.journal.sync(commit)
-        except OSError as exc:
-            if exc.errno in _OUT_OF_SPACE:
-                return False  # The other way waits for space.
-            raise
-        now_s = time.monotonic()
-        self._sync_mean_s += (now_s - begun_s - self._sync_mean_s) * _SYNC_WEIGHT
-        if self._sync_mean_s > SYNC_HERE_S_MAX:
-            self._sync_here_after_s = now_s + SYNC_HERE_PAUSE_S
-            self._sync_mean_s = 0.0
-        return True
 
     async def _with_space(
         self, lane: Lane, step: Callable[[Unpack[Args]], Result], *args: *Args
@@ -354,7 +321,7 @@ class Pump:
                 try:
                     return await lane.run(step, *args)
                 except OSError as exc:
-                    if exc.errno not in _OUT_OF_SPACE:
+                    if exc.errno not in OUT_OF_SPACE:
                         raise
                     why = f"{exc.strerror}: {exc.filename or self.engine.images.root.parent}"
                     log.warning("%s: trying again", why)
@@ -422,7 +389,7 @@ class Pump:
                 try:
                     self.engine.roll()
                 except OSError as exc:
-                    if exc.errno not in _OUT_OF_SPACE:
+                    if exc.errno not in OUT_OF_SPACE:
                         raise
                     self.full = exc.strerror  # The next tick tries again.
             if journal.ready is None or journal.closing:
