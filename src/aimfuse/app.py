@@ -25,13 +25,14 @@ from aimfuse.driver.group import (
 )
 from aimfuse.driver.keeper import SpoolKeeper, SpoolLimits
 from aimfuse.driver.ladder import Policy
-from aimfuse.driver.mount import Companion, Mount, MountOptions, check_mountpoint
+from aimfuse.driver.mount import Companion, Mount, MountOptions
 from aimfuse.driver.pins import ACCOUNTS, Pins
 from aimfuse.driver.process import become_part_of_the_io_path
 from aimfuse.driver.pump import Pump, PumpLimits
 from aimfuse.driver.status import SourceStatus
 from aimfuse.errors import AimfuseError, ConfigError
 from aimfuse.journal.journal import Journal
+from aimfuse.mountpoint import check_mountpoint
 from aimfuse.supervisor import Supervisor
 
 log = logging.getLogger(__name__)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from aimfuse.driver.mount import check_mountpoint
 from aimfuse.errors import AimfuseError, BusyError, UsageError
+from aimfuse.mountpoint import check_mountpoint
 
 
 def refusal(mountpoint: Path, image: Path) -> AimfuseError:

@@ -1,17 +1,12 @@
 """One mount from its first to its last moment: pyfuse3's session around an open group."""
 
 import contextlib
-import errno
 import logging
-import os
 import signal
-import string
-import subprocess
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import trio
 
@@ -22,6 +17,7 @@ from aimfuse.driver.group import close_group
 from aimfuse.driver.pump import Pump
 from aimfuse.driver.status import SourceStatus
 from aimfuse.errors import BusyError, HaltedError, UsageError
+from aimfuse.mountpoint import FSTYPE, source_name
 
 fallocate.load()  # Before pyfuse3 is imported: it wins libfuse's symbol for the session.
 
@@ -32,16 +28,12 @@ from aimfuse.driver.operations import Operations  # noqa: E402
 
 log = logging.getLogger(__name__)
 
-FSTYPE = "aimfuse"
-
 LINGER_S = 5.0
 """How long a clean end waits for the destinations to confirm the last file."""
 
 FULL_S_MAX = 2.0
 SETTLE_S_MAX = 60.0
 """How long an end waits for what was written to be durable: on a full disk, and on a slow one."""
-
-_PLAIN = "".join(set(string.printable[:-5]) - set(",\\%"))
 
 Companion = Callable[[], Awaitable[None]]
 
@@ -179,7 +171,7 @@ class Mount:
 
     def _fuse_options(self) -> set[str]:
         options = set(pyfuse3.default_options)
-        options |= {f"fsname={_source_name(self._engine.images.root)}", f"subtype={FSTYPE}"}
+        options |= {f"fsname={source_name(self._engine.images.root)}", f"subtype={FSTYPE}"}
         if self._options.allow_other:
             options.add("allow_other")
         return options
@@ -224,75 +216,3 @@ class Mount:
                     await self.unmount()
                 except BusyError as exc:
                     log.warning("%s: %s. %s", signal.Signals(number).name, exc, exc.hint)
-
-
-def check_mountpoint(mountpoint: Path, image: Path, inside: list[Path]) -> None:
-    """Refuse a mountpoint that cannot be one, and clean up one that a dead driver left.
-
-    Raises:
-        UsageError: no directory, not empty, or *image* or one of *inside* lies below it.
-        BusyError: something is mounted there.
-    """
-    _clean_dead_mount(mountpoint, image)
-    if not mountpoint.is_dir():
-        hint = f"Run `mkdir {mountpoint}` first."
-        if mountpoint.exists():
-            hint = "Choose an empty directory."
-        raise UsageError(f"{mountpoint} is no directory", hint=hint)
-    if os.path.ismount(mountpoint):
-        way_out = "umount" if _mounted_source(mountpoint) is None else "aimfuse umount"
-        raise BusyError(
-            f"something is mounted at {mountpoint} already",
-            hint=f"Choose another directory, or end that mount first: {way_out} {mountpoint}",
-        )
-    top = os.path.realpath(mountpoint)  # Says nothing of endless links: others do.
-    for path in (image, *inside):
-        if Path(os.path.realpath(path)).is_relative_to(top):
-            raise UsageError(
-                f"{path} lies below the mountpoint {mountpoint}: the mount would hide it",
-                hint="Choose an empty directory elsewhere.",
-            )
-    if any(mountpoint.iterdir()):
-        raise UsageError(
-            f"{mountpoint} is not empty: the mount would hide what is in it",
-            hint="Choose an empty directory.",
-        )
-
-
-def _clean_dead_mount(mountpoint: Path, image: Path) -> None:
-    try:
-        # Not stat: for a moment after its driver's death the kernel answers that from memory.
-        os.statvfs(mountpoint)
-    except OSError as exc:
-        if exc.errno != errno.ENOTCONN:
-            return
-    else:
-        return
-    source = _mounted_source(mountpoint)
-    if source != _source_name(image):
-        raise BusyError(
-            f"{mountpoint} is a dead mount of {source or 'something else'}",
-            hint=f"Take it away first: fusermount3 -uz {mountpoint}",
-        )
-    log.warning("%s was left by a driver that died: cleaning up", mountpoint)
-    subprocess.run(["fusermount3", "-uz", "--", str(mountpoint)], check=False)
-
-
-def _source_name(image: Path) -> str:
-    """Return how the mount table names *image*: its path, but what libfuse cannot take quoted."""
-    return quote(os.fsencode(image), safe=_PLAIN)
-
-
-def _mounted_source(mountpoint: Path) -> str | None:
-    found = None
-    with contextlib.suppress(OSError):
-        table = os.fsdecode(Path("/proc/self/mounts").read_bytes())  # Other mounts' names, too.
-        for line in filter(None, table.split("\n")):
-            source, where, kind, *_ = line.split(" ")
-            if kind == f"fuse.{FSTYPE}" and _unescape(where) == str(mountpoint):
-                found = _unescape(source)
-    return found
-
-
-def _unescape(word: str) -> str:
-    return os.fsdecode(os.fsencode(word).decode("unicode_escape").encode("latin-1"))

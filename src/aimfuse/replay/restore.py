@@ -1,19 +1,15 @@
 """Restore: a point of the past as new files, whole under their name or not there at all."""
 
 import contextlib
-import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from aimfuse.disk import Disk
-from aimfuse.errors import BusyError, OutOfReach, StoreError, UsageError
-from aimfuse.journal.names import JournalName, parse
+from aimfuse.errors import BusyError, OutOfReach, UsageError
+from aimfuse.replay.hold import pinned, readable
 from aimfuse.replay.look import Look
-from aimfuse.replay.past import TRIES_MAX, Past, look_at
-from aimfuse.replay.pins import Pin
+from aimfuse.replay.past import TRIES_MAX
 from aimfuse.replay.point import Finder, Wanted
 from aimfuse.replay.rebuild import Piece, Rebuild, Report
 from aimfuse.replay.state import Json
@@ -57,9 +53,9 @@ def restore(
     """
     look = look or Look()
     _check_output(disk, look, store, request)
-    with _pinned(disk, store) as pin, contextlib.ExitStack() as held:
+    with pinned(disk, store) as pin, contextlib.ExitStack() as held:
         for tries in range(TRIES_MAX):
-            past = _readable(disk, store, look, held)
+            past = readable(disk, store, look, held)
             point = Finder(disk, past).find(request.at)
             if pin:
                 pin.move(point.base)
@@ -95,56 +91,6 @@ def _check_output(disk: Disk, look: Look, store: Path, request: Request) -> None
         raise UsageError(f"{output} is a {entry.kind}", hint="Name a place that is not there yet.")
     if not request.force:
         raise UsageError(f"{output} exists", hint="Choose another name, or --force to replace it.")
-
-
-@contextmanager
-def _pinned(disk: Disk, store: Path) -> Iterator[Pin | None]:
-    """Hold the history while it is read; on a medium that cannot be written nobody prunes."""
-    history = store / "history"
-    if not disk.exists(history):
-        yield None
-        return
-    try:
-        pin = Pin(disk, history)
-    except OSError as exc:
-        if exc.errno != errno.EROFS:
-            hint = "Run it as the user who replays there."
-            raise UsageError(f"{history} cannot be held: {exc.strerror}", hint=hint) from exc
-        yield None
-        return
-    try:
-        yield pin
-    finally:
-        pin.release()
-
-
-def _readable(disk: Disk, store: Path, look: Look, held: contextlib.ExitStack) -> Past:
-    """Return the past of a store whose mirror can be read now, keeping replayers off if need be.
-
-    Where a file is applied without undo file nobody can tell what the mirror is meanwhile.
-    """
-    past = look_at(disk, store, look)
-    if past.reach is None:
-        why = past.state.doubt or f"it is {past.state.phase.value}"
-        text = f"{store} has no consistent mirror now: {why}"
-        raise StoreError(text, hint="Wait for it; `aimfuse history` says more.")
-    assert past.state.head is not None
-    is_blind = past.floor.is_off or past.floor.number > past.state.head.number
-    if not is_blind or not disk.exists(store / "lock"):
-        return past
-    fd = disk.open("restore:lock", store / "lock", os.O_RDONLY)
-    held.callback(disk.close, fd)
-    if not disk.take_lock(fd):
-        text = f"{store} is being replayed without history, so its mirror cannot be read meanwhile"
-        raise BusyError(text, hint="Stop the replayer, or let it keep history and try again.")
-    past = look_at(disk, store, look)
-    assert past.state.head is not None
-    names = map(parse, disk.listdir(store / "work"))
-    following = past.state.head.number + 1
-    if any(isinstance(one, JournalName) and one.number == following for one in names):
-        text = f"{store}: file {following} may be half applied"
-        raise StoreError(text, hint=f"Run `aimfuse replay --once {store}` first.")
-    return past
 
 
 def _chosen(rebuild: Rebuild, request: Request) -> list[Piece]:

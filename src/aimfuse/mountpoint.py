@@ -1,0 +1,96 @@
+"""Where a file system of ours may be mounted, and what it is called in the mount table."""
+
+import contextlib
+import errno
+import logging
+import os
+import string
+import subprocess
+from pathlib import Path
+from urllib.parse import quote
+
+from aimfuse.errors import BusyError, UsageError
+
+log = logging.getLogger(__name__)
+
+FSTYPE = "aimfuse"
+VIEW_FSTYPE = "aimfuse-view"
+"""Subtypes in the mount table: of a source's volumes, and of a store's past."""
+
+_PLAIN = "".join(set(string.printable[:-5]) - set(",\\%"))
+
+
+def check_mountpoint(
+    mountpoint: Path, image: Path, inside: list[Path], fstype: str = FSTYPE
+) -> None:
+    """Refuse a mountpoint that cannot be one, and clean up one that a dead process left.
+
+    Raises:
+        UsageError: no directory, not empty, or *image* or one of *inside* lies below it.
+        BusyError: something is mounted there.
+    """
+    _clean_dead_mount(mountpoint, image, fstype)
+    if not mountpoint.is_dir():
+        hint = f"Run `mkdir {mountpoint}` first."
+        if mountpoint.exists():
+            hint = "Choose an empty directory."
+        raise UsageError(f"{mountpoint} is no directory", hint=hint)
+    if os.path.ismount(mountpoint):
+        ours = [mounted_source(mountpoint, kind) for kind in (FSTYPE, VIEW_FSTYPE)]
+        way_out = "aimfuse umount" if any(ours) else "umount"
+        raise BusyError(
+            f"something is mounted at {mountpoint} already",
+            hint=f"Choose another directory, or end that mount first: {way_out} {mountpoint}",
+        )
+    top = os.path.realpath(mountpoint)  # Says nothing of endless links: others do.
+    for path in (image, *inside):
+        if Path(os.path.realpath(path)).is_relative_to(top):
+            raise UsageError(
+                f"{path} lies below the mountpoint {mountpoint}: the mount would hide it",
+                hint="Choose an empty directory elsewhere.",
+            )
+    if any(mountpoint.iterdir()):
+        raise UsageError(
+            f"{mountpoint} is not empty: the mount would hide what is in it",
+            hint="Choose an empty directory.",
+        )
+
+
+def _clean_dead_mount(mountpoint: Path, image: Path, fstype: str) -> None:
+    try:
+        # Not stat: for a moment after its driver's death the kernel answers that from memory.
+        os.statvfs(mountpoint)
+    except OSError as exc:
+        if exc.errno != errno.ENOTCONN:
+            return
+    else:
+        return
+    source = mounted_source(mountpoint, fstype)
+    if source != source_name(image):
+        raise BusyError(
+            f"{mountpoint} is a dead mount of {source or 'something else'}",
+            hint=f"Take it away first: fusermount3 -uz {mountpoint}",
+        )
+    log.warning("%s was left by a process that died: cleaning up", mountpoint)
+    subprocess.run(["fusermount3", "-uz", "--", str(mountpoint)], check=False)
+
+
+def source_name(image: Path) -> str:
+    """Return how the mount table names *image*: its path, but what libfuse cannot take quoted."""
+    return quote(os.fsencode(image), safe=_PLAIN)
+
+
+def mounted_source(mountpoint: Path, fstype: str) -> str | None:
+    """Return what is mounted there as *fstype*, as `source_name` has it, or None."""
+    found = None
+    with contextlib.suppress(OSError):
+        table = os.fsdecode(Path("/proc/self/mounts").read_bytes())  # Other mounts' names, too.
+        for line in filter(None, table.split("\n")):
+            source, where, kind, *_ = line.split(" ")
+            if kind == f"fuse.{fstype}" and _unescape(where) == str(mountpoint):
+                found = _unescape(source)
+    return found
+
+
+def _unescape(word: str) -> str:
+    return os.fsdecode(os.fsencode(word).decode("unicode_escape").encode("latin-1"))
