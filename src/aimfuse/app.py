@@ -14,7 +14,8 @@ import trio
 from aimfuse import config as configuration
 from aimfuse import heap
 from aimfuse.config import GroupConfig
-from aimfuse.disk import process_disk, weakness
+from aimfuse.disk import Disk, process_disk, weakness
+from aimfuse.driver.engine import Engine
 from aimfuse.driver.group import (
     GroupLimits,
     GroupLock,
@@ -30,8 +31,9 @@ from aimfuse.driver.pins import ACCOUNTS, Pins
 from aimfuse.driver.process import become_part_of_the_io_path
 from aimfuse.driver.pump import Pump, PumpLimits
 from aimfuse.driver.status import SourceStatus
-from aimfuse.errors import AimfuseError, ConfigError
+from aimfuse.errors import AimfuseError, ConfigError, StateLost, SupersededError
 from aimfuse.journal.journal import Journal
+from aimfuse.journal.superseded import read_superseded
 from aimfuse.mountpoint import check_mountpoint
 from aimfuse.supervisor import Supervisor
 
@@ -39,6 +41,7 @@ log = logging.getLogger(__name__)
 
 DESTINATIONS_POLL_S = 2.0
 IDLE_S = 5.0
+SUPERSEDED_POLL_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class MountRequest:
     allow_other: bool = False
     writeback: bool = False
     resync: bool = False
+    diverge: bool = False
 
 
 def paths_of(config: GroupConfig) -> GroupPaths:
@@ -79,6 +83,7 @@ def run_mount(request: MountRequest, mounted: Callable[[], None]) -> None:
     paths = paths_of(config)
     lock = GroupLock(paths)  # First: who serves the image already says more than where.
     try:
+        _refuse_superseded(disk, config, diverge=request.diverge)
         check_mountpoint(request.mountpoint, paths.image, [paths.state_dir, paths.spool])
         _warn_of_weak_storage(paths)
         become_part_of_the_io_path()
@@ -125,10 +130,45 @@ def run_mount(request: MountRequest, mounted: Callable[[], None]) -> None:
                     log.warning("the coordinator cannot be supervised: %s", exc)
                 await trio.sleep(DESTINATIONS_POLL_S)
 
-        companions: list[Companion] = [coordinate, partial(_give_back_memory, engine.journal)]
+        companions: list[Companion] = [
+            coordinate,
+            partial(_give_back_memory, engine.journal),
+            partial(_heed_ending, disk, config, engine, diverge=request.diverge),
+        ]
         trio.run(mount.run, config.state_dir, companions, mounted)
     finally:
         lock.release()
+
+
+def _refuse_superseded(disk: Disk, config: GroupConfig, *, diverge: bool) -> None:
+    """Refuse to serve an image while another source goes on, unless it is to *diverge*.
+
+    Raises:
+        SupersededError: it says where the source is now, and the ways out.
+    """
+    note = read_superseded(disk, config.state_dir)
+    if note is None or (diverge and not note.is_final):
+        return
+    error = note.error(str(config.image))
+    if not note.is_final:
+        error.hint += " To serve it here all the same, as a branch: mount it with --diverge."
+    raise error
+
+
+async def _heed_ending(disk: Disk, config: GroupConfig, engine: Engine, *, diverge: bool) -> None:
+    """Accept nothing more from the moment on at which a mirror turns out to be promoted."""
+    engine.is_diverging = diverge
+    while engine.superseded is None:
+        try:
+            note = read_superseded(disk, config.state_dir)
+            engine.superseded = note.error(str(config.image)) if note else None
+        except StateLost as exc:
+            engine.superseded = SupersededError(str(exc), hint=exc.hint)
+        except OSError as exc:
+            log.debug("%s: %s", config.state_dir, exc)  # The next look may tell.
+        await trio.sleep(SUPERSEDED_POLL_S)
+    if not diverge:
+        log.error("writes are refused from now on: %s", engine.superseded)
 
 
 async def _give_back_memory(journal: Journal) -> None:

@@ -14,6 +14,7 @@ AimfuseError                 an expected failure: one line and a hint, never a t
 ├── VolumeError              one request is refused with the errno it carries     exit 1
 ├── StoreError               a store cannot go on without its operator            exit 14
 ├── OutOfReach               the past does not go back there, or not yet          exit 15
+├── SupersededError          a mirror was promoted: this history has ended        exit 16
 └── TransportError           a destination could not be reached or said no
     ├── Unavailable          try again later, with backoff                        exit 20
     └── Refused              do not try again before somebody acted               exit 21
@@ -138,6 +139,13 @@ class OutOfReach(AimfuseError):
     """A point that the history of a store does not hold; nothing was changed."""
 
     exit_code = 15
+
+
+class SupersededError(AimfuseError):
+    """A mirror of this source was promoted and goes on instead; here nothing more is accepted."""
+
+    exit_code = 16
+    kernel_errno = errno.EROFS
 
 
 class TransportError(AimfuseError):

@@ -105,6 +105,14 @@ def mount(
             "lost: a way out of a refused mount. Mirrors come back by staged copies.",
         ),
     ] = False,
+    diverge: Annotated[
+        bool,
+        typer.Option(
+            "--diverge",
+            help="Serve it although a mirror of it was promoted: what is written goes nowhere, "
+            "and stays on this side as a branch.",
+        ),
+    ] = False,
     ready_fd: Annotated[int | None, typer.Option("--ready-fd", hidden=True)] = None,
 ) -> None:
     """Mount an image at MOUNTPOINT and mirror every write.
@@ -127,6 +135,7 @@ def mount(
             allow_other=allow_other or config.mount.allow_other,
             writeback=writeback or config.mount.writeback,
             resync=resync,
+            diverge=diverge,
         )
         run_mount(request, lambda: _announce(f"{config.image} is mounted at {where}", ready_fd))
 

@@ -24,6 +24,7 @@ from aimfuse.config.keys import (
     DESTINATION,
     JOURNAL,
     MOUNT,
+    RESERVED,
     Keys,
     check_name,
     check_url,
@@ -105,6 +106,11 @@ class DestinationConfig:
     identity_files: tuple[Path, ...] = ()
     ssh_config: Path | None = None
     use_agent: bool = True
+
+    @property
+    def is_reserved(self) -> bool:
+        """Tell whether it is kept for a mirror that joins later: its URL is still to come."""
+        return self.url.startswith(RESERVED)
 
 
 @dataclass(frozen=True, slots=True)

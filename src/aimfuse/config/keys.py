@@ -21,6 +21,9 @@ PATTERNS_MAX = 1000
 SCHEMES = ("sftp", "dir")
 """How a destination can be reached; each has a transport."""
 
+RESERVED = "later:"
+"""The URL of a mirror that joins later: nothing is sent, what it lacks is kept or noted."""
+
 URL_REMEDY = "Use sftp://user@host/path, dir:///path or an absolute path."
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -140,7 +143,7 @@ def check_url(given: object) -> str:
     if not isinstance(given, str) or not given.strip() or not given.isprintable():
         raise UsageError(f"{given!r} is no destination", hint=URL_REMEDY)
     try:
-        known = given.startswith("/") or urlsplit(given).scheme in SCHEMES
+        known = given == RESERVED or given.startswith("/") or urlsplit(given).scheme in SCHEMES
     except ValueError:  # A bracket without its pair.
         known = False
     if not known:

@@ -6,13 +6,17 @@ from typing import Any
 
 from aimfuse.errors import Refused, Unavailable
 from aimfuse.journal.header import DIGEST_BYTES
+from aimfuse.journal.superseded import Promotion
 from aimfuse.units import MIB
 
 ACK_NAME = "ack.json"
 ACK_BYTES_MAX = 1 * MIB
 VERSION = 1
 LISTED_MAX = 64
-PHASES = ("empty", "syncing", "catching_up", "switching", "consistent", "halted")
+DIFFERS_NAME = "differs.map"
+"""The only name that is fetched: a store is not asked for what it names."""
+
+PHASES = ("empty", "syncing", "catching_up", "switching", "consistent", "halted", "promoted")
 
 Position = tuple[int, int]
 """A place in a group: volume id, offset in bytes."""
@@ -67,6 +71,10 @@ class Ack:
     error: str | None = None
     needs_sync: str | None = None
     """Why the mirror cannot go on without a new copy."""
+    promoted: Promotion | None = None
+    """The store is a source of its own now, and takes nothing more."""
+    differs: str | None = None
+    """The file in the store that says where a rejoined mirror differs from its position."""
     raw: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
@@ -113,7 +121,7 @@ def parse_ack(data: bytes) -> Ack:
 
 def _ack(raw: dict[str, Any]) -> Ack:
     group, phase, error = raw["group"], raw["phase"], raw.get("error")
-    needs_sync = raw.get("needs_sync")
+    needs_sync, promoted = raw.get("needs_sync"), raw.get("promoted")
     if phase not in PHASES:
         raise ValueError(f"phase {phase!r}")
     return Ack(
@@ -130,6 +138,8 @@ def _ack(raw: dict[str, Any]) -> Ack:
         _number(raw.get("oldest_waiting_ns") or 0),
         None if error is None else str(error)[:1000],
         None if needs_sync is None else str(needs_sync)[:1000],
+        None if promoted is None else Promotion.from_json(promoted),
+        DIFFERS_NAME if raw.get("differs") == DIFFERS_NAME else None,
         raw,
     )
 

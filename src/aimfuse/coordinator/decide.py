@@ -9,10 +9,24 @@ from aimfuse.errors import StoreError
 from aimfuse.journal.fold import Fold
 from aimfuse.journal.header import NO_DIGEST
 from aimfuse.journal.journal import Head
+from aimfuse.journal.superseded import Promotion
 
 
 class Halt(StoreError):
     """Shipping to one destination cannot go on without its operator; nothing was sent."""
+
+
+class Promoted(Halt):
+    """The store is a source of its own now: this history has ended, for every destination."""
+
+    def __init__(self, promotion: Promotion) -> None:
+        fork = promotion.fork
+        super().__init__(
+            f"the store was promoted: behind {fork.epoch}:{fork.seq} another history goes on there",
+            hint="See what this side has written since: aimfuse branch list IMAGE. To make it a "
+            "mirror of the new source: aimfuse rejoin IMAGE URL.",
+        )
+        self.promotion = promotion
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +132,7 @@ def check_store(ack: Ack, history: History) -> None:
     """Refuse a store that is not ours to write to.
 
     Raises:
+        Promoted: it is a source of its own by now.
         Halt: it belongs to another group, or its replayer has halted.
     """
     if ack.group not in {None, history.group}:
@@ -128,6 +143,8 @@ def check_store(ack: Ack, history: History) -> None:
             hint="Give this destination a directory of its own in its `url`: "
             "a store takes one source.",
         )
+    if ack.promoted is not None:
+        raise Promoted(ack.promoted)
     if ack.phase == "halted":
         reason = ack.error or "no reason given"
         raise Halt(

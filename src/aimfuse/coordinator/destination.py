@@ -18,6 +18,7 @@ from aimfuse.coordinator.decide import (
     BeginSync,
     ContinueSync,
     Halt,
+    Promoted,
     Ship,
     decide,
 )
@@ -110,8 +111,11 @@ class Destination:
     async def _serve(self) -> None:
         place = self.place
         while True:
-            if place.config.paused:
-                place.enter("paused")
+            if (ended := self._parts.ending.error()) is not None:
+                place.enter("superseded", ended)
+                await trio.sleep_forever()
+            if place.config.paused or place.config.is_reserved:
+                place.enter("paused" if place.config.paused else "reserved")
                 await trio.sleep_forever()
             failure: Failure | None = None
             try:
@@ -214,7 +218,13 @@ class Destination:
     async def _after(self, failure: Failure) -> None:
         """Wait as long as this failure asks for."""
         place, name = self.place, self.place.config.name
-        if isinstance(failure, Refused | UsageError):
+        if isinstance(failure, Promoted):
+            try:
+                self._parts.ending.take(place.config, failure)
+            except OSError as exc:
+                log.warning("%s: what its store says cannot be noted: %s", name, exc)
+                await trio.sleep(self._backoff.next_s())
+        elif isinstance(failure, Refused | UsageError):
             log.error("%s refused: %s", name, failure)
             place.enter("refused", failure, REFUSED_RETRY_S)
             await self._wait_for_operator(REFUSED_RETRY_S)
@@ -261,7 +271,7 @@ def _block_bytes(config: DestinationConfig) -> int:
 def _worst(group: BaseExceptionGroup[Failure]) -> Failure:
     """Return the failure that says most: one that needs its operator before the others."""
     leaves = _leaves(group)
-    for kind in (Halt, Refused):
+    for kind in (Promoted, Halt, Refused):
         for leaf in leaves:
             if isinstance(leaf, kind):
                 return leaf

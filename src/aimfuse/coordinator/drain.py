@@ -7,10 +7,13 @@ import trio
 from aimfuse.coordinator.place import Place
 from aimfuse.errors import AimfuseError, Refused, StoreError, Unavailable
 
+HOPELESS = {"refused", "halted", "superseded"}
+"""States of a destination that no waiting ends."""
+
 
 def is_finished(place: Place) -> bool:
     """Tell whether waiting longer for *place* makes no sense."""
-    if place.is_drained or place.state in {"refused", "halted"}:
+    if place.is_drained or place.state in HOPELESS:
         return True
     if place.is_open and not place.gate.is_open():
         return True
@@ -21,7 +24,7 @@ def is_finished(place: Place) -> bool:
 def excuse(place: Place) -> AimfuseError:
     """Return why *place* has not got everything."""
     error = place.error
-    if place.state not in {"refused", "halted"} and not place.gate.is_open():
+    if place.state not in HOPELESS and not place.gate.is_open():
         hint = "Run this again then, or change its windows."
         return Unavailable(f"outside its windows until {place.gate.opens()}", hint=hint)
     if isinstance(error, AimfuseError):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from aimfuse.config import DestinationConfig, GroupConfig
 from aimfuse.coordinator.backlog import Backlog
+from aimfuse.coordinator.ending import Ending
 from aimfuse.coordinator.extents import SYNC_FILE_BYTES
 from aimfuse.coordinator.source import Source, SourceCheckpoint
 from aimfuse.disk import Disk, process_disk
@@ -35,6 +36,7 @@ class Parts:
     tools: Tools
     backlog: Backlog
     source: Source
+    ending: Ending
 
     @property
     def disk(self) -> Disk:

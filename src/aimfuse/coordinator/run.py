@@ -19,6 +19,7 @@ from aimfuse.coordinator.bandwidth import block_bytes_max
 from aimfuse.coordinator.complaint import Complaint
 from aimfuse.coordinator.destination import Destination
 from aimfuse.coordinator.drain import excuse, gravity, interrupted, is_finished, unclean_end
+from aimfuse.coordinator.ending import Ending
 from aimfuse.coordinator.leftovers import leftovers
 from aimfuse.coordinator.parts import Parts, Tools
 from aimfuse.coordinator.report import REPORT_NAME, ShipReport, write_report
@@ -90,7 +91,8 @@ class Coordinator:
         self._config = config = load(state_dir, tools.disk)
         self._backlog = Backlog(tools.disk, config.spool)
         self._source = Source(tools.disk, config.state_dir)
-        self._parts = Parts(config, tools, self._backlog, self._source)
+        ending = Ending(tools.disk, state_dir, config.image)
+        self._parts = Parts(config, tools, self._backlog, self._source, ending)
         self._spool_complaint = Complaint(log, "the spool cannot be read")
         self._release_complaint = Complaint(log, "nothing can be released")
         self._released = 0
@@ -119,6 +121,7 @@ class Coordinator:
             if not (self._config.destinations or until_empty):
                 log.info("no destinations in %s yet", self._config.state_dir / CONFIG_NAME)
             nursery.start_soon(self._follow_settings, nursery)
+            nursery.start_soon(self._heed_ending, nursery)
             if until_empty:
                 failure = await self._drain()
                 self._ended_by = None
@@ -162,6 +165,17 @@ class Coordinator:
                 if checkpoint is not None:
                     self._backlog.note_head(checkpoint.head.epoch, checkpoint.head.number)
                 return
+
+    async def _heed_ending(self, nursery: trio.Nursery) -> None:
+        """Once a store was promoted, begin every destination anew: each sees that it rests."""
+        await self._parts.ending.came.wait()
+        for name, entry in list(self._running.items()):
+            entry[1].cancel()
+            if (config := self._named(name)) is not None:
+                nursery.start_soon(self._run_destination, config, entry)
+
+    def _named(self, name: str) -> DestinationConfig | None:
+        return next((one for one in self._config.destinations if one.name == name), None)
 
     # Settings.
 
@@ -310,7 +324,9 @@ class Coordinator:
 
     async def _drain(self) -> AimfuseError | None:
         """Wait until every destination has everything, or cannot get it; return why."""
-        names = [one.name for one in self._config.destinations if not one.paused]
+        names = [
+            one.name for one in self._config.destinations if not (one.paused or one.is_reserved)
+        ]
         for one in self._config.destinations:
             if one.paused:
                 log.warning("%s is paused and left out", one.name)

@@ -18,7 +18,7 @@ from aimfuse.driver.checkpoint import Checkpoint, CheckpointFile, KnownVolume
 from aimfuse.driver.images import Dirty, Images
 from aimfuse.driver.volumes import Volume, Volumes
 from aimfuse.driver.zeros import split
-from aimfuse.errors import HaltedError, VolumeError
+from aimfuse.errors import HaltedError, SupersededError, VolumeError
 from aimfuse.journal.journal import Commit, Head, Journal
 from aimfuse.journal.records import PAYLOAD_BYTES_MAX, RecordType, VolumeEntry
 from aimfuse.journal.writer import AimWriter
@@ -74,6 +74,8 @@ class Engine:
         self.unapplied_bytes = 0
         self.uncommitted_bytes = 0
         self.halted: str | None = None
+        self.superseded: SupersededError | None = None
+        self.is_diverging = False
         self.on_halt: Callable[[], None] = lambda: None
         self._checkpoints = checkpoints
         self._flushed_seq = journal.last_seq
@@ -135,7 +137,7 @@ class Engine:
             HaltedError: the volume takes no more writes.
             OSError: the journal took none or only some whole pieces, in order.
         """
-        self.check_active()
+        self.check_writable()
         end = offset + len(data)
         if end > self.limits.size_max:
             raise VolumeError(errno.EFBIG, f"{volume.name} may not grow to {end} bytes")
@@ -151,7 +153,7 @@ class Engine:
         Raises:
             VolumeError, HaltedError, OSError: as for `write`.
         """
-        self.check_active()
+        self.check_writable()
         end = offset + length
         if end > self.limits.size_max:
             raise VolumeError(errno.EFBIG, f"{volume.name} may not grow to {end} bytes")
@@ -167,7 +169,7 @@ class Engine:
         Raises:
             VolumeError, HaltedError, OSError: as for `write`; nothing was accepted.
         """
-        self.check_active()
+        self.check_writable()
         if size > self.limits.size_max:
             raise VolumeError(errno.EFBIG, f"{volume.name} may not grow to {size} bytes")
         old = volume.size_bytes
@@ -181,14 +183,14 @@ class Engine:
 
     def create(self, name: str) -> Volume:
         """Accept a new, empty volume of a directory group."""
-        self.check_active()
+        self.check_writable()
         volume = VolumeId(self.volumes.next_volume)
         self._accept(Change(Seq(0), RecordType.CREATE, volume, 0, 0, name=name), None)
         return self.volumes.create(volume, name)
 
     def rename(self, volume: Volume, name: str) -> None:
         """Accept a new name; the volume that bore it is replaced in the same step."""
-        self.check_active()
+        self.check_writable()
         replaced = self.volumes.named(name)
         gone = replaced.volume if replaced is not None and replaced is not volume else 0
         self._accept(
@@ -198,7 +200,7 @@ class Engine:
 
     def remove(self, volume: Volume) -> None:
         """Accept the removal of a volume; open handles keep it alive on this side."""
-        self.check_active()
+        self.check_writable()
         self._accept(Change(Seq(0), RecordType.UNLINK, volume.volume, 0, 0, name=volume.name), None)
         self.volumes.remove(volume)
 
@@ -369,6 +371,12 @@ class Engine:
         """Raise `HaltedError` if the volume takes no more writes."""
         if self.halted is not None:
             raise HaltedError(self.halted)
+
+    def check_writable(self) -> None:
+        """Raise `SupersededError` if another source goes on, else as `check_active`."""
+        self.check_active()
+        if self.superseded is not None and not self.is_diverging:
+            raise self.superseded
 
     def _accept(self, change: Change, volume: Volume | None) -> None:
         """Critical section: number, append, show. Never awaits, never half done."""

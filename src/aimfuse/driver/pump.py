@@ -53,12 +53,7 @@ class PumpLimits:
 class Pump:
     """The engine's tasks, and the waits that requests need."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        keeper: SpoolKeeper,
-        limits: PumpLimits,
-    ) -> None:
+    def __init__(self, engine: Engine, keeper: SpoolKeeper, limits: PumpLimits) -> None:
         """Drive *engine*, whose spool *keeper* keeps."""
         self.engine = engine
         self.full: str | None = None
@@ -102,6 +97,7 @@ class Pump:
         """
         while not self.fits(payload_bytes):
             self._check()
+            self.engine.check_writable()
             if self.keeper.when_full == "fail" and not await self._reclaimed():
                 raise VolumeError(errno.ENOSPC, f"the spool is full: {self.full}")
             self._commit_now()

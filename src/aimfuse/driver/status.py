@@ -88,6 +88,8 @@ class SourceStatus:
     def _state(self) -> tuple[str, str | None]:
         if self._engine.halted is not None:
             return "halted", self._engine.halted
+        if (superseded := self._engine.superseded) is not None:
+            return "diverging" if self._engine.is_diverging else "superseded", str(superseded)
         if self._pump.full is not None:
             return "spool-full", self._pump.full
         return "active", None

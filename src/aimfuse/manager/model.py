@@ -34,7 +34,8 @@ _LEVELS = {
     "stopped": Level.WARN, "paused": Level.IDLE, "waiting": Level.IDLE, "removed": Level.WARN,
     "retrying": Level.WARN, "unclean": Level.WARN,
     "spool-full": Level.BAD, "refused": Level.BAD, "halted": Level.BAD, "damaged": Level.BAD,
-    "silent": Level.BAD,
+    "silent": Level.BAD, "superseded": Level.BAD, "diverging": Level.BAD,
+    "reserved": Level.IDLE, "promoted": Level.FINE,
 }  # fmt: skip
 
 
@@ -274,6 +275,9 @@ _SOURCE_HINTS = {
     "silent": "See what the driver's process waits for; its log says more.",
     "damaged": "Correct the file that is named, or put it back from a copy.",
     "unclean": "Mount it: nothing else may use the image before that.",
+    "superseded": "Make it a mirror of the new source: aimfuse rejoin IMAGE URL.",
+    "diverging": "What is written here goes nowhere. Unmount it and run aimfuse rejoin IMAGE URL "
+    "once it is to be a mirror of the new source.",
 }
 
 _DESTINATION_HINTS = {

@@ -11,8 +11,10 @@ from typing import Any
 
 from aimfuse import config
 from aimfuse.config import STATE_SUFFIX, DestinationConfig, GroupConfig, JournalConfig
+from aimfuse.disk import Disk
 from aimfuse.errors import AimfuseError, ConfigError
 from aimfuse.journal.spool import WARN_RATIO, full_mark
+from aimfuse.journal.superseded import read_superseded
 from aimfuse.manager import control_client
 from aimfuse.manager.fields import Fields
 from aimfuse.manager.files import State, free_bytes, lock_holder, read_json, read_slots
@@ -70,7 +72,7 @@ def assemble(state_dir: Path) -> State:
     newest = spool.newest
     seal = spool.seal(newest.sealed) if newest else None
     last_seq = seal.last_seq if seal and seal.record_count else known.get("seq", 0)
-    state, reason = _state(checkpoint, problem or config_problem, spool)
+    state, reason = _ended(state_dir) or _state(checkpoint, problem or config_problem, spool)
     return {
         "group": known.get("group"),
         "image": str(settings.image if settings else _image(state_dir)),
@@ -138,6 +140,15 @@ def _state(checkpoint: State | None, problem: str, spool: SpoolFiles) -> tuple[s
     return "unmounted", ""
 
 
+def _ended(state_dir: Path) -> tuple[str, str] | None:
+    """Return state and reason of a source whose mirror was promoted, None while it goes on."""
+    try:
+        note = read_superseded(Disk(), state_dir)
+    except (AimfuseError, OSError) as exc:
+        return "damaged", str(exc)
+    return (note.step.value, str(note.error(str(_image(state_dir))))) if note else None
+
+
 def _image(state_dir: Path) -> Path:
     name = state_dir.name.removesuffix(STATE_SUFFIX)
     return state_dir.with_name(name) if name else state_dir
@@ -195,6 +206,8 @@ def _destination(
     oldest_ns = spool.oldest_time_ns(applied) if lag_files else None
     halted = cursor.get("state") == "halted"
     resting = "paused" if config and config.paused else "stopped" if cursor else "new"
+    if config and config.is_reserved and not config.paused:
+        resting = "reserved"
     return {
         **status,
         "name": name,

@@ -1,0 +1,166 @@
+"""The note that a source's history has ended because a mirror of it was promoted.
+
+``superseded.json`` in the state directory. The coordinator writes it when a store says so, a
+planned switch-over and a rejoin write how far they are; the driver reads it, and whoever asks
+for the state. It is never taken back: the way on is `aimfuse rejoin`.
+"""
+
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from aimfuse.disk import Disk, publish, read_file
+from aimfuse.errors import StateLost, SupersededError
+from aimfuse.journal.header import DIGEST_BYTES
+from aimfuse.journal.journal import Head
+from aimfuse.units import MIB, Epoch, FileNumber, Seq
+
+NAME = "superseded.json"
+VERSION = 1
+_BYTES_MAX = MIB
+
+
+class Step(StrEnum):
+    """How far the change of sides is.
+
+    SWITCHING: a planned one is asked for, and the store has not said yet that it is done.
+    SUPERSEDED: the store is the source now. REJOINING: the image is being made a mirror; from
+    here on nobody may write to it. REJOINED: it is one.
+    """
+
+    SWITCHING = "switching"
+    SUPERSEDED = "superseded"
+    REJOINING = "rejoining"
+    REJOINED = "rejoined"
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """What a promoted store says: the epoch that begins there, and the last file that counts."""
+
+    epoch: int
+    fork: Head
+    at_ns: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the form that states and reports carry."""
+        return {"epoch": self.epoch, "fork": head_to_json(self.fork), "at_ns": self.at_ns}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Promotion":
+        """Read what `to_json`, or a store in its report, wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: a field is missing or of another kind.
+        """
+        return cls(_counter(data["epoch"]), head_of(data["fork"]), _counter(data.get("at_ns", 0)))
+
+
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """Who goes on instead, and where the rejoined mirror lies once it is one."""
+
+    destination: str
+    url: str
+    promotion: Promotion | None
+    step: Step = Step.SUPERSEDED
+    store: str = ""
+
+    @property
+    def is_final(self) -> bool:
+        """Tell whether the image belongs to a mirror now, so that nobody may serve it."""
+        return self.step in {Step.REJOINING, Step.REJOINED}
+
+    def error(self, image: str = "IMAGE") -> SupersededError:
+        """Return why nothing more is accepted or sent here, and the way out."""
+        if self.step is Step.SWITCHING:
+            return SupersededError(
+                f"a switch-over to {self.destination} is under way",
+                hint=f"Go on with it: aimfuse switchover {image} {self.destination}",
+            )
+        if self.step is Step.REJOINED:
+            return SupersededError(
+                f"{image} is a mirror of {self.url} now",
+                hint=f"Its store is {self.store}; read it there, or promote it.",
+            )
+        if self.step is Step.REJOINING:
+            return SupersededError(
+                f"{image} is being made a mirror of {self.url}",
+                hint=f"Go on with it: aimfuse rejoin {image} {self.url}",
+            )
+        return SupersededError(
+            f"{self.destination} was promoted: the source is {self.url} now",
+            hint=f"Make this side a mirror of it: aimfuse rejoin {image} {self.url} "
+            f"What it has written since: aimfuse branch list {image}",
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of the file."""
+        return {
+            "version": VERSION,
+            "step": self.step.value,
+            "destination": self.destination,
+            "url": self.url,
+            "promoted": self.promotion.to_json() if self.promotion else None,
+            "store": self.store,
+        }
+
+
+def read_superseded(disk: Disk, state_dir: Path) -> Superseded | None:
+    """Return the note, None if this history goes on.
+
+    Raises:
+        StateLost: there is one, and it cannot be read: then nobody may write either.
+        OSError: the disk failed.
+    """
+    path = state_dir / NAME
+    try:
+        data = json.loads(read_file(disk, path, _BYTES_MAX))
+        promoted = data["promoted"]
+        return Superseded(
+            str(data["destination"]),
+            str(data["url"]),
+            Promotion.from_json(promoted) if promoted else None,
+            Step(data["step"]),
+            str(data["store"]),
+        )
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+        hint = "It says that a mirror was promoted. Remove it only if you know that none was."
+        raise StateLost(path, f"it is damaged, or of another version: {exc!r}", hint=hint) from exc
+
+
+def write_superseded(disk: Disk, state_dir: Path, note: Superseded) -> None:
+    """Make *note* durable, whole or not at all."""
+    publish(disk, "superseded", state_dir / NAME, json.dumps(note.to_json()).encode())
+
+
+def head_to_json(head: Head) -> dict[str, Any]:
+    """Return a position as states and reports carry it."""
+    return {
+        "epoch": head.epoch, "number": head.number, "seq": head.seq, "digest": head.digest.hex(),
+    }  # fmt: skip
+
+
+def head_of(data: dict[str, Any]) -> Head:
+    """Read a position; a time in it, as stores add one, is left out.
+
+    Raises:
+        KeyError, TypeError, ValueError: a field is missing or of another kind.
+    """
+    digest = bytes.fromhex(data["digest"])
+    if len(digest) != DIGEST_BYTES:
+        raise ValueError("a digest of another length")
+    return Head(
+        Epoch(_counter(data["epoch"])), FileNumber(_counter(data["number"])),
+        Seq(_counter(data["seq"])), digest,
+    )  # fmt: skip
+
+
+def _counter(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 64:
+        raise ValueError(f"{value!r} is no counter")
+    return value
