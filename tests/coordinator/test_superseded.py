@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from trio.testing import MockClock
 
-from aimfuse.config import RESERVED, DestinationConfig
+from aimfuse.config import DestinationConfig
+from aimfuse.config.keys import RESERVED
 from aimfuse.coordinator.acks import parse_ack
 from aimfuse.coordinator.cursor import Cursor, CursorFile
 from aimfuse.coordinator.run import run_ship
