@@ -92,6 +92,29 @@ async def test_a_damaged_half_is_sent_again_when_asked_for(far: Far, make_file: 
     assert (store / "inbox" / "a.aim").read_bytes() == source.read_bytes()
 
 
+async def test_who_still_writes_into_an_old_half_does_not_spoil_a_new_one(
+    far: Far, make_file: MakeFile
+) -> None:
+    """The server of a session that died with the link may have its last blocks still to write."""
+    source, store = make_file("a", SIZE), far.root / "store"
+    async with opened(far.transport(store)) as transport:
+        with (store / "inbox" / "a.aim.part").open("wb") as old:
+
+            def write_late() -> None:
+                old.write(b"old" * 1000)
+                old.flush()
+
+            async def pace(_count: int) -> None:
+                write_late()
+                await trio.lowlevel.checkpoint()
+
+            write_late()
+            await transport.put(source, "a.aim", pace=pace, fresh=True)
+            write_late()
+    assert (store / "inbox" / "a.aim").read_bytes() == source.read_bytes()
+    assert names(store) == ["a.aim"]
+
+
 async def test_a_part_longer_than_the_file_is_not_believed(far: Far, make_file: MakeFile) -> None:
     source, store = make_file("a", SIZE), far.root / "store"
     async with opened(far.transport(store)) as transport:

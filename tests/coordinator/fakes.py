@@ -170,6 +170,8 @@ class Link:
     offers: list[tuple[str, bytes, bool]] = field(default_factory=list)
     """Of each file that was to be put: name, content, whether from its beginning."""
     free: int | None = None
+    breaks_in_the_middle: bool = True
+    """Whether a `put` that fails had sent something."""
 
     async def step(self, call: str, name: str = "") -> str | None:
         self.calls += 1
@@ -194,8 +196,11 @@ class FakeTransport:
         data = source.read_bytes()
         self._link.offers.append((name, data, fresh))
         check_sealed(source, data)  # Nothing is shipped that is not sealed.
+        begun = len(data) // 2 if self._link.breaks_in_the_middle else 0
+        if begun:
+            progress(begun)
         fate = await self._link.step("put", name)
-        progress(len(data))
+        progress(len(data) - begun)
         if fate == "spoil":
             middle = len(data) // 2
             data = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]

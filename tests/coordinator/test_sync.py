@@ -182,11 +182,12 @@ async def test_a_copy_that_waits_for_the_driver_says_that_it_has_begun(tmp_path:
             await until(lambda: link.store.phase == "consistent")
 
 
-@pytest.mark.parametrize("is_kept", [True, False])
+@pytest.mark.parametrize(("is_kept", "is_begun"), [(True, True), (True, False), (False, True)])
 async def test_a_file_of_a_copy_goes_on_after_a_cut_with_the_bytes_that_it_had(
-    autojump_clock: MockClock, tmp_path: Path, *, is_kept: bool
+    autojump_clock: MockClock, tmp_path: Path, *, is_kept: bool, is_begun: bool
 ) -> None:
-    source, link = SampleSource(tmp_path, A), Link()
+    """Of one that nothing was sent of a part may be there all the same, of an earlier one."""
+    source, link = SampleSource(tmp_path, A), Link(breaks_in_the_middle=is_begun)
     source.fill(1, 2)
     source.checkpoint()
 
@@ -205,7 +206,8 @@ async def test_a_file_of_a_copy_goes_on_after_a_cut_with_the_bytes_that_it_had(
     assert autojump_clock.current_time() > 0
     copies = [(data, fresh) for name, data, fresh in link.offers if name.startswith("sync-")]
     assert len(copies) == 3
-    assert [fresh for _data, fresh in copies] == [True, not is_kept, not is_kept]
+    is_fresh = not (is_kept and is_begun)
+    assert [fresh for _data, fresh in copies] == [True, is_fresh, is_fresh]
     assert len({data for data, _fresh in copies}) == (1 if is_kept else 3)
 
 

@@ -7,6 +7,7 @@ with what it had not brought over yet and what was in the files that left the sp
 """
 
 import contextlib
+import os
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,12 +26,15 @@ from aimfuse.coordinator.session import TICK_S, Session
 from aimfuse.coordinator.todo import NotCovered
 from aimfuse.errors import ImageMismatch, Unavailable
 from aimfuse.journal.names import SyncName
+from aimfuse.transport.base import Pace, Progress
 from aimfuse.units import FileNumber
 
 WINDOW_FILES = 8
 FLYING_FILES = 2
 """Sent at once. With all of them they would all arrive at the end, and the store wait for it."""
 SYNC_DIR = "sync"
+BEGUN = ".begun"
+"""Beside a SYNC file: of this one, and no earlier one of its name, a part is over there."""
 
 
 @dataclass(slots=True)
@@ -75,7 +79,8 @@ class Copying:
         """
         place = self._place
         self._parts.disk.mkdir("sync:mkdir", self._directory)
-        _sweep_files(place, {self._name(self._next_index + ahead) for ahead in range(WINDOW_FILES)})
+        ahead = [self._name(self._next_index + one) for one in range(WINDOW_FILES)]
+        _sweep_files(place, {*ahead, *(name + BEGUN for name in ahead)})
         self._note(self._next_index, self._next, self._done_bytes)
         try:
             await self._open_reader()
@@ -136,7 +141,7 @@ class Copying:
         for index in [one for one in self._out if one < theirs.next_index]:
             out = self._out.pop(index)
             if not out.flying:
-                self._unlink(out.path)
+                self._forget(out.path)
             said = (theirs.round, theirs.next)
             if index + 1 == theirs.next_index and said != (self._sync.round, out.end):
                 raise Unavailable("the store took an earlier part than the one sent now")
@@ -192,7 +197,8 @@ class Copying:
             self._sync = replace(self._sync, to=FileNumber(kept.to))
         self._done_bytes += kept.covered_bytes
         # What the store has of another one under this name cannot be continued.
-        flight = Flight(path.name, path.stat().st_size, fresh=is_new)
+        is_begun = not is_new and self._parts.disk.exists(_begun(path))
+        flight = Flight(path.name, path.stat().st_size, fresh=not is_begun)
         self._out[index] = _Outgoing(index, path, flight, self._done_bytes, kept.end)
         self._next_index, self._next = index + 1, kept.end
         self._is_last_built = kept.to is not None
@@ -208,6 +214,7 @@ class Copying:
         to = None
         if stretch.last:
             to = await self._parts.source.covering_number(self._parts.backlog.newest)
+        self._unlink(_begun(self._directory / self._name(index)))
         await trio.to_thread.run_sync(
             partial(
                 write_sync_file, self._parts.disk, self._directory, self._group, self._sync,
@@ -238,20 +245,45 @@ class Copying:
                 nursery.start_soon(self._send, out)
 
     async def _send(self, out: _Outgoing) -> None:
-        transport = self._session.transport
         try:
-            await self._session.put(out.flight, partial(transport.put, out.path, out.flight.name))
+            await self._session.put(out.flight, partial(self._put, out))
         finally:
             out.flying = False
             out.grace = Grace(trio.current_time(), out.grace.tries + 1)
             self._place.signal.notify()
         if self._out.get(out.index) is not out:  # Confirmed while it flew again.
-            self._unlink(out.path)
+            self._forget(out.path)
         self._session.nudge()
+
+    async def _put(
+        self, out: _Outgoing, *, progress: Progress, pace: Pace | None, fresh: bool
+    ) -> None:
+        """Send the file, noting that a part of it is over there once that is so."""
+        is_noted = False
+
+        def moved(count_bytes: int) -> None:
+            nonlocal is_noted
+            if not is_noted:
+                self._note_begun(out.path)
+                is_noted = True
+            progress(count_bytes)
+
+        put = self._session.transport.put
+        await put(out.path, out.flight.name, progress=moved, pace=pace, fresh=fresh)
 
     def _note(self, index: int, position: Position, done_bytes: int) -> None:
         self._sync = replace(self._sync, next_index=index, next=position, done_bytes=done_bytes)
         self._place.cursor = replace(self._place.cursor, sync=self._sync, halted=None)
+
+    def _note_begun(self, path: Path) -> None:
+        """Note it; where that fails the next session sends the file from its beginning."""
+        disk = self._parts.disk
+        with contextlib.suppress(OSError):
+            disk.close(disk.open("sync:begun", _begun(path), os.O_WRONLY | os.O_CREAT))
+
+    def _forget(self, path: Path) -> None:
+        for one in (path, _begun(path)):
+            self._unlink(one)
 
     def _unlink(self, path: Path) -> None:
         _unlink(self._place, path)
@@ -268,6 +300,10 @@ def _sweep_files(place: Place, kept: Collection[str] = ()) -> None:
     for name in place.parts.disk.listdir(directory) if directory.exists() else ():
         if name not in kept:
             _unlink(place, directory / name)
+
+
+def _begun(path: Path) -> Path:
+    return path.with_name(path.name + BEGUN)
 
 
 def _unlink(place: Place, path: Path) -> None:

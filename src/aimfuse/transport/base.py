@@ -17,6 +17,10 @@ BLOCK_BYTES_FLOOR = 4 * KIB
 """Below this a block is not worth its request, whatever the pace."""
 
 PART_SUFFIX = ".part"
+NEW_PART_SUFFIX = ".new.part"
+"""Of a part file in the moment that it is made anew: it takes the old one's name, not its inode.
+A session that died here may live on over there, and write into the part that it had open."""
+
 FILE_MODE = 0o640
 """Of delivered files: a replayer that is another user gets in by group, nobody else does."""
 

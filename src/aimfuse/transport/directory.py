@@ -21,6 +21,7 @@ from aimfuse.transport.base import (
     DIRECTORY_MODE,
     FILE_MODE,
     INBOX,
+    NEW_PART_SUFFIX,
     PART_SUFFIX,
     Pace,
     Progress,
@@ -147,14 +148,20 @@ class DirectoryTransport:
         """Return a descriptor for the part file and the offset to go on from."""
         part = target.with_name(target.name + PART_SUFFIX)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-        if fresh:
-            flags |= os.O_TRUNC
-        fd = self._disk.open("deliver:create", part, flags, FILE_MODE)
-        at = self._disk.size(fd)
-        if at <= size:
-            return fd, at
-        self._disk.close(fd)
-        return self._open_part(target, size, fresh=True)  # Of another, longer file.
+        if not fresh:
+            fd = self._disk.open("deliver:create", part, flags, FILE_MODE)
+            at = self._disk.size(fd)
+            if at <= size:
+                return fd, at
+            self._disk.close(fd)  # Of another, longer file.
+        new = target.with_name(target.name + NEW_PART_SUFFIX)
+        fd = self._disk.open("deliver:create-anew", new, flags | os.O_TRUNC, FILE_MODE)
+        try:
+            self._disk.rename("deliver:begin-anew", new, part)
+        except BaseException:
+            self._disk.close(fd)
+            raise
+        return fd, 0
 
     async def _copy(self, reader: int, writer: int, at: int, length: int) -> None:
         """Copy one stretch. A source that ends early is its owner's error, not the store's."""

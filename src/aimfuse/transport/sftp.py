@@ -28,6 +28,7 @@ from aimfuse.transport.base import (
     DIRECTORY_MODE,
     FILE_MODE,
     INBOX,
+    NEW_PART_SUFFIX,
     PART_SUFFIX,
     Pace,
     Progress,
@@ -365,19 +366,28 @@ class _Session:
     ) -> tuple[asyncssh.SFTPClientFile, int]:
         """Return the part file, open for writing, and the offset to go on from.
 
-        A connection cut in mid-file leaves a prefix, so the size alone says where to go on.
-        After a power cut over there it may not be one: the far side then finds the damage and
-        asks again, which comes here as *fresh*.
+        A connection cut in mid-file leaves a prefix: the size says where to go on. After a power
+        cut it may not be one: the far side finds damage and asks again, here as *fresh*.
         """
         at = 0
         if not fresh:
             with contextlib.suppress(asyncssh.SFTPNoSuchFile):
                 at = (await self._answer(self._client.stat(part))).size or 0
-        flags = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT
         if fresh or at > size:
-            flags |= asyncssh.FXF_TRUNC
-            at = 0
-        return await self._open_file(part, flags), at
+            return await self._open_anew(part), 0
+        return await self._open_file(part, asyncssh.FXF_WRITE | asyncssh.FXF_CREAT), at
+
+    async def _open_anew(self, part: bytes) -> asyncssh.SFTPClientFile:
+        """Return an empty part file that nobody else has open, in the place of the old one."""
+        new = part.removesuffix(PART_SUFFIX.encode()) + NEW_PART_SUFFIX.encode()
+        flags = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT | asyncssh.FXF_TRUNC
+        file = await self._open_file(new, flags)
+        try:
+            await self._answer(self._replace(new, part))
+        except BaseException:
+            await self._let_go(file)
+            raise
+        return file
 
     async def _send(self, file: asyncssh.SFTPClientFile, upload: _Upload, at: int) -> None:
         """Write the file from *at* on, several blocks in flight, until all are answered."""
@@ -425,11 +435,9 @@ class _Session:
         try:
             await self._make_durable(file)
         except asyncssh.SFTPError:
-            # A kernel tells of lost pages once, so the next sync of this file would succeed and
-            # mean nothing. Nothing sent so far may be continued.
+            # A kernel tells of lost pages once: nothing sent so far may be continued.
             with contextlib.suppress(asyncssh.Error):
-                restart = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT | asyncssh.FXF_TRUNC
-                await self._answer((await self._open_file(part, restart)).close())
+                await self._answer((await self._open_anew(part)).close())
             raise
 
     async def _make_durable(self, file: asyncssh.SFTPClientFile) -> None:
