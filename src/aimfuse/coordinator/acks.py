@@ -16,7 +16,10 @@ LISTED_MAX = 64
 DIFFERS_NAME = "differs.map"
 """The only name that is fetched: a store is not asked for what it names."""
 
-PHASES = ("empty", "syncing", "catching_up", "switching", "consistent", "halted", "promoted")
+PHASES = (
+    "empty", "syncing", "catching_up", "switching", "consistent", "halted",
+    "rewinding", "promoting", "promoted",
+)  # fmt: skip
 
 Position = tuple[int, int]
 """A place in a group: volume id, offset in bytes."""

@@ -114,6 +114,8 @@ def decide(ack: Ack | None, cursor: Cursor, history: History) -> Action:
     if ack is None:
         return AwaitStore("no ack.json yet: is `aimfuse replay` running there?")
     check_store(ack, history)
+    if ack.phase in {"rewinding", "promoting"}:
+        return AwaitStore("the store is being promoted")
     if ack.is_empty:
         return _into_empty(ack, cursor)
     if ack.phase == "syncing":

@@ -53,6 +53,7 @@ class Report:
             "received": {"number": work.received(after)},
             "missing": work.missing(behind, LIST_MAX),
             "damaged": findings.still_needed(after),
+            "promoted": _report_promoted(state),
             "sync": _report_sync(state, work, self._applier.switch),
             "needs_sync": self._applier.needs_sync(),
             "queue": {
@@ -72,6 +73,13 @@ class Report:
         findings = self._findings
         problem = findings.notice() or self._applier.history.problem
         return findings.halted or error or problem or self._applier.needs_sync()
+
+
+def _report_promoted(state: StoreState) -> Json | None:
+    """Return at which point the store has become a source, None while it is none."""
+    if state.phase is not Phase.PROMOTED or state.promoted is None:
+        return None
+    return state.promoted.to_json()
 
 
 def _report_sync(state: StoreState, work: Work, switch: Switch) -> Json | None:

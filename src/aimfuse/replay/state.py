@@ -16,6 +16,8 @@ class Phase(StrEnum):
     """How far a store has come; only in CONSISTENT is its mirror promised.
 
     SWITCHING: a staged copy is being brought into the mirror. It is finished whatever happens.
+    REWINDING: the mirror goes back to a point of the past. PROMOTING: it is there, and the store
+    is being made a source. Both are finished whatever happens. PROMOTED: it is one.
     """
 
     EMPTY = "empty"
@@ -24,6 +26,13 @@ class Phase(StrEnum):
     SWITCHING = "switching"
     CONSISTENT = "consistent"
     HALTED = "halted"
+    REWINDING = "rewinding"
+    PROMOTING = "promoting"
+    PROMOTED = "promoted"
+
+
+PROMOTION = frozenset({Phase.REWINDING, Phase.PROMOTING, Phase.PROMOTED})
+"""In these phases nothing that comes is applied."""
 
 
 class HistoryBroken(StoreError):
@@ -162,13 +171,50 @@ class Staging:
 
 
 @dataclass(frozen=True, slots=True)
+class Promoted:
+    """The store goes on by itself: as `epoch`, behind the file boundary `fork`.
+
+    Of the file behind the fork the records up to `seq` count too, 0 for none; `newest` is where
+    the mirror was before. `at_ns`: when it was asked for, in Unix ns.
+    """
+
+    epoch: Epoch
+    fork: Head
+    at_ns: int
+    seq: int
+    newest: Head
+
+    def to_json(self) -> Json:
+        """Return the form that state slots and acks carry."""
+        return {
+            "epoch": self.epoch,
+            "fork": self.fork.to_json(),
+            "at_ns": self.at_ns,
+            "seq": self.seq,
+            "newest": self.newest.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Json) -> "Promoted":
+        """Read what `to_json` wrote; errors as for `Head.from_json`."""
+        return cls(
+            Epoch(natural(data["epoch"])),
+            Head.from_json(data["fork"]),
+            natural(data["at_ns"]),
+            natural(data["seq"]),
+            Head.from_json(data["newest"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class StoreState:
     """Everything that a store must know after a restart.
 
     `volume_id_max` is the highest volume id that was ever mentioned; while
     `volume_ids_exact` is false, higher ones may have come and gone before the first sync.
     `shown` are the volumes that ``mirror/`` still names from before a switch. `doubt` says why
-    the data may not be what the state says; see doubt.py.
+    the data may not be what the state says; see doubt.py. `promoted` is there from the moment
+    on at which the store is to go on by itself.
     """
 
     group: bytes | None = None
@@ -182,6 +228,7 @@ class StoreState:
     staging: Staging | None = None
     shown: tuple[VolumeEntry, ...] = ()
     doubt: str = ""
+    promoted: Promoted | None = None
 
     @property
     def under_way(self) -> SyncProgress | None:
@@ -202,6 +249,7 @@ class StoreState:
             "staging": self.staging.to_json() if self.staging else None,
             "shown": [volume_to_json(entry) for entry in self.shown],
             "doubt": self.doubt,
+            "promoted": self.promoted.to_json() if self.promoted else None,
         }
 
     @classmethod
@@ -219,6 +267,7 @@ class StoreState:
             Staging.from_json(data["staging"]) if data.get("staging") else None,
             _volumes(data.get("shown", [])),
             data.get("doubt", ""),
+            Promoted.from_json(data["promoted"]) if data.get("promoted") else None,
         )
 
 
