@@ -29,6 +29,7 @@ class Level(IntEnum):
 _LEVELS = {
     "active": Level.FINE, "idle": Level.FINE, "shipping": Level.FINE, "consistent": Level.FINE,
     "syncing": Level.BUSY, "catching_up": Level.BUSY, "switching": Level.BUSY,
+    "rewinding": Level.BUSY, "promoting": Level.BUSY,
     "connecting": Level.BUSY, "busy": Level.BUSY,
     "new": Level.IDLE, "empty": Level.IDLE, "unmounted": Level.IDLE,
     "stopped": Level.WARN, "paused": Level.IDLE, "waiting": Level.IDLE, "removed": Level.WARN,
