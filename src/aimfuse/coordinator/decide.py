@@ -70,6 +70,13 @@ class Ship:
     behind_copy: bool = False
 
 
+_WAITS = {
+    "switching": "the store switches an earlier copy in",
+    "rewinding": "the store is being promoted",
+    "promoting": "the store is being promoted",
+}
+"""Phases in which a store takes nothing."""
+
 Action = AwaitStore | BeginSync | BeginResync | ContinueSync | Ship
 
 
@@ -114,8 +121,6 @@ def decide(ack: Ack | None, cursor: Cursor, history: History) -> Action:
     if ack is None:
         return AwaitStore("no ack.json yet: is `aimfuse replay` running there?")
     check_store(ack, history)
-    if ack.phase in {"rewinding", "promoting"}:
-        return AwaitStore("the store is being promoted")
     if ack.is_empty:
         return _into_empty(ack, cursor)
     if ack.phase == "syncing":
@@ -125,8 +130,8 @@ def decide(ack: Ack | None, cursor: Cursor, history: History) -> Action:
         theirs = ack.copy_of(cursor.sync.sync_id)
         if theirs is None or theirs.staged:
             return _resync_under_way(theirs, cursor.sync, ack, history)
-    elif ack.phase == "switching":
-        return AwaitStore("the store switches an earlier copy in")
+    elif ack.phase in _WAITS:
+        return AwaitStore(_WAITS[ack.phase])
     return _ship_or_copy(ack, cursor, history)
 
 
