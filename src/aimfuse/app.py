@@ -288,6 +288,10 @@ def _spool_limits(config: GroupConfig) -> SpoolLimits:
 def _policies(config: GroupConfig) -> dict[str, Policy]:
     """Return each destination's own policy for a full spool, or the group's."""
     return {
-        one.name: Policy(one.when_full or config.journal.when_full, one.spool_share_bytes)
+        one.name: Policy(
+            one.when_full or config.journal.when_full,
+            one.spool_share_bytes,
+            is_awaited=not (one.paused or one.is_reserved),
+        )
         for one in config.destinations
     }

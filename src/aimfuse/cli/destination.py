@@ -11,6 +11,7 @@ from aimfuse.cli.boundary import exit_on_error
 from aimfuse.cli.plain import App
 from aimfuse.config import GroupConfig, add_destination
 from aimfuse.config.edit import change_destination, drop_destination, edit, parse_destination
+from aimfuse.config.keys import check_url
 from aimfuse.errors import UsageError
 
 LIST_VERSION = 1
@@ -146,6 +147,23 @@ def resume(image: Image, name: Name, state: StateDir = None) -> None:
     with exit_on_error():
         _set(_state_dir(image, state), name, paused=False)
         typer.echo(f"{name} is resumed.")
+
+
+@family.command("url")
+def set_url(
+    image: Image,
+    name: Name,
+    url: Annotated[str, typer.Argument(metavar="URL", help="Where its store lies from now on.")],
+    state: StateDir = None,
+) -> None:
+    """Say where a place lies: one that has moved, or a mirror that was to join later.
+
+    What it lacks is sent or copied; a store with another history is refused, and not touched.
+    """
+    with exit_on_error():
+        wanted = check_url(url)
+        _set(_state_dir(image, state), name, url=wanted)
+        typer.echo(f"{name} is at {wanted} now.")
 
 
 def reload_settings(image: Image, state: StateDir = None) -> None:

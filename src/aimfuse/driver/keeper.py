@@ -235,9 +235,12 @@ class SpoolKeeper:
             self.bytes -= self._sizes.popleft()[1]
 
     def all_confirmed(self) -> bool:
-        """Tell whether every destination has the newest sealed file; looks at the disk."""
+        """Tell whether every destination that gets any has the newest file; looks at the disk."""
+        if self._engine.superseded is not None:  # Nothing is sent any more.
+            return True
         newest = self._engine.journal.head.number
-        return all(one.pin >= newest for one in self._pins.accounts())
+        awaited = (one for one in self._pins.accounts() if self._policy(one).is_awaited)
+        return all(one.pin >= newest for one in awaited)
 
     def take(self, payload_bytes: int) -> str | None:
         """Count in a request that is about to be accepted, or return why there is no room for it.

@@ -34,10 +34,14 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What to do when the spool, or a destination's share of it in bytes, is full."""
+    """What to do when the spool, or a destination's share of it in bytes, is full.
+
+    A clean end waits a little for those that are `awaited`.
+    """
 
     when_full: str
     share_bytes: int | None = None
+    is_awaited: bool = True
 
 
 @dataclass(frozen=True, slots=True)

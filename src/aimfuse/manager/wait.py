@@ -27,7 +27,7 @@ POLL_S = 0.1
 STOP_S_MAX = 600.0
 """How long a driver may take to write back what it holds before it goes."""
 
-HOPELESS = {"halted", "refused", "paused"}
+HOPELESS = {"halted", "refused", "paused", "reserved", "superseded"}
 """States that no waiting ends: somebody has to act."""
 
 
