@@ -4,14 +4,14 @@ Under the retention lock, so that nothing is folded or released in between. The 
 says all this is durable before the first byte of the image is read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
 import trio
 
 from aimfuse.coordinator.acks import Position
-from aimfuse.coordinator.cursor import Cursor, SyncState
+from aimfuse.coordinator.cursor import Cursor, SyncState, SyncVolume
 from aimfuse.coordinator.decide import Halt
 from aimfuse.coordinator.extents import ImageReader
 from aimfuse.coordinator.place import Place
@@ -31,7 +31,10 @@ from aimfuse.coordinator.todo import (
     whole,
 )
 from aimfuse.errors import Unavailable
-from aimfuse.journal.dirty import DirtyMap
+from aimfuse.journal.dirty import DirtyMap, Extent
+
+Also = Callable[[Iterable[SyncVolume]], Iterable[Extent]]
+"""Gives what is to be copied beside what the mirror lacks, of the volumes at the origin."""
 
 
 async def begin_sync(place: Place) -> None:
@@ -52,15 +55,21 @@ async def begin_sync(place: Place) -> None:
 
 
 async def begin_resync(
-    place: Place, why: str, *, is_whole: bool, request: Request | None = None
-) -> None:
+    place: Place, why: str, *, is_whole: bool, request: Request | None = None,
+    differs: DirtyMap | None = None,
+) -> None:  # fmt: skip
     """Note a new staged copy in the cursor: of the fold, of all the image, or as requested.
+
+    With *differs*, of that and of all that the mirror lacks besides.
 
     Raises:
         Unavailable: the newest checkpoint is not yet where such a copy could begin.
         StateLost, OSError: the fold, the checkpoint or a map is unreadable.
     """
-    make = partial(_resync_cursor, place, why, is_whole=is_whole, request=request)
+    also: Also | None = request.extents if request else None
+    if differs is not None:
+        also = partial(_all_of, differs)
+    make = partial(_resync_cursor, place, why, is_whole=is_whole, also=also)
     await _set(place, make)
     place.todo.forget_others(place.cursor.sync)
 
@@ -110,14 +119,14 @@ def _first_cursor(place: Place) -> Cursor:
     return _cursor(place, sync)
 
 
-def _resync_cursor(place: Place, why: str, *, is_whole: bool, request: Request | None) -> Cursor:
+def _resync_cursor(place: Place, why: str, *, is_whole: bool, also: Also | None) -> Cursor:
     ack = place.ack
     assert ack is not None
     if not is_whole and ack.applied_number < ack.confirmed:
         # A copy of a part counts on these. The store may switch it in before it applies them.
         raise Unavailable("the copy waits until the mirror has applied what was received")
-    if request is not None and not is_whole:
-        sync, todo = _as_requested(place, why, request, ack.confirmed)
+    if also is not None and not is_whole:
+        sync, todo = _with_more(place, why, also, ack.confirmed)
     elif is_whole:
         sync, todo = _of_all(place, why)
     else:
@@ -152,10 +161,12 @@ def _of_all(place: Place, why: str) -> tuple[SyncState, DirtyMap]:
     return sync, whole(one.entry for one in volumes)
 
 
-def _as_requested(
-    place: Place, why: str, request: Request, confirmed: int
-) -> tuple[SyncState, DirtyMap]:
-    """Choose what the operator named, and what the mirror lacks anyway up to the origin."""
+def _all_of(differs: DirtyMap, _volumes: Iterable[SyncVolume]) -> Iterable[Extent]:
+    return differs.extents()
+
+
+def _with_more(place: Place, why: str, also: Also, confirmed: int) -> tuple[SyncState, DirtyMap]:
+    """Choose what was named, and what the mirror lacks anyway up to the origin."""
     sync, todo = _of_all(place, why)
     try:
         found, at = DirtyMap(), confirmed
@@ -165,7 +176,7 @@ def _as_requested(
         found.add_all(behind(place.parts.backlog, place.parts.disk, at, sync.head.number))
     except NotCovered:
         return sync, todo
-    add_ranges(found, sync.volumes, request.extents(sync.volumes))
+    add_ranges(found, sync.volumes, also(sync.volumes))
     return sync, limited(found, [one.entry for one in sync.volumes], membership(place))
 
 

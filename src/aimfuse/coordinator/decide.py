@@ -230,11 +230,15 @@ def _resync_unknown_there(sync: SyncState, ack: Ack, history: History) -> Action
     if ack.phase == "switching":
         return AwaitStore("the store switches an earlier copy in")
     if ack.needs_sync and ack.needs_sync != sync.why:  # This one may be of a part.
-        return BeginResync(ack.needs_sync, whole=True)
+        return BeginResync(ack.needs_sync, whole=not ack.differs)
     is_older = sync.head.number < ack.applied_number  # Such a copy is refused there, for ever.
     if sync.next_index == 0 and not is_older:
         return ContinueSync(0, (0, 0))
-    is_whole = bool(ack.needs_sync) or is_older or not history.fold.covers(ack.confirmed)
+    is_whole = (
+        bool(ack.needs_sync and not ack.differs)
+        or is_older
+        or not history.fold.covers(ack.confirmed)
+    )
     return BeginResync(sync.why, whole=is_whole)
 
 
@@ -244,8 +248,8 @@ def _ship_or_copy(ack: Ack, cursor: Cursor, history: History) -> Action:
     Nothing is in doubt here: the store is ours, and it is not ahead.
     """
     first, fold = ack.confirmed + 1, history.fold
-    if ack.needs_sync:
-        return BeginResync(ack.needs_sync, whole=True)
+    if ack.needs_sync:  # A rejoined mirror says where it differs, and lacks the journal besides.
+        return BeginResync(ack.needs_sync, whole=not ack.differs)
     if history.lost >= first:
         return BeginResync(f"file {history.lost} cannot be sent", whole=True)
     if fold.through >= first:

@@ -30,6 +30,7 @@ from aimfuse.coordinator.route import rule_of
 from aimfuse.coordinator.session import TICK_S, Session
 from aimfuse.coordinator.sync import Copying, sweep
 from aimfuse.errors import AimfuseError, Refused, StateLost, Unavailable, UsageError
+from aimfuse.journal.dirty import DirtyMap
 
 CONNECT_S_MAX = 45.0
 CLOSE_S_MAX = 5.0
@@ -169,7 +170,8 @@ class Destination:
                 forget_request(self._parts.disk, place.directory)  # This is all that there is.
             case BeginResync(reason, whole):
                 self._check_rule()
-                await self._begin_resync(reason, is_whole=whole)
+                differs = None if whole else await session.differs()
+                await self._begin_resync(reason, is_whole=whole, differs=differs)
             case ContinueSync(index, start):
                 self._check_rule()
                 await Copying(session, checkpoint.group, index, start).run()
@@ -190,14 +192,14 @@ class Destination:
             return action
         return BeginResync(request.why, request.is_whole)
 
-    async def _begin_resync(self, reason: str, *, is_whole: bool) -> None:
+    async def _begin_resync(self, reason: str, *, is_whole: bool, differs: DirtyMap | None) -> None:
         """Begin a staged copy as soon as there is a checkpoint where it can."""
         place, disk = self.place, self._parts.disk
         request = read_request(disk, place.directory)
         if request is not None and request.is_whole:  # Also where less would do.
             is_whole = True
         try:
-            await begin_resync(place, reason, is_whole=is_whole, request=request)
+            await begin_resync(place, reason, is_whole=is_whole, request=request, differs=differs)
         except Unavailable as exc:
             place.enter("syncing", exc)
             await place.signal.wait(TICK_S)

@@ -17,11 +17,13 @@ from aimfuse.coordinator.heartbeat import heartbeat
 from aimfuse.coordinator.place import Place
 from aimfuse.coordinator.signal import Signal
 from aimfuse.errors import JournalError, StoreError, Unavailable
+from aimfuse.journal.dirty import DirtyMap
 from aimfuse.journal.reader import read_sealed
 from aimfuse.transport.base import Transport
 from aimfuse.units import MIB, format_bytes
 
 SMALL_S_MAX = 30.0
+DIFFERS_BYTES_MAX = 64 * MIB
 POLL_S_MIN = 0.05
 POLL_S_MAX = 1.0
 POLL_IDLE_S = 5.0
@@ -84,6 +86,22 @@ class Session:
                     self._fill(nursery, group)
                 await place.signal.wait(TICK_S)
             nursery.cancel_scope.cancel()
+
+    async def differs(self) -> DirtyMap | None:
+        """Return where a rejoined mirror differs from its position, None if it does not say.
+
+        Raises:
+            Unavailable: it says so, and the map is missing or damaged; it may come yet.
+        """
+        ack = self.place.ack
+        if ack is None or ack.differs is None:
+            return None
+        data = await self.transport.get(ack.differs, DIFFERS_BYTES_MAX)
+        try:
+            return DirtyMap.decode(data or b"")
+        except ValueError as exc:
+            hint = "Remove it there to have everything copied, then end and begin the replayer."
+            raise Unavailable(f"the store's {ack.differs} is damaged: {exc}", hint=hint) from exc
 
     def _is_interrupted(self, *, behind_copy: bool) -> bool:
         place = self.place

@@ -8,6 +8,7 @@ from enum import Enum
 from pathlib import Path
 
 from aimfuse import config as configuration
+from aimfuse.config.keys import RESERVED
 from aimfuse.errors import (
     BusyError,
     ConfigError,
@@ -107,7 +108,10 @@ def _names(state_dir: Path, only: Sequence[str]) -> list[str]:
     if unknown := [name for name in only if name not in known]:
         hint = f"Known: {', '.join(known) or 'none'}."
         raise UsageError(f"no destination is called {unknown[0]!r}", hint=hint)
-    names = list(only) or known
+    reserved = {
+        one.text("name") for one in status.parts("destinations") if one.text("url") == RESERVED
+    }
+    names = list(only) or [name for name in known if name not in reserved]
     if not names:
         raise UsageError(
             f"{state_dir} has no destination to wait for",

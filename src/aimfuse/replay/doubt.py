@@ -4,6 +4,9 @@ Copying takes time. A copy made meanwhile may hold data older or newer than its 
 nothing in it shows that. So the state names what no copy shares, the inode numbers of the
 store's directory and of its lock, and says whether the store was open. A closed one may be
 copied and moved at will; one that was open then gets a copy of everything from its source.
+
+An old source's image that was made a mirror is doubted, too: it differs from its position in
+what was written there since. Where, says ``differs.map``, so that less has to be copied.
 """
 
 from dataclasses import replace
@@ -17,6 +20,12 @@ COPIED = (
     "of several times: everything is copied anew"
 )
 """Short enough for the reason of a staged copy: that one, and no other, ends the doubt."""
+
+REJOINED = (
+    "this was a source, and what it wrote behind the fork differs from the new source's history"
+)
+DIFFERS = "differs.map"
+"""In the store: the `DirtyMap` of what a rejoined mirror may have otherwise at its position."""
 
 
 def is_doubtful(data: Json, place: Place) -> bool:

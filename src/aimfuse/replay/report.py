@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from aimfuse.replay.ack import LIST_MAX
 from aimfuse.replay.applier import Applier
+from aimfuse.replay.doubt import DIFFERS, REJOINED
 from aimfuse.replay.findings import Findings
 from aimfuse.replay.intake import Intake
 from aimfuse.replay.state import Json, Phase, StoreState
@@ -56,6 +57,7 @@ class Report:
             "promoted": _report_promoted(state),
             "sync": _report_sync(state, work, self._applier.switch),
             "needs_sync": self._applier.needs_sync(),
+            "differs": self._differs(),
             "queue": {
                 "files": work.files + max(0, self._intake.files),
                 "bytes": work.size_bytes + self._intake.size_bytes,
@@ -68,6 +70,11 @@ class Report:
             "quarantined": findings.quarantine.count,
             "stale": findings.stale_count,
         }
+
+    def _differs(self) -> str | None:
+        store = self._store
+        is_rejoined = store.state.doubt == REJOINED
+        return DIFFERS if is_rejoined and store.disk.exists(store.home / DIFFERS) else None
 
     def _shown_error(self, error: str) -> str | None:
         findings = self._findings

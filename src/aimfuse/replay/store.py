@@ -20,7 +20,7 @@ from aimfuse.disk import Disk, note_owner, try_lock
 from aimfuse.errors import BusyError, StateLost, StoreError
 from aimfuse.journal.records import VolumeEntry
 from aimfuse.journal.slots import Slots
-from aimfuse.replay.doubt import COPIED, Place, doubted, is_doubtful
+from aimfuse.replay.doubt import COPIED, DIFFERS, REJOINED, Place, doubted, is_doubtful
 from aimfuse.replay.look import Look
 from aimfuse.replay.state import Json, Phase, StoreState
 from aimfuse.units import VolumeId
@@ -234,6 +234,8 @@ class Store:
 
     def _tidy(self) -> None:
         """Remove what a crash left over, and make the names right that it left wrong."""
+        if self.state.doubt != REJOINED and self.disk.exists(self.home / DIFFERS):
+            self.disk.unlink("differs:tidy", self.home / DIFFERS)
         known = {f"{entry.volume:08d}" for entry in self.state.volumes}
         for name in self.disk.listdir(self.volumes):
             if name not in known:
