@@ -150,7 +150,7 @@ def staged(index: int, round_number: int = 0, received: int = 0, *, done: bool =
                      ContinueSync(0, (0, 0)), id="it is the one that is needed"),
         pytest.param(ack(2, needs_sync="full"), BEGUN, folded(2, 6), 0, (True, "full"),
                      id="given up there, and all of it is needed"),
-        pytest.param(ack(7), RESYNCING, Fold(), 0, (True, "full"), id="the mirror went beyond it"),
+        pytest.param(ack(7), RESYNCING, Fold(), 0, (False, "full"), id="the mirror went beyond it"),
         pytest.param(ack(2), BEGUN, folded(2, 6), 0, (False, "full"), id="given up there"),
         pytest.param(ack(2), BEGUN, folded(3, 6), 0, (True, "full"), id="given up, no map"),
         pytest.param(staged(3), BEGUN, folded(2, 6), 0, ContinueSync(3, (1, 300)), id="goes on"),

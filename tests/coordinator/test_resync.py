@@ -328,23 +328,31 @@ async def test_a_part_is_copied_only_to_what_was_received_and_is_applied(sites: 
     assert sites.is_identical()
 
 
-async def test_a_mirror_that_went_beyond_a_copy_gets_a_later_one(sites: Sites) -> None:
+@pytest.mark.parametrize("is_whole", [True, False])
+async def test_a_mirror_that_went_beyond_a_copy_gets_a_later_one_of_no_more_than_that(
+    sites: Sites, *, is_whole: bool
+) -> None:
     source = sites.source
     async with sites.replaying():
         await sites.drain()
     account = source.state_dir / "destinations" / "far"
+    sites.copied_bytes()
     sites.may_copy = trio.Event()
-    write_request(source.disk, account, Request(True))
+    with sites.mirror.open("r+b") as file:
+        file.write(b"rot" * BLOCK)
+    asked = () if is_whole else (Range("v.img", 0, 4 * BLOCK),)
+    write_request(source.disk, account, Request(is_whole, asked))
     async with sites.shipping():
         await until(lambda: source.cursor("far").get("sync"), 30)
         for path in [source.spool / source.write(block, 7).sealed for block in (1, 2)]:
             (sites.store / "inbox" / path.name).write_bytes(path.read_bytes())  # Late arrivals.
         source.checkpoint()
         async with sites.replaying():
-            await until(sites.is_identical, 30)
+            await until(lambda: ack_of(sites)["applied"] == source.head.to_json(), 30)
             sites.may_copy.set()
             await until(lambda: source.cursor("far")["state"] == "shipping", 30)
     assert sites.is_identical()
+    assert sites.copied_bytes() > 100 * BLOCK if is_whole else sites.copied_bytes() < 100 * BLOCK
 
 
 async def test_status_says_why_and_how_far(sites: Sites) -> None:

@@ -73,7 +73,7 @@ def test_the_status_file_is_the_socket_s_answer(source: Source) -> None:
     assert told.keys() == asked.keys()
     assert told["group"] == asked["group"]
     assert told["state"] == "active"
-    assert told["volumes"] == [{"name": "v.img", "size": MIB}]
+    assert told["volumes"] == [{"id": 1, "name": "v.img", "size": MIB}]
     assert told["mountpoint"] == str(source.mountpoint)
 
 

@@ -96,10 +96,10 @@ def test_a_spool_that_is_gone_costs_no_new_store(far: FarHost, source: Source) -
     wait_identical(source, far)
 
 
-def test_ranges_are_repaired_and_everything_is_copied_by_command(
+def test_ranges_are_repaired_and_everything_is_copied_by_command_and_at_once(
     far: FarHost, source: Source
 ) -> None:
-    source.init(to=[far.url("s")])
+    source.init(to=[far.url("s")], journal=replace(QUICK, checkpoint_interval_s=600))
     source.mount()
     write(source, 0, MIB)
     wait_identical(source, far)

@@ -1,5 +1,6 @@
 """What the pump's tasks do once there is nothing left to do."""
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import trio
 
 from aimfuse.disk import Disk
+from aimfuse.driver.checkpoint import CheckpointFile
 from aimfuse.driver.engine import Engine
 from aimfuse.driver.group import GroupLimits, GroupPaths, close_group, init_group, open_group
 from aimfuse.driver.keeper import SpoolKeeper, SpoolLimits
@@ -96,6 +98,39 @@ async def test_a_volume_that_halts_with_uncommitted_data_comes_to_rest(
         trio.lowlevel.remove_instrument(steps)
         nursery.cancel_scope.cancel()
     assert steps.count < STEPS_MAX
+
+
+class FullDisk(Disk):
+    """A disk without room for a checkpoint for a while; all else works."""
+
+    refusals = 1
+
+    def step(self, label: str) -> None:
+        if label == "checkpoint:write" and self.refusals:
+            self.refusals -= 1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.expects_warnings
+async def test_a_checkpoint_without_room_is_waited_for_and_halts_nothing(
+    engine: Engine, tmp_path: Path
+) -> None:
+    pump = pump_of(engine, tmp_path / "state")
+    engine._checkpoints = CheckpointFile(disk := FullDisk(), tmp_path / "state")  # noqa: SLF001
+    engine._checkpoints.read()  # noqa: SLF001
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pump.run)
+        engine.write(next(iter(engine.volumes)), 0, b"x" * 4096)
+        nursery.start_soon(pump.checkpointed)
+        with trio.fail_after(10):
+            while disk.refusals == FullDisk.refusals or pump.full is None:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            assert not pump.fits(4096), "what has no room is said to who writes"
+            await pump.checkpointed()
+            await pump.room(4096)
+        assert engine.halted is None
+        assert engine.checkpoint.head.seq == 1
+        nursery.cancel_scope.cancel()
 
 
 async def test_once_it_has_ended_nobody_changes_the_engine(engine: Engine, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from aimfuse.coordinator.request import Request
 from aimfuse.coordinator.retention import retention_lock
 from aimfuse.coordinator.route import rule_of
 from aimfuse.coordinator.todo import (
+    CheckpointAwaited,
     Membership,
     NotCovered,
     add_ranges,
@@ -41,12 +42,12 @@ async def begin_sync(place: Place) -> None:
     """Note a new first copy in the cursor; the journal stays from the present checkpoint on.
 
     Raises:
-        Unavailable: no checkpoint yet, or history is broken right behind it; or the lock
-            stayed taken.
+        Unavailable: no checkpoint yet, or the lock stayed taken.
+        CheckpointAwaited: history is broken right behind the newest one.
         Halt: the destination's rule takes none of the volumes.
         StateLost: the checkpoint is unreadable.
     """
-    await _set(place, lambda: _first_cursor(place))
+    await _set_behind_checkpoint(place, lambda: _first_cursor(place))
     sync = place.cursor.sync
     assert sync is not None
     reader = ImageReader(place.parts.disk, place.parts.config.image, sync)
@@ -63,14 +64,15 @@ async def begin_resync(
     With *differs*, of that and of all that the mirror lacks besides.
 
     Raises:
-        Unavailable: the newest checkpoint is not yet where such a copy could begin.
+        CheckpointAwaited: the newest checkpoint is not yet where such a copy could begin.
+        Unavailable: nor is the mirror.
         StateLost, OSError: the fold, the checkpoint or a map is unreadable.
     """
     also: Also | None = request.extents if request else None
     if differs is not None:
         also = partial(_all_of, differs)
     make = partial(_resync_cursor, place, why, is_whole=is_whole, also=also)
-    await _set(place, make)
+    await _set_behind_checkpoint(place, make)
     place.todo.forget_others(place.cursor.sync)
 
 
@@ -93,6 +95,19 @@ async def begin_round(place: Place, at: Position, index: int) -> bool:
 def membership(place: Place) -> Membership:
     """Return which volumes the destination gets."""
     return Membership(rule_of(place.config), place.cursor.members)
+
+
+async def _set_behind_checkpoint(place: Place, make: Callable[[], Cursor]) -> None:
+    """Do as `_set`; where the checkpoint is too old, have the driver take one at once.
+
+    Until then nothing is sent, or the mirror would go beyond that, too.
+    """
+    try:
+        await _set(place, make)
+    except CheckpointAwaited:
+        if not await place.parts.source.bring_checkpoint():
+            raise
+        await _set(place, make)
 
 
 async def _set(place: Place, make: Callable[[], Cursor]) -> None:
@@ -125,15 +140,17 @@ def _resync_cursor(place: Place, why: str, *, is_whole: bool, also: Also | None)
     if not is_whole and ack.applied_number < ack.confirmed:
         # A copy of a part counts on these. The store may switch it in before it applies them.
         raise Unavailable("the copy waits until the mirror has applied what was received")
-    if also is not None and not is_whole:
-        sync, todo = _with_more(place, why, also, ack.confirmed)
-    elif is_whole:
-        sync, todo = _of_all(place, why)
-    else:
-        try:
-            sync, todo = _of_fold(place, why, ack.confirmed)
-        except NotCovered:
+    before = place.cursor.sync
+    is_older = before is not None and before.staged and before.head.number < ack.applied_number
+    try:
+        if is_whole:
             sync, todo = _of_all(place, why)
+        elif also is not None or is_older:
+            sync, todo = _with_more(place, why, also, ack.confirmed)
+        else:
+            sync, todo = _of_fold(place, why, ack.confirmed)
+    except NotCovered:
+        sync, todo = _of_all(place, why)
     sync = replace(sync, total_bytes=todo.dirty_bytes())
     place.todo.write(sync, todo)
     return _cursor(place, sync)
@@ -165,18 +182,27 @@ def _all_of(differs: DirtyMap, _volumes: Iterable[SyncVolume]) -> Iterable[Exten
     return differs.extents()
 
 
-def _with_more(place: Place, why: str, also: Also, confirmed: int) -> tuple[SyncState, DirtyMap]:
-    """Choose what was named, and what the mirror lacks anyway up to the origin."""
-    sync, todo = _of_all(place, why)
-    try:
-        found, at = DirtyMap(), confirmed
-        if place.fold.through > confirmed:
-            fold, found = place.todo.of_fold(confirmed)
-            at = int(fold.through)
-        found.add_all(behind(place.parts.backlog, place.parts.disk, at, sync.head.number))
-    except NotCovered:
-        return sync, todo
-    add_ranges(found, sync.volumes, also(sync.volumes))
+def _with_more(
+    place: Place, why: str, also: Also | None, confirmed: int
+) -> tuple[SyncState, DirtyMap]:
+    """Choose what was named, and what the mirror lacks anyway up to the present checkpoint.
+
+    Also what a copy should have brought that the mirror went beyond: it may be a repair.
+    """
+    sync, _ = _of_all(place, why)
+    found, at = DirtyMap(), confirmed
+    if place.fold.through > confirmed:
+        fold, found = place.todo.of_fold(confirmed)
+        at = int(fold.through)
+    found.add_all(behind(place.parts.backlog, place.parts.disk, at, sync.head.number))
+    if also is not None:
+        add_ranges(found, sync.volumes, also(sync.volumes))
+    before = place.cursor.sync
+    if before is not None and before.staged:
+        left = place.todo.read(before)
+        if left is None or before.round:  # Its earlier rounds are lost with it.
+            raise NotCovered("what it had brought before is not known")
+        found.add_all(left)
     return sync, limited(found, [one.entry for one in sync.volumes], membership(place))
 
 

@@ -234,12 +234,9 @@ def _resync_unknown_there(sync: SyncState, ack: Ack, history: History) -> Action
     is_older = sync.head.number < ack.applied_number  # Such a copy is refused there, for ever.
     if sync.next_index == 0 and not is_older:
         return ContinueSync(0, (0, 0))
-    is_whole = (
-        bool(ack.needs_sync and not ack.differs)
-        or is_older
-        or not history.fold.covers(ack.confirmed)
-    )
-    return BeginResync(sync.why, whole=is_whole)
+    is_known = is_older or history.fold.covers(ack.confirmed)
+    needs_all = bool(ack.needs_sync and not ack.differs)
+    return BeginResync(sync.why, whole=needs_all or not is_known)
 
 
 def _ship_or_copy(ack: Ack, cursor: Cursor, history: History) -> Action:

@@ -107,6 +107,14 @@ class Source:
         except (NotServed, AimfuseError):
             return None
 
+    async def bring_checkpoint(self) -> bool:
+        """Have the driver take a checkpoint of all there is; tell whether there is one now."""
+        try:
+            await self.ask("checkpoint", APPLIED_S_MAX)
+        except (NotServed, Unavailable):
+            return False
+        return True
+
     async def covering_number(self, newest: FileNumber) -> FileNumber:
         """Return a sealed file number that covers every record the image holds by now.
 

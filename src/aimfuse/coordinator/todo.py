@@ -25,6 +25,10 @@ from aimfuse.journal.records import VolumeEntry
 TODO = "todo-"
 
 
+class CheckpointAwaited(Unavailable):
+    """A copy can begin once the image's checkpoint is newer."""
+
+
 class NotCovered(Exception):
     """The fold does not hold all that the mirror lacks: only a copy of everything helps."""
 
@@ -166,13 +170,14 @@ def checked_checkpoint(checkpoint: SourceCheckpoint, least: int) -> SourceCheckp
     """Return *checkpoint* if a copy of a mirror at file *least* may begin there.
 
     Raises:
-        Unavailable: not yet: the mirror is ahead of it, or history is broken behind it.
+        CheckpointAwaited: not yet: the mirror is ahead of it, or history is broken behind it.
     """
     hint = "It begins by itself, once the image is mounted and has been written to."
     if checkpoint.gap is not None:  # The store would meet the GAP record behind it.
-        raise Unavailable(f"the copy waits for the next checkpoint: {checkpoint.gap}", hint=hint)
+        why = f"the copy waits for the next checkpoint: {checkpoint.gap}"
+        raise CheckpointAwaited(why, hint=hint)
     if checkpoint.head.number < least:
-        raise Unavailable(
+        raise CheckpointAwaited(
             f"the copy waits for a checkpoint behind file {least}, the newest one is at "
             f"{checkpoint.head.number}", hint=hint,
         )  # fmt: skip

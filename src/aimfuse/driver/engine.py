@@ -344,13 +344,14 @@ class Engine:
         )
         return checkpoint, self.images.take_dirty()
 
-    def write_checkpoint(self, checkpoint: Checkpoint, dirty: Dirty) -> None:
-        """Sync the *dirty* images, then write the checkpoint; blocks.
+    def write_checkpoint(self, checkpoint: Checkpoint, dirty: Dirty | None = None) -> None:
+        """Sync the *dirty* images, if that is still to be done, then write the checkpoint; blocks.
 
         Raises:
             OSError: the images or the state may not be durable; the checkpoint before counts.
         """
-        self.images.sync(dirty)
+        if dirty is not None:
+            self.images.sync(dirty)
         self._checkpoints.write(checkpoint)
 
     def finish_checkpoint(self, checkpoint: Checkpoint) -> None:

@@ -188,6 +188,9 @@ class Mount:
             number = await self._pump.rolled(applied=True)
             return {"ok": True, "number": number, "epoch": self._engine.journal.head.epoch}
 
+        async def checkpoint(_request: control.Request) -> dict[str, Any]:
+            return {"ok": True, "number": await self._pump.checkpointed()}
+
         async def bookmark(request: control.Request) -> dict[str, Any]:
             seq = await self._bookmark(check_label(str(request.get("label", ""))))
             return {"ok": True, "epoch": self._engine.journal.epoch, "seq": seq}
@@ -200,8 +203,8 @@ class Mount:
             return {"ok": True}
 
         return {
-            "status": status, "roll": roll, "applied": applied, "bookmark": bookmark,
-            "reload": reload, "stop": stop,
+            "status": status, "roll": roll, "applied": applied, "checkpoint": checkpoint,
+            "bookmark": bookmark, "reload": reload, "stop": stop,
         }  # fmt: skip
 
     async def _bookmark(self, label: str) -> int:

@@ -66,6 +66,7 @@ class Pump:
         self._apply_wanted = trio.Event()
         self._ready_wanted = trio.Event()
         self._seal_wanted = trio.Event()
+        self._checkpoint_wanted = False
         self._committing = False
         self._waiting = 0
         self._starving = 0
@@ -203,6 +204,19 @@ class Pump:
         number = engine.journal.head.number
         while applied and engine.applied_seq < seq:
             self._check()
+            await self._next_progress()
+        return number
+
+    async def checkpointed(self) -> FileNumber:
+        """Have the image hold everything accepted so far, durably, and the checkpoint say so.
+
+        Raises:
+            HaltedError, BusyError: it never will.
+        """
+        number = await self.rolled(applied=True)
+        while self.engine.checkpoint.head.number < number:
+            self._check()
+            self._checkpoint_wanted = True
             await self._next_progress()
         return number
 
@@ -400,13 +414,20 @@ class Pump:
             behind = engine.journal.head.number - engine.checkpoint.head.number
             due = time.monotonic() - last_s >= self.limits.checkpoint_interval_s
             low = self.keeper.is_low
-            if engine.halted is not None or not (due or low or behind >= CHECKPOINT_FILES):
+            due = due or behind >= CHECKPOINT_FILES or self._checkpoint_wanted
+            if engine.halted is not None or not (due or low):
                 continue
             last_s = time.monotonic()
+            self._checkpoint_wanted = False
             step = engine.begin_checkpoint(again=low)
             if step is not None:
-                await self._background.run(engine.write_checkpoint, *step)
-                engine.finish_checkpoint(step[0])
+                checkpoint, dirty = step
+                # A sync that failed may have lost pages, for whatever reason; a slot is just
+                # written again, whole.
+                await self._background.run(engine.images.sync, dirty)
+                await self._with_space(self._background, engine.write_checkpoint, checkpoint)
+                engine.finish_checkpoint(checkpoint)
+                self._progressed()
 
     async def _keep_house(self) -> None:
         """Release what nobody needs any more, and watch the space that is left."""
