@@ -2,8 +2,10 @@
 
 AimfuseError                 an expected failure: one line and a hint, never a traceback
 ├── UsageError               the operator asked for something impossible          exit 2
-│   └── ConfigError          a setting is wrong: file, key and remedy             exit 2
+│   ├── ConfigError          a setting is wrong: file, key and remedy             exit 2
+│   └── LabelTaken           a bookmark of that name exists already               exit 2
 ├── BusyError                somebody else holds it, or it is not mounted         exit 3
+├── HookFailed               a hook of the operator's failed or took too long     exit 4
 ├── JournalError             local history cannot be trusted or extended          exit 10
 │   ├── TornRecord           the last write was cut short: drop it, go on
 │   ├── CorruptRecord        bytes changed after they were written: stop
@@ -57,11 +59,30 @@ class ConfigError(UsageError):
         self.key = key
 
 
+class LabelTaken(UsageError):
+    """A bookmark of that name exists already: labels are given once in a group's life."""
+
+    kernel_errno = errno.EEXIST
+
+    def __init__(self, label: str, epoch: int, seq: int) -> None:
+        """Say where the other one is."""
+        super().__init__(
+            f"there is a bookmark {label!r} already, at {epoch}:{seq}",
+            hint="A label is given once. Choose another, such as one with the time in it.",
+        )
+
+
 class BusyError(AimfuseError):
     """Somebody else holds the thing, or nobody serves it; nothing was changed."""
 
     exit_code = 3
     kernel_errno = errno.EBUSY
+
+
+class HookFailed(AimfuseError):
+    """A hook failed or took too long; the message says what became of the rest."""
+
+    exit_code = 4
 
 
 class JournalError(AimfuseError):

@@ -12,7 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from aimfuse.cli import inspect, watch
+from aimfuse.cli import inspect, mark, watch
 from aimfuse.disk import Disk
 from aimfuse.errors import BusyError
 from aimfuse.journal.slots import Slots
@@ -24,6 +24,7 @@ Answer = dict[str, Any]
 app = typer.Typer(pretty_exceptions_enable=False)
 watch.register(app)
 inspect.register(app)
+mark.register(app)
 runner = CliRunner()
 
 
@@ -174,7 +175,8 @@ def test_what_the_driver_refuses_ends_with_its_exit_code(driver: Driver) -> None
 def test_a_bookmark_says_where_it_is(driver: Driver) -> None:
     result = run("bookmark", driver.state_dir, "before\x1b[31m upgrade")
     assert result.stdout == 'Bookmark "before\\x1b[31m upgrade" set at 1:42.\n'
-    assert driver.asked[-1] == {"cmd": "bookmark", "label": "before\x1b[31m upgrade"}
+    asked = {"cmd": "bookmark", "label": "before\x1b[31m upgrade", "timeout_s": 30.0}
+    assert driver.asked[-2:] == [{**asked, "check": True}, asked]
 
 
 @pytest.mark.parametrize("command", [["flush"], ["umount"]])

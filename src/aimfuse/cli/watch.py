@@ -1,4 +1,4 @@
-"""The commands that look at a running mirror, mark it, wait for it and stop it."""
+"""The commands that look at a running mirror, wait for it and stop it."""
 
 import json
 import time
@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from aimfuse.cli.boundary import exit_on_error
-from aimfuse.manager import control_client, dashboard, render
+from aimfuse.manager import dashboard, render
 from aimfuse.manager.layout import safe
 from aimfuse.manager.model import Level, snapshot
 from aimfuse.manager.target import Kind, find_mounted, find_source, find_targets
@@ -44,7 +44,6 @@ def register(app: typer.Typer) -> None:
     app.command("status")(show_status)
     app.command("dashboard")(show_dashboard)
     app.command("flush")(flush_group)
-    app.command("bookmark")(set_bookmark)
     app.command("umount")(unmount_group)
 
 
@@ -121,23 +120,6 @@ def flush_group(
         return
     where = f" at {', '.join(map(safe, done['destinations']))}" if done["destinations"] else ""
     typer.echo(f"Everything through file {done['number']} is {done['stage']}{where}.")
-
-
-def set_bookmark(
-    image: Image,
-    label: Annotated[str, typer.Argument(metavar="LABEL", help="The name of this moment.")],
-    state: StateDir = None,
-    as_json: AsJson = False,
-) -> None:
-    """Put a named mark into the journal at the current position."""
-    with exit_on_error():
-        state_dir = find_source(image, state)
-        answer = control_client.call(state_dir, {"cmd": "bookmark", "label": label})
-    if as_json:
-        _print_json(answer)
-        return
-    at = f" at {answer['epoch']}:{answer['seq']}" if {"epoch", "seq"} <= answer.keys() else ""
-    typer.echo(f'Bookmark "{safe(label)}" set{at}.')
 
 
 def unmount_group(

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from aimfuse.driver.changes import Change, paste
 from aimfuse.driver.checkpoint import Checkpoint, CheckpointFile, KnownVolume
 from aimfuse.driver.images import Dirty, Images
+from aimfuse.driver.labels import Label, Labels
 from aimfuse.driver.volumes import Volume, Volumes
 from aimfuse.driver.zeros import split
 from aimfuse.errors import HaltedError, SupersededError, VolumeError
@@ -77,6 +78,7 @@ class Engine:
         self.superseded: SupersededError | None = None
         self.is_diverging = False
         self.on_halt: Callable[[], None] = lambda: None
+        self.labels = Labels()
         self._checkpoints = checkpoints
         self._flushed_seq = journal.last_seq
         self._accepted: deque[Change] = deque()
@@ -213,9 +215,16 @@ class Engine:
         return journal.last_seq
 
     def bookmark(self, label: str) -> Seq:
-        """Accept a named position and return it."""
+        """Accept a named position and return it.
+
+        Raises:
+            LabelTaken: there is one of that name. Nothing was accepted.
+        """
         self.check_active()
-        return self.journal.append(RecordType.BOOKMARK, 0, 0, 0, label.encode())
+        self.labels.check(label)
+        seq = self.journal.append(RecordType.BOOKMARK, 0, 0, 0, label.encode())
+        self.labels.note(Label(label, self.journal.epoch, seq))
+        return seq
 
     def gap(self, reason: str) -> Seq:
         """Accept that history is broken here: the images hold more than the journal says."""
@@ -352,6 +361,7 @@ class Engine:
         """
         if dirty is not None:
             self.images.sync(dirty)
+        self.labels.save(checkpoint.head.epoch, checkpoint.head.seq)
         self._checkpoints.write(checkpoint)
 
     def finish_checkpoint(self, checkpoint: Checkpoint) -> None:

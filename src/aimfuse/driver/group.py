@@ -19,6 +19,7 @@ from aimfuse.driver import fingerprint
 from aimfuse.driver.checkpoint import Checkpoint, CheckpointFile, KnownVolume
 from aimfuse.driver.engine import Engine, Limits
 from aimfuse.driver.images import HIDDEN_PREFIX, Images, largest_file
+from aimfuse.driver.labels import Labels
 from aimfuse.driver.recovery import Namespace, redo
 from aimfuse.driver.volumes import Volumes
 from aimfuse.errors import BusyError, ImageMismatch, JournalError, StateLost, UsageError
@@ -280,6 +281,10 @@ def _serve(  # noqa: PLR0913 - everything that recovery found
     epoch, parent = before.epoch, before.parent
     if not before.clean and head.number:
         epoch, parent = Epoch(head.epoch + 1), head.as_parent()
+    labels = Labels(disk, paths.state_dir)
+    for one in namespace.bookmarks:
+        labels.note(one)
+    labels.save(head.epoch, head.seq)
     known = tuple(KnownVolume(e, images.inode(e.volume)) for e in namespace.entries())
     checkpoint = Checkpoint(
         before.group, head, namespace.next_volume, known, epoch, parent, gap=before.gap
@@ -294,6 +299,7 @@ def _serve(  # noqa: PLR0913 - everything that recovery found
         journal, images, volumes, checkpoints, checkpoint,
         Limits(_size_max(images, volumes, limits), limits.memory_bytes_max),
     )  # fmt: skip
+    engine.labels = labels
     journal.adopt(journal.make_ready())
     engine.roll()
     return engine

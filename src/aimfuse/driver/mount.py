@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -192,7 +193,12 @@ class Mount:
             return {"ok": True, "number": await self._pump.checkpointed()}
 
         async def bookmark(request: control.Request) -> dict[str, Any]:
-            seq = await self._bookmark(check_label(str(request.get("label", ""))))
+            label = check_label(str(request.get("label", "")))
+            if request.get("check"):
+                self._engine.labels.check(label)
+                return {"ok": True}
+            wait_s = min(float(request.get("timeout_s", math.inf)), control.REQUEST_S_MAX)
+            seq = await self._bookmark(label, wait_s)
             return {"ok": True, "epoch": self._engine.journal.epoch, "seq": seq}
 
         async def reload(_request: control.Request) -> dict[str, Any]:
@@ -207,9 +213,24 @@ class Mount:
             "bookmark": bookmark, "reload": reload, "stop": stop,
         }  # fmt: skip
 
-    async def _bookmark(self, label: str) -> int:
-        seq = await self._pump.accept(len(label.encode()), lambda: self._engine.bookmark(label))
+    async def _bookmark(self, label: str, room_s_max: float = math.inf) -> int:
+        """Set a bookmark, if there is room for it in time, and return its number when durable.
+
+        Raises:
+            LabelTaken: there is one of that name.
+            BusyError: there was no room. Nothing was set, nor will be.
+        """
+        engine = self._engine
+        engine.labels.check(label)  # Nobody waits for room to hear that.
+        try:
+            with trio.fail_after(room_s_max):
+                seq = await self._pump.accept(len(label.encode()), lambda: engine.bookmark(label))
+        except trio.TooSlowError as exc:
+            why = self._pump.full or "the disk is slow"
+            hint = "See `aimfuse status`, then again."
+            raise BusyError(f"there was no room for a bookmark in time: {why}", hint=hint) from exc
         await self._pump.durable(seq)
+        await trio.to_thread.run_sync(engine.labels.save, engine.journal.epoch, seq)
         return seq
 
     async def _stop_on_signal(self) -> None:

@@ -18,6 +18,7 @@ from aimfuse.disk import Disk
 from aimfuse.driver.changes import Change
 from aimfuse.driver.checkpoint import Checkpoint
 from aimfuse.driver.images import HIDDEN_PREFIX, Images
+from aimfuse.driver.labels import Label
 from aimfuse.errors import ImageMismatch
 from aimfuse.journal.names import JournalName
 from aimfuse.journal.reader import AimFile
@@ -33,13 +34,15 @@ _DATA = frozenset({RecordType.WRITE, RecordType.ZERO, RecordType.TRUNCATE})
 
 @dataclass(slots=True)
 class Namespace:
-    """The volumes as the journal's records leave them; sizes in bytes."""
+    """The volumes as the journal's records leave them, and the bookmarks in it; sizes in bytes."""
 
     names: dict[VolumeId, str] = field(default_factory=dict)
     sizes: dict[VolumeId, int] = field(default_factory=dict)
     next_volume: VolumeId = VolumeId(1)
     gone: set[str] = field(default_factory=set)
     """Names that were borne at some time since the start, by anybody."""
+
+    bookmarks: list[Label] = field(default_factory=list)
 
     def entries(self) -> list[VolumeEntry]:
         """Return the volumes that exist."""
@@ -60,6 +63,9 @@ class Namespace:
                 self.names.pop(volume, None)
             elif iocb.type is RecordType.TRUNCATE:
                 self.sizes[volume] = iocb.length
+            elif iocb.type is RecordType.BOOKMARK:
+                label = bytes(file.payload(iocb)).decode(errors="replace")
+                self.bookmarks.append(Label(label, file.identity.epoch, iocb.seq))
             elif iocb.type in _DATA:
                 end = iocb.offset + iocb.length
                 self.sizes[volume] = max(self.sizes.get(volume, 0), end)

@@ -1,0 +1,128 @@
+"""Run an operator's hook: ``CMD freeze`` before a mark is set, ``CMD thaw`` after it, always.
+
+Once freeze was begun, thaw is run whatever happens: freeze failed or took too long, the mark could
+not be set, Ctrl-C, SIGTERM, SIGHUP. A hook is run without a shell, in a session of its own, so that
+a signal meant for us does not end it half-way.
+"""
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Generator, Mapping
+from types import FrameType
+
+from aimfuse.errors import AimfuseError, HookFailed, UsageError
+
+KILL_S = 5.0
+"""How long a hook that took too long gets to end by itself."""
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALLED = 128
+
+
+class Interrupted(AimfuseError):
+    """A signal ended the work; whatever was frozen is thawed."""
+
+    def __init__(self, number: int) -> None:
+        """Name the signal; the exit code is that of a shell."""
+        super().__init__(f"ended by {signal.Signals(number).name}")
+        self.exit_code = _SIGNALLED + number  # type: ignore[misc]
+
+
+class Hook:
+    """A command of the operator's, and how long each run of it may take."""
+
+    def __init__(self, command: str, timeout_s: float) -> None:
+        """Split *command* as a shell does, without running one.
+
+        Raises:
+            UsageError: it is no command, or there is no such program.
+        """
+        hint = "Name a program that takes freeze or thaw as its last argument."
+        try:
+            self._words = shlex.split(command)
+        except ValueError as exc:
+            raise UsageError(f"{command!r} is no command: {exc}", hint=hint) from exc
+        if not self._words or shutil.which(self._words[0]) is None:
+            raise UsageError(f"{command!r} cannot be run: there is no such program", hint=hint)
+        self._timeout_s = timeout_s
+
+    def run(self, phase: str, environment: Mapping[str, str]) -> None:
+        """Run it with *phase* as its last argument; what it prints goes to standard error.
+
+        Raises:
+            HookFailed: it could not be started, failed, or took too long and was ended.
+        """
+        try:
+            child = subprocess.Popen(
+                [*self._words, phase],
+                stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True,
+                env={**os.environ, **environment, "AIMFUSE_PHASE": phase},
+            )  # fmt: skip
+        except OSError as exc:
+            raise HookFailed(f"`{self._shown(phase)}` cannot be run: {exc.strerror}") from exc
+        try:
+            code = child.wait(self._timeout_s)
+        except subprocess.TimeoutExpired as exc:
+            message = f"`{self._shown(phase)}` took longer than {self._timeout_s:g} s"
+            raise HookFailed(message) from exc
+        finally:
+            _end(child)
+        if code:
+            raise HookFailed(f"`{self._shown(phase)}` failed with exit code {code}")
+
+    def _shown(self, phase: str) -> str:
+        return shlex.join([*self._words, phase])
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End a hook that is still running, and all that it started; twice, if need be."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if child.poll() is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(KILL_S)
+
+
+class Interrupts:
+    """Turns the first signal that would end this process into `Interrupted`, while it may come."""
+
+    def __init__(self) -> None:
+        self.noted = 0
+        self._is_open = False
+
+    @contextlib.contextmanager
+    def caught(self) -> Generator[None]:
+        """Hold signals back but for where `may_come` lets the first one in."""
+        before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def may_come(self) -> Generator[None]:
+        """Let the first signal end what is done here.
+
+        Raises:
+            Interrupted: one came, in here or shortly before.
+        """
+        self._is_open = True
+        try:
+            if self.noted:
+                raise Interrupted(self.noted)
+            yield
+        finally:
+            self._is_open = False
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        first, self.noted = not self.noted, self.noted or number
+        if first and self._is_open:
+            raise Interrupted(number)
