@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aimfuse.disk import Disk
 from aimfuse.errors import AimfuseError, BusyError, HookFailed
 from aimfuse.manager import control_client
 from aimfuse.manager.control_client import Answer
@@ -137,11 +138,12 @@ def _flush(paths: list[Path], timeout_s: float) -> bool:
 
 
 def _sync(path: Path) -> None:
+    disk = Disk()
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = disk.open("mark:open", path, os.O_RDONLY)
     except FileNotFoundError:
         return  # Renamed or removed meanwhile.
     try:
-        os.fsync(fd)
+        disk.fsync("mark:sync", fd)
     finally:
-        os.close(fd)
+        disk.close(fd)
