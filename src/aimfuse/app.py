@@ -31,6 +31,7 @@ from aimfuse.driver.pins import ACCOUNTS, Pins
 from aimfuse.driver.process import become_part_of_the_io_path
 from aimfuse.driver.pump import Pump, PumpLimits
 from aimfuse.driver.status import SourceStatus
+from aimfuse.driver.verifier import Verifier, VerifyRequests
 from aimfuse.errors import AimfuseError, ConfigError, StateLost, SupersededError
 from aimfuse.journal.journal import Journal
 from aimfuse.journal.superseded import read_superseded
@@ -94,14 +95,7 @@ def run_mount(request: MountRequest, mounted: Callable[[], None]) -> None:
             journal.memory_bytes_max,
             size_limit(disk, paths, journal.size_bytes_max),
         )
-        try:
-            engine = open_group(disk, paths, limits, resync=request.resync)
-        except OSError as exc:
-            raise AimfuseError(
-                f"{paths.image} cannot be brought to life: {exc.strerror or exc}",
-                hint=f"Look at the disks of {paths.image} and {paths.state_dir}, and at the space "
-                "left there, then mount again: nothing that was durable is lost.",
-            ) from exc
+        engine = _brought_to_life(disk, paths, limits, resync=request.resync)
         destinations = Destinations(config)
         pins = Pins(disk, config.state_dir)
         keeper = SpoolKeeper(disk, engine, paths.spool, _spool_limits(config), pins)
@@ -119,7 +113,8 @@ def run_mount(request: MountRequest, mounted: Callable[[], None]) -> None:
         )
         options = MountOptions(request.mountpoint, request.allow_other, request.writeback)
         reload = Reload(config, keeper, pump)
-        mount = Mount(disk, engine, pump, status, options, reload)
+        verifying = VerifyRequests(engine, Verifier(engine, pump))
+        mount = Mount(disk, engine, pump, status, options, reload, {"verify": verifying})
 
         async def coordinate() -> None:
             await destinations.some()
@@ -169,6 +164,17 @@ async def _heed_ending(disk: Disk, config: GroupConfig, engine: Engine, *, diver
         await trio.sleep(SUPERSEDED_POLL_S)
     if not diverge:
         log.error("writes are refused from now on: %s", engine.superseded)
+
+
+def _brought_to_life(disk: Disk, paths: GroupPaths, limits: GroupLimits, *, resync: bool) -> Engine:
+    try:
+        return open_group(disk, paths, limits, resync=resync)
+    except OSError as exc:
+        raise AimfuseError(
+            f"{paths.image} cannot be brought to life: {exc.strerror or exc}",
+            hint=f"Look at the disks of {paths.image} and {paths.state_dir}, and at the space "
+            "left there, then mount again: nothing that was durable is lost.",
+        ) from exc
 
 
 async def _give_back_memory(journal: Journal) -> None:

@@ -226,9 +226,12 @@ class Disk:
             return {}
         return {"inode": info.st_ino, "mtime_ns": info.st_mtime_ns, "ctime_ns": info.st_ctime_ns}
 
-    def drop_cache(self, fd: int) -> None:
-        """Forget clean cached pages, so that the next read comes from the disk itself."""
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    def drop_cache(self, fd: int, offset: int = 0, length: int = 0) -> None:
+        """Forget clean cached pages, so that the next read comes from the disk itself.
+
+        Those of a range; *length* 0 reaches to the end of the file.
+        """
+        os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
 
     def prefetch(self, fd: int, offset: int, length: int) -> None:
         """Tell the kernel that the range will be read soon; changes nothing and never waits."""
@@ -242,6 +245,17 @@ class Disk:
         except BlockingIOError:
             return False
         return True
+
+    def next_data(self, fd: int, start: int, end: int) -> int:
+        """Return where the first byte from *start* on is that lies in no hole, *end* if none."""
+        try:
+            return min(end, os.lseek(fd, start, os.SEEK_DATA))
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:
+                return end
+            if exc.errno == errno.EINVAL:  # No SEEK_DATA here: all of it is data.
+                return start
+            raise
 
     def data_ranges(self, fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield (offset, end) of each stretch between *start* and *end* that is no hole."""

@@ -202,7 +202,8 @@ class SimDisk(Machine, Disk):
     def set_owner(self, _fd: int, _mode: int, _uid: int, _gid: int) -> None:
         """Keep no owners: they are not what a crash endangers."""
 
-    def drop_cache(self, fd: int) -> None:
+    def drop_cache(self, fd: int, offset: int = 0, length: int = 0) -> None:
+        del offset, length  # A test that looks behind the cache wants none of it.
         with self._lock:
             self._descriptor(fd).file.drop_cache()
 
@@ -213,6 +214,10 @@ class SimDisk(Machine, Disk):
         """Nobody else is on this machine."""
         del shared, wait
         return True
+
+    def next_data(self, fd: int, start: int, end: int) -> int:
+        with self._lock:
+            return next((low for low, _ in self._descriptor(fd).file.data_ranges(start, end)), end)
 
     def data_ranges(self, fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
         with self._lock:

@@ -174,6 +174,20 @@ def test_the_first_file_holds_every_type_of_record_in_order() -> None:
     assert json.loads(aim.records[10].payload) == {"reason": "spool full"}
 
 
+def test_a_verify_record_says_what_its_volume_holds_there() -> None:
+    verify = read("00000001-000000000001.aim").records[9]
+    held = bytearray(131072)
+    held[4096:4101] = b"hello"
+    assert (verify.type, verify.volume, verify.offset, verify.length) == ("VERIFY", 1, 0, 131072)
+    end = 0
+    for offset, length, digest in json.loads(verify.payload)["ranges"]:
+        assert offset >= end
+        end = offset + length
+        piece = bytes(held[offset:end])
+        assert blake3(piece).hexdigest() == digest if digest else not any(piece)
+    assert end == 131072
+
+
 def test_the_seal_of_the_first_file_says_what_it_holds() -> None:
     aim = read("00000001-000000000001.aim")
     assert aim.seal is not None

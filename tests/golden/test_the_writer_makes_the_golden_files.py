@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from aimfuse.disk import Disk
 from aimfuse.journal.header import NO_DIGEST, FileKind, Identity, Parent
@@ -17,6 +18,7 @@ from aimfuse.journal.inspect import describe
 from aimfuse.journal.reader import read_sealed
 from aimfuse.journal.records import RecordType, VolumeEntry, encode_table
 from aimfuse.journal.slots import Slots
+from aimfuse.journal.verify import Hashed, encode_hashes
 from aimfuse.journal.whole import Frame, encode_sealed
 from aimfuse.journal.writer import AimWriter
 from aimfuse.units import ByteOffset, Epoch, FileNumber, Seq, VolumeId
@@ -79,7 +81,9 @@ def build_first(out: Path) -> bytes:
     append(RecordType.FLUSH, 1, 0, 0)
     append(RecordType.BOOKMARK, 0, 0, 0, b"before upgrade")
     append(RecordType.UNLINK, 3, 0, 0)
-    append(RecordType.VERIFY, 1, 0, 0, b"{}")
+    hello = blake3(b"hello".ljust(4096, b"\0")).digest()
+    ranges = [Hashed(0, 4096), Hashed(4096, 4096, hello), Hashed(8192, 122880)]
+    append(RecordType.VERIFY, 1, 0, 131072, encode_hashes(ranges))
     append(RecordType.GAP, 0, 0, 0, b'{"reason":"spool full"}')
     writer.mark(RecordType.COMMIT, Seq(seq), 2, T0 + 20_000)
     return seal(writer, NO_DIGEST, out / FIRST)

@@ -28,7 +28,7 @@ def test_every_golden_file_is_described_as_json_and_as_text(path: Path) -> None:
 def test_a_sound_file_is_described_in_full() -> None:
     found = describe(FIRST, FIRST.read_bytes())
     assert found["summary"] == "sound, 11 records"
-    assert (found["records"], found["marks"], found["payload_bytes"]) == (11, 3, 59)
+    assert (found["records"], found["marks"], found["payload_bytes"]) == (11, 3, 177)
     assert found["identity"]["kind"] == "JOURNAL"
     assert found["seal"]["last_seq"] == 11
     said = {iocb["type"]: iocb["says"] for iocb in found["iocbs"] if "says" in iocb}
@@ -36,6 +36,11 @@ def test_a_sound_file_is_described_in_full() -> None:
     assert said["RENAME"] == {"name": "db"}
     assert said["TABLE"] == {"volumes": [{"id": 1, "name": "v.img", "size": 65536}]}
     assert said["GAP"] == {"reason": "spool full"}
+    assert [one[:2] for one in said["VERIFY"]["ranges"]] == [
+        [0, 4096],
+        [4096, 4096],
+        [8192, 122880],
+    ]
 
 
 def test_a_limit_cuts_the_list_and_not_the_counts() -> None:

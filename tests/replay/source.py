@@ -11,6 +11,7 @@ from aimfuse.journal.dirty import DirtyMap
 from aimfuse.journal.header import NO_DIGEST, FileKind, Identity, Parent
 from aimfuse.journal.names import JournalName, SyncName
 from aimfuse.journal.records import RecordType, VolumeEntry, encode_table
+from aimfuse.journal.verify import Hashed, encode_hashes, hash_of
 from aimfuse.journal.writer import AimWriter
 from aimfuse.units import Epoch, FileNumber, Seq, VolumeId
 
@@ -92,6 +93,14 @@ class Source:
 
     def mark_bookmark(self, label: str) -> None:
         self._add(RecordType.BOOKMARK, 0, payload=label.encode())
+
+    def verify(self, volume: int, grain: int = 4096) -> None:
+        """Say what all of the volume holds now: hashes, and zeros as one range."""
+        data, found = bytes(self.volumes[volume].data), []
+        for at in range(0, len(data), grain):
+            piece = data[at : at + grain]
+            found.append(Hashed(at, len(piece), hash_of(piece)))
+        self._add(RecordType.VERIFY, volume, 0, len(data), encode_hashes(found))
 
     def snapshot(self) -> dict[str, bytes]:
         return {volume.name: bytes(volume.data) for volume in self.volumes.values()}

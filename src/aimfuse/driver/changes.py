@@ -89,11 +89,15 @@ class Overlay:
                 found[change.seq] = change
         pages = self._pages
         if pages:
-            for page in range(offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1):
-                there = pages.get(page)
+            wanted = range(offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1)
+            if len(wanted) > len(pages):  # A stretch of holes may be a thousand times as long.
+                entries = [there for page, there in pages.items() if page in wanted]
+            else:
+                entries = [pages[page] for page in wanted if page in pages]
+            for there in entries:
                 if isinstance(there, list):
                     found.update((change.seq, change) for change in there)
-                elif there is not None:
+                else:
                     found[there.seq] = there
         return [found[seq] for seq in sorted(found)]
 

@@ -10,18 +10,20 @@ import errno
 import json
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from aimfuse.driver.changes import Change, paste
 from aimfuse.driver.checkpoint import Checkpoint, CheckpointFile, KnownVolume
 from aimfuse.driver.images import Dirty, Images
 from aimfuse.driver.labels import Label, Labels
+from aimfuse.driver.stretch import Stretch
 from aimfuse.driver.volumes import Volume, Volumes
 from aimfuse.driver.zeros import split
 from aimfuse.errors import HaltedError, SupersededError, VolumeError
 from aimfuse.journal.journal import Commit, Head, Journal
 from aimfuse.journal.records import PAYLOAD_BYTES_MAX, RecordType, VolumeEntry
+from aimfuse.journal.verify import Hashed, encode_hashes
 from aimfuse.journal.writer import AimWriter
 from aimfuse.units import BLOCK_BYTES, MIB, FileNumber, Seq, VolumeId
 
@@ -84,6 +86,7 @@ class Engine:
         self._accepted: deque[Change] = deque()
         self._boundaries: deque[Boundary] = deque()
         self._heads: deque[Head] = deque()
+        self._stretches: list[Stretch] = []
 
     @property
     def applied_seq(self) -> Seq:
@@ -230,6 +233,32 @@ class Engine:
         """Accept that history is broken here: the images hold more than the journal says."""
         self.check_active()
         return self.journal.append(RecordType.GAP, 0, 0, 0, json.dumps({"reason": reason}).encode())
+
+    # Verifying: a stretch is hashed in another thread, and told of every change meanwhile.
+
+    def begin_stretch(self, volume: Volume, start: int, end: int) -> Stretch:
+        """Return a stretch that is told of all that happens to *volume*, until it is ended."""
+        stretch = Stretch(self.images, volume, start, end)
+        volume.opens += 1  # Its image stays open.
+        self._stretches.append(stretch)
+        return stretch
+
+    def end_stretch(self, stretch: Stretch) -> None:
+        """Let the stretch go, and the volume that it kept."""
+        self._stretches.remove(stretch)
+        self.close_handle(stretch.volume)
+
+    def verify(self, volume: Volume, ranges: Sequence[Hashed]) -> Seq:
+        """Accept what *volume* holds in these ranges right now, for its mirrors to compare.
+
+        Raises:
+            HaltedError, OSError: as for `write`; nothing was accepted.
+        """
+        self.check_active()
+        start = ranges[0].offset
+        length = ranges[-1].end - start
+        payload = encode_hashes(ranges)
+        return self.journal.append(RecordType.VERIFY, volume.volume, start, length, payload)
 
     def read(self, volume: Volume, offset: int, length: int) -> bytes:
         """Return what the volume holds now, up to its end; also while halted.
@@ -402,6 +431,8 @@ class Engine:
         assert len(payload) <= PAYLOAD_BYTES_MAX
         change.seq = self.journal.append(kind, change.volume, offset, length, payload)
         self._accepted.append(change)
+        for stretch in self._stretches:
+            stretch.note(change)
         size = len(change.payload) + CHANGE_OVERHEAD_BYTES
         self.unapplied_bytes += size
         self.uncommitted_bytes += size

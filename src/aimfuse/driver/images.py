@@ -121,6 +121,11 @@ class Images:
         data = self._disk.pread(fd, length, offset) if fd is not None else b""
         return data if len(data) == length else data.ljust(length, b"\0")
 
+    def next_data(self, volume: int, start: int, end: int) -> int:
+        """Return where the image has something from *start* on, *end* if it is all hole."""
+        fd = self._fds.get(volume)
+        return end if fd is None else self._disk.next_data(fd, start, end)
+
     def apply(self, changes: Sequence[Change]) -> None:
         """Put durable records into the images, in order; blocks.
 

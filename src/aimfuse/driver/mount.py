@@ -4,7 +4,7 @@ import contextlib
 import logging
 import math
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,9 +59,14 @@ class Mount:
         status: SourceStatus,
         options: MountOptions,
         reload: Callable[[], dict[str, Any]],
+        more: Mapping[str, control.Handler],
     ) -> None:
-        """Prepare; nothing is mounted before `run`. *reload* takes changed settings over."""
+        """Prepare; nothing is mounted before `run`. *reload* takes changed settings over.
+
+        *more* are control requests that somebody else answers.
+        """
         self._reload = reload
+        self._more = more
         self._disk = disk
         self._engine = engine
         self._pump = pump
@@ -210,7 +215,7 @@ class Mount:
 
         return {
             "status": status, "roll": roll, "applied": applied, "checkpoint": checkpoint,
-            "bookmark": bookmark, "reload": reload, "stop": stop,
+            "bookmark": bookmark, "reload": reload, "stop": stop, **self._more,
         }  # fmt: skip
 
     async def _bookmark(self, label: str, room_s_max: float = math.inf) -> int:

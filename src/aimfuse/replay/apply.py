@@ -6,13 +6,14 @@ is there afterwards, and bytes beyond the size that the table knows are cut off 
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from aimfuse.disk import Disk
 from aimfuse.journal.reader import AimFile
 from aimfuse.journal.records import Iocb, RecordType
 from aimfuse.replay.chain import follow
+from aimfuse.replay.compare import Comparison
 from aimfuse.replay.forward import keep
 from aimfuse.replay.history import History
 from aimfuse.replay.plan import plan_journal
@@ -25,6 +26,10 @@ RUNS_MAX = 512
 
 _WRITE = RecordType.WRITE
 _ZERO = RecordType.ZERO
+_VERIFY = RecordType.VERIFY
+
+Check = Callable[[int, Iocb], None]
+"""Compares what a file holds with what a VERIFY record says it should."""
 
 
 def apply_journal(store: Store, aim: AimFile, history: History) -> None:
@@ -46,10 +51,14 @@ def apply_journal(store: Store, aim: AimFile, history: History) -> None:
     plan = plan_journal(state, aim)
     history.save(aim, plan)
     keep(store, aim)
+    comparison = Comparison(store.disk, aim, plan, again=store.is_begun(head.number))
+    is_compared = state.phase is Phase.CONSISTENT
     before = {entry.volume: entry.size_bytes for entry in state.volumes}
-    for volume, changes in plan.changes.items():
+    touched = plan.changes | plan.checks if is_compared else plan.changes
+    for volume in touched:
         sizes = (before.get(volume, 0), plan.sizes[volume])
-        write_volume(store, aim, volume, changes, sizes, plan.created)
+        changes = comparison.merged(volume) if is_compared else plan.changes[volume]
+        write_volume(store, aim, volume, changes, sizes, plan.created, comparison.check)
     for volume in plan.created - plan.changes.keys():
         write_volume(store, aim, volume, (), (0, 0), plan.created)
     if plan.created:
@@ -70,6 +79,9 @@ def apply_journal(store: Store, aim: AimFile, history: History) -> None:
             volume_id_max=plan.id_max,
             volume_ids_exact=plan.ids_exact,
             shown=() if phase is Phase.CONSISTENT else state.shown,
+            verified=comparison.result(state.verified, head.number)
+            if is_compared
+            else state.verified.interrupted(),
         )
     )
     store.remove_volumes(plan.gone)
@@ -82,8 +94,9 @@ def write_volume(
     changes: Iterable[Iocb],
     sizes: tuple[int, int],
     created: set[VolumeId],
+    check: Check | None = None,
 ) -> None:
-    """Execute *changes* on one volume and make them durable.
+    """Execute *changes* on one volume and make them durable; VERIFY records go to *check*.
 
     *sizes* are the volume's bytes before and after. An earlier attempt may have left the
     file longer than before; what lies there would show through holes, so it is cut off.
@@ -97,7 +110,7 @@ def write_volume(
     try:
         if disk.size(fd) > before:
             set_size(disk, "apply:cut", fd, before)
-        execute(disk, fd, aim, changes)
+        execute(disk, fd, aim, changes, check)
         if disk.size(fd) != after:
             set_size(disk, "apply:size", fd, after)
         disk.fdatasync("apply:sync", fd)
@@ -105,7 +118,9 @@ def write_volume(
         disk.close(fd)
 
 
-def execute(disk: Disk, fd: int, aim: AimFile, changes: Iterable[Iocb]) -> None:
+def execute(
+    disk: Disk, fd: int, aim: AimFile, changes: Iterable[Iocb], check: Check | None = None
+) -> None:
     """Carry *changes* of *aim* out on one file, in order; nothing is durable yet."""
     batch = _Batch(disk, fd)
     data, runs, add = aim.data, batch.runs, batch.begin
@@ -119,7 +134,10 @@ def execute(disk: Disk, fd: int, aim: AimFile, changes: Iterable[Iocb]) -> None:
             batch.end = iocb.offset + iocb.payload_bytes
             continue
         batch.flush()
-        if iocb.type is _ZERO:
+        if iocb.type is _VERIFY:
+            if check is not None:
+                check(fd, iocb)
+        elif iocb.type is _ZERO:
             _zero(disk, fd, iocb.offset, iocb.length)
         else:
             set_size(disk, "apply:truncate", fd, iocb.length)

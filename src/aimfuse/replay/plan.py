@@ -18,20 +18,24 @@ VOLUME_BYTES_MAX = (1 << 63) - 1
 """No volume is larger: a file's offset is a signed 64-bit number."""
 
 _REASON_CHARACTERS_MAX = 200
-_HARMLESS = {RecordType.FLUSH, RecordType.BOOKMARK, RecordType.VERIFY}
+_HARMLESS = {RecordType.FLUSH, RecordType.BOOKMARK}
 _MARKS = {RecordType.COMMIT, RecordType.TABLE}
 _WRITE = RecordType.WRITE
 
 
 @dataclass(slots=True)
 class Plan:
-    """What applying a file will do. `changes` holds WRITE, ZERO and TRUNCATE in order."""
+    """What applying a file will do. `changes` holds WRITE, ZERO and TRUNCATE in order.
+
+    `checks` are the VERIFY records: they change nothing, and only the mirror is held to them.
+    """
 
     sizes: dict[VolumeId, int]
     names: dict[VolumeId, str]
     id_max: int
     ids_exact: bool
     changes: dict[VolumeId, list[Iocb]] = field(default_factory=dict)
+    checks: dict[VolumeId, list[Iocb]] = field(default_factory=dict)
     created: set[VolumeId] = field(default_factory=set)
     gone: set[VolumeId] = field(default_factory=set)
 
@@ -124,6 +128,10 @@ def _plan_other(plan: Plan, aim: AimFile, iocb: Iocb) -> None:
     kind = iocb.type
     if kind in _HARMLESS or kind in _MARKS:
         return
+    if kind is RecordType.VERIFY:
+        if iocb.volume in plan.names:
+            plan.checks.setdefault(iocb.volume, []).append(iocb)
+        return
     if kind is RecordType.GAP:
         raise HistoryGap(
             f"gap: the journal is broken at record {iocb.seq} of {aim.path.name}: {_why(aim, iocb)}"
@@ -192,6 +200,7 @@ def _rename(plan: Plan, iocb: Iocb, name: str) -> None:
 def _remove(plan: Plan, volume: VolumeId) -> None:
     del plan.names[volume], plan.sizes[volume]
     plan.changes.pop(volume, None)
+    plan.checks.pop(volume, None)
     if volume in plan.created:
         plan.created.remove(volume)
     else:

@@ -69,6 +69,7 @@ class Report:
             "error": self._shown_error(error),
             "quarantined": findings.quarantine.count,
             "stale": findings.stale_count,
+            "verified": _report_verified(state),
         }
 
     def _differs(self) -> str | None:
@@ -87,6 +88,14 @@ def _report_promoted(state: StoreState) -> Json | None:
     if state.phase is not Phase.PROMOTED or state.promoted is None:
         return None
     return state.promoted.to_json()
+
+
+def _report_verified(state: StoreState) -> Json:
+    """Return what the ack says of how the mirror compares; volumes bear their names there."""
+    names = {int(entry.volume): entry.name for entry in state.volumes}
+    verified = state.verified
+    found = [{**one.to_json(), "name": names.get(one.volume)} for one in verified.mismatches]
+    return {**verified.to_json(), "mismatches": found}
 
 
 def _report_sync(state: StoreState, work: Work, switch: Switch) -> Json | None:

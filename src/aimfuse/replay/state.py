@@ -1,12 +1,13 @@
 """What a store knows about itself, and its JSON form in the state slots."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from aimfuse.errors import StoreError
 from aimfuse.journal.header import DIGEST_BYTES, NO_DIGEST
 from aimfuse.journal.records import VolumeEntry
+from aimfuse.replay.verified import Verified
 from aimfuse.units import Epoch, FileNumber, Seq, VolumeId
 
 Json = dict[str, Any]
@@ -229,6 +230,7 @@ class StoreState:
     shown: tuple[VolumeEntry, ...] = ()
     doubt: str = ""
     promoted: Promoted | None = None
+    verified: Verified = field(default_factory=Verified)
 
     @property
     def under_way(self) -> SyncProgress | None:
@@ -250,6 +252,7 @@ class StoreState:
             "shown": [volume_to_json(entry) for entry in self.shown],
             "doubt": self.doubt,
             "promoted": self.promoted.to_json() if self.promoted else None,
+            "verified": self.verified.to_json(),
         }
 
     @classmethod
@@ -268,6 +271,7 @@ class StoreState:
             _volumes(data.get("shown", [])),
             data.get("doubt", ""),
             Promoted.from_json(data["promoted"]) if data.get("promoted") else None,
+            Verified.from_json(data.get("verified")),
         )
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from aimfuse.disk import Disk, note_owner, try_lock
 from aimfuse.errors import BusyError, StateLost, StoreError
+from aimfuse.journal.names import JournalName, parse
 from aimfuse.journal.records import VolumeEntry
 from aimfuse.journal.slots import Slots
 from aimfuse.replay.doubt import COPIED, DIFFERS, REJOINED, Place, doubted, is_doubtful
@@ -50,6 +51,7 @@ class Store:
         self._lock_fd = -1
         self._home_fd = -1
         self._is_noted = False
+        self._begun = 0
         self._name_places(path)
 
     def _name_places(self, home: Path) -> None:
@@ -121,6 +123,7 @@ class Store:
             self._make_directory(self.home / name)
         data = self._read_slots()
         self.state = self._read_state(data)
+        self._begun = self._number_at_work()
         self._settle(data)
         self._tidy()
 
@@ -152,6 +155,18 @@ class Store:
         self._write(state, is_open=True)
         self._is_noted = True
         self.state = state
+
+    def is_begun(self, number: int) -> bool:
+        """Tell whether file *number* may have been executed in parts; from now on it may."""
+        before, self._begun = self._begun, number
+        return before == number
+
+    def _number_at_work(self) -> int:
+        """Return the file that the run before may have been at: its private copy is here."""
+        number = self.state.head.number + 1 if self.state.head else 0
+        names = map(parse, self.disk.listdir(self.work))
+        is_here = any(isinstance(one, JournalName) and one.number == number for one in names)
+        return number if is_here else 0
 
     def volume_path(self, volume: VolumeId) -> Path:
         """Return where the data of *volume* lies."""

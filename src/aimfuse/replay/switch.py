@@ -20,6 +20,7 @@ from aimfuse.replay.staging import StagedFiles
 from aimfuse.replay.state import HistoryBroken, Json, Phase, Staging, StoreState
 from aimfuse.replay.store import Store
 from aimfuse.replay.sync import plan_sync, volume_ids
+from aimfuse.replay.verified import Verified
 from aimfuse.replay.work import Copy, Work
 from aimfuse.units import MIB, FileNumber, VolumeId
 
@@ -48,6 +49,7 @@ class Switch:
         self._payload_bytes: dict[VolumeId, int] = {}
         self._applied = 0
         self._checking = 0
+        self._verified = Verified()
 
     def is_due(self) -> bool:
         """Tell whether everything is here that the switch needs."""
@@ -196,6 +198,7 @@ class Switch:
 
     def _execute_next(self, staging: Staging) -> None:
         if self._applied == 0:
+            self._verified = self._store.state.verified.interrupted()
             self._return_to_old_sizes(staging)
         if self._applied < staging.progress.next_index:
             self._execute(staging)
@@ -234,6 +237,8 @@ class Switch:
                 self._store.disk.fdatasync("switch:sync", fd)
             finally:
                 self._store.disk.close(fd)
+            for one in changes if self._verified.mismatches else ():
+                self._verified = self._verified.without(volume, one.offset, _length(one))
 
     def _finish(self, staging: Staging) -> None:
         """Give the volumes their sizes, then let the state say that the copy is in."""
@@ -264,6 +269,7 @@ class Switch:
                 staging=None,
                 shown=() if done else state.shown,
                 doubt=doubt,
+                verified=self._verified.within(staging.volumes),
             )
         )
         self.start_over()
@@ -288,6 +294,10 @@ class Switch:
     def _open(self, volume: VolumeId, flags: int = 0) -> int:
         path = self._store.volume_path(volume)
         return self._store.disk.open("switch:open", path, os.O_RDWR | os.O_NOFOLLOW | flags)
+
+
+def _length(iocb: Iocb) -> int:
+    return iocb.payload_bytes if iocb.type is RecordType.WRITE else iocb.length
 
 
 def _of_known(aim: AimFile, staging: Staging) -> dict[VolumeId, list[Iocb]]:
