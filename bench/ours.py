@@ -12,6 +12,7 @@ from aimfuse import config as configuration
 from aimfuse.config import GroupConfig, JournalConfig
 from aimfuse.errors import AimfuseError
 from aimfuse.manager import control_client
+from aimfuse.manager.reload import follow
 from bench.load import fill
 from bench.rig import MOUNTPOINT, VOLUME, Places, Rig
 from bench.running import AIMFUSE, LOW_PRIORITY, Child, Runner, unmounting
@@ -129,6 +130,7 @@ class Group:
                 identity_files=(identity,), use_agent=False,
             )
         )  # fmt: skip
+        follow(self.state_dir)
 
     def pause(self, *, paused: bool) -> None:
         """Stop or resume shipping; a coordinator that runs takes a second to notice."""

@@ -112,7 +112,7 @@ def run_mount(request: MountRequest, mounted: Callable[[], None]) -> None:
             lambda: {"pid": supervisor.pid, "restarts": supervisor.restarts},
         )
         options = MountOptions(request.mountpoint, request.allow_other, request.writeback)
-        reload = Reload(config, keeper, pump)
+        reload = Reload(config, keeper, pump, destinations)
         verifying = VerifyRequests(engine, Verifier(engine, pump))
         mount = Mount(disk, engine, pump, status, options, reload, {"verify": verifying})
 
@@ -198,6 +198,11 @@ class Destinations:
     def __init__(self, config: GroupConfig) -> None:
         """Begin with *config*."""
         self._config = config
+        self._settings_changed = trio.Event()
+
+    def look_again(self) -> None:
+        """Have `some` look at once; call it on trio's thread."""
+        self._settings_changed.set()
 
     def now(self) -> dict[Path, str]:
         """Return each destination's directory and URL; reads the settings anew."""
@@ -217,18 +222,23 @@ class Destinations:
 
     async def some(self) -> None:
         """Wait until there is a destination."""
-        while not self.now():  # noqa: ASYNC110 - it waits for a file that somebody edits
-            await trio.sleep(DESTINATIONS_POLL_S)
+        while not self.now():
+            self._settings_changed = trio.Event()
+            with trio.move_on_after(DESTINATIONS_POLL_S):  # Who edits the file may tell nobody.
+                await self._settings_changed.wait()
 
 
 class Reload:
     """Takes settings over while the group is mounted: all that can be, or none."""
 
-    def __init__(self, config: GroupConfig, keeper: SpoolKeeper, pump: Pump) -> None:
+    def __init__(
+        self, config: GroupConfig, keeper: SpoolKeeper, pump: Pump, destinations: Destinations
+    ) -> None:
         """Begin with *config*, under which the group was mounted."""
         self._config = config
         self._keeper = keeper
         self._pump = pump
+        self._destinations = destinations
 
     def __call__(self) -> dict[str, Any]:
         """Read the settings once and take them over; destinations are the coordinator's.
@@ -252,6 +262,7 @@ class Reload:
         live = replace(self._config, destinations=read.destinations)
         self._keeper.policies = _policies(live)
         self._pump.limits = _pump_limits(self._config)
+        self._destinations.look_again()
         return {"applied": applied, "at_next_mount": later, "digest": read.digest}
 
 

@@ -112,6 +112,7 @@ def test_a_restart_that_is_killed_too_ends_equal_to_its_source(tmp_path: Path) -
 
 
 def test_a_first_sync_that_was_killed_at_any_step_is_finished(tmp_path: Path) -> None:
+    """Its parts have no private copy: each stays in the inbox until it is durable."""
     source, prepared = Source(tmp_path / "spool"), tmp_path / "prepared"
     source.create("v.img", 9000)
     source.write(1, 4000, b"\xee" * 3000)
@@ -121,6 +122,8 @@ def test_a_first_sync_that_was_killed_at_any_step_is_finished(tmp_path: Path) ->
     source.write(2, 0, b"later")
     deliver(prepared, *sync, source.roll())
     labels = steps_of(prepared, tmp_path)
+    assert "work:create" not in labels[: labels.index("inbox:unlink")]
+    assert labels.index("apply:sync") < labels.index("inbox:unlink")
     for die_at, label in enumerate(labels):
         store = tmp_path / f"killed-{die_at}"
         copy_store(prepared, store)

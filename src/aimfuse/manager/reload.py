@@ -1,12 +1,13 @@
 """Have changed settings taken over by whoever serves the group, and say what came of it."""
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from aimfuse import config
 from aimfuse.config import CONFIG_NAME
-from aimfuse.errors import BusyError, ConfigError
+from aimfuse.errors import AimfuseError, BusyError, ConfigError
 from aimfuse.manager import control_client
 from aimfuse.manager.fields import Fields
 from aimfuse.manager.files import lock_holder, read_json
@@ -56,10 +57,16 @@ def reload(state_dir: Path) -> Reloaded:
 def follow(state_dir: Path) -> None:
     """Wait until whoever ships follows the settings as they are; the driver reads them anyway.
 
+    If nobody ships, a driver that can be asked looks at once whether somebody has to.
+
     Raises:
         ConfigError, BusyError: as `await_coordinator`.
     """
-    await_coordinator(state_dir, config.load(state_dir).digest)
+    digest = config.load(state_dir).digest
+    if lock_holder(state_dir / SHIP_LOCK) is None:
+        with contextlib.suppress(AimfuseError):
+            control_client.call(state_dir, {"cmd": "reload"})
+    await_coordinator(state_dir, digest)
 
 
 def await_coordinator(state_dir: Path, digest: str) -> list[str]:

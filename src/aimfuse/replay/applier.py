@@ -21,7 +21,7 @@ from aimfuse.replay.staging import StagedFiles
 from aimfuse.replay.state import HistoryBroken, HistoryGap, Phase, UnfitFile
 from aimfuse.replay.store import Store
 from aimfuse.replay.switch import DamagedCopy, Switch
-from aimfuse.replay.sync import Turn, apply_sync, read_mark, turn
+from aimfuse.replay.sync import SyncMark, Turn, apply_sync, read_mark, turn
 from aimfuse.replay.work import Copy, Work
 
 log = logging.getLogger(__name__)
@@ -87,10 +87,21 @@ class Applier:
         return progress
 
     def apply_new(self, copy: Copy, aim: AimFile) -> None:
-        """Apply a journal file that has just been received, if it is its turn, and what follows."""
+        """Apply a file that has just been received, if it is its turn, and what follows."""
         if self._next_copy() is copy:
             self._apply(copy, aim)
         self.drain()
+
+    def apply_first_copy(self, aim: AimFile, mark: SyncMark) -> None:
+        """Apply the file of a first copy whose turn it is.
+
+        Raises:
+            UnfitFile: its records or its table are not those of a sync. Nothing changed.
+            OSError: the disk failed. The file is to be applied again.
+        """
+        apply_sync(self._store, aim, mark)
+        self._drop_other_copies(mark.sync_id, done=self._store.state.phase is not Phase.SYNCING)
+        self.progress_ns = self._clock()
 
     def needs_sync(self) -> str | None:
         """Return why the mirror cannot go on without a new copy, if that is so."""
@@ -163,13 +174,14 @@ class Applier:
             assert isinstance(copy.name, SyncName)
             self.staged.take(copy.name, aim, mark)
             self.switch.start_over()
-            done = False
+            self._drop_other_copies(mark.sync_id, done=False, but=copy)
         else:
-            apply_sync(self._store, aim, mark)
-            done = self._store.state.phase is not Phase.SYNCING
-        for other in list(self.work.sync.values()):
-            assert isinstance(other.name, SyncName)
-            if other is not copy and (done or other.name.sync_id != mark.sync_id):
+            self.apply_first_copy(aim, mark)
+
+    def _drop_other_copies(self, sync_id: int, *, done: bool, but: Copy | None = None) -> None:
+        """Drop files of other copies than the one under way, and all of one that is *done*."""
+        for name, other in list(self.work.sync.items()):
+            if other is not but and (done or name.sync_id != sync_id):
                 self.work.drop(other)
         self._drop_applied()
 

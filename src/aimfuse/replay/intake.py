@@ -13,7 +13,7 @@ from aimfuse.replay.inbox import DamagedFile, Inbox, Later, check_name
 from aimfuse.replay.order import REPLAYING
 from aimfuse.replay.state import Head, UnfitFile
 from aimfuse.replay.store import Store
-from aimfuse.replay.sync import Turn, read_mark, turn
+from aimfuse.replay.sync import SyncMark, Turn, read_mark, turn
 from aimfuse.replay.work import Copy
 
 AnyName = JournalName | SyncName
@@ -164,12 +164,27 @@ class Intake:
         if aim is None:
             return False
         mark = read_mark(aim)
-        if turn(self._store.state, mark) is Turn.NEVER:
+        when = turn(self._store.state, mark)
+        if when is Turn.NEVER:
             self._findings.stale_count += 1
             return self._discard(name)
-        self._receive(name, aim)
-        self._applier.drain()
+        self._accept_sync(name, aim, mark, when)
         return True
+
+    def _accept_sync(self, name: SyncName, aim: AimFile, mark: SyncMark, when: Turn) -> None:
+        """Take in a sound SYNC file: that of a first copy at once, without a private copy.
+
+        The inbox has it until it is applied and durable, and there is no mirror yet that half
+        of it could spoil.
+        """
+        if when is Turn.NOW and not mark.staged:
+            self._applier.apply_first_copy(aim, mark)
+            self._findings.note_sound(name)
+            self._discard(name)
+            self._applier.drain()
+        else:
+            self._receive(name, aim)
+            self._applier.apply_new(self._work.sync[name], aim)
 
     def _read(self, name: AnyName) -> AimFile | None:
         """Read a file from the inbox if it is there, whole, and one of this store's."""
