@@ -15,6 +15,7 @@ FAMILIES = {
     "source_ship": ("ship",),
     "destination": ("destination", "reload"),
     "sync": ("sync",),
+    "verify": ("verify",),
     "watch": ("status", "dashboard", "flush", "umount"),
     "mark": ("bookmark",),
     "far": ("replay", "serve"),
