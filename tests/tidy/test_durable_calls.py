@@ -7,8 +7,8 @@ PACKAGE = Path(__file__).resolve().parents[2] / "src" / "aimfuse"
 
 # File, call, and why it need not go through disk.py.
 ALLOWED = {
-    ("cli/source.py", "Path.open"): "the log of a background mount: for people",
-    ("cli/source.py", "os.write"): "a pipe to the waiting parent process",
+    ("cli/background.py", "Path.open"): "the log of a background mount: for people",
+    ("cli/background.py", "os.write"): "a pipe to the waiting parent process",
     ("driver/control.py", "Path.unlink"): "the socket of a process that is gone",
 }
 

@@ -20,6 +20,7 @@ FAMILIES = {
     "mark": ("bookmark",),
     "far": ("replay", "serve"),
     "past": ("history", "restore"),
+    "view": ("view",),
     "seed": ("seed",),
     "inspect": ("inspect",),
 }

@@ -78,7 +78,7 @@ def restore(
         from aimfuse.replay.restore import Request  # noqa: PLC0415
         from aimfuse.replay.restore import restore as restore_store  # noqa: PLC0415
 
-        _check_local(store)
+        check_local(store)
         wanted = parse_at(at, datetime.now().astimezone(), before=before)
         request = Request(Path(output), wanted, volume, output.endswith("/"), force)
         with shown_progress() as report:
@@ -86,7 +86,8 @@ def restore(
         typer.echo(json.dumps(said, indent=2) if as_json else "\n".join(_restored(said)))
 
 
-def _check_local(store: Path) -> None:
+def check_local(store: Path) -> None:
+    """Refuse a URL where only a directory of this host will do."""
     if re.match(r"[a-z]+:/", str(store)):
         hint = "Run it on the store's host, or on a copy of the store."
         raise UsageError(f"{store} is no directory of this host", hint=hint)

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Annotated
 import typer
 
 from aimfuse import config as configuration
+from aimfuse.cli.background import announce, start_in_background
 from aimfuse.cli.boundary import exit_on_error
 from aimfuse.config import GroupConfig, JournalConfig, add_destination, state_dir_for
 from aimfuse.config.edit import edit
 from aimfuse.disk import Disk
-from aimfuse.errors import AimfuseError, UsageError
+from aimfuse.errors import UsageError
 from aimfuse.units import format_bytes, parse_size
 
 ImageArgument = Annotated[
@@ -122,7 +122,7 @@ def mount(
     with exit_on_error():
         config = _configured(image, state, to or [])
         if background:
-            _mount_in_background(config, sys.argv[1:])
+            typer.echo(start_in_background(sys.argv[1:], config.state_dir / LOG_NAME))
             return
         # Imported when needed: the other commands do without pyfuse3.
         from aimfuse.app import MountRequest, run_mount  # noqa: PLC0415
@@ -137,7 +137,7 @@ def mount(
             resync=resync,
             diverge=diverge,
         )
-        run_mount(request, lambda: _announce(f"{config.image} is mounted at {where}", ready_fd))
+        run_mount(request, lambda: announce(f"{config.image} is mounted at {where}", ready_fd))
 
 
 def _configured(image: Path, state: Path | None, to: list[str]) -> GroupConfig:
@@ -198,44 +198,3 @@ def _make_image(image: Path, state_dir: Path, size: int) -> None:
         disk.close(fd)
     disk.sync_dir("init:image", image.absolute().parent)
     typer.echo(f"{image}: made, {format_bytes(size)}, empty")
-
-
-def _announce(message: str, ready_fd: int | None) -> None:
-    if ready_fd is None:
-        typer.echo(message)
-    else:
-        os.write(ready_fd, f"{message}\n".encode())
-        os.close(ready_fd)
-
-
-def _mount_in_background(config: GroupConfig, arguments: list[str]) -> None:
-    """Start the same command again without --background and wait until it has mounted."""
-    reader, writer = os.pipe()
-    log_path = config.state_dir / LOG_NAME
-    command = [sys.executable, "-m", "aimfuse"]
-    command += [word for word in arguments if word != "--background"]
-    with log_path.open("ab") as log:
-        child = subprocess.Popen(
-            [*command, "--ready-fd", str(writer)],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            pass_fds=[writer], start_new_session=True,
-        )  # fmt: skip
-    os.close(writer)
-    with os.fdopen(reader) as ready:
-        message = ready.readline().strip()
-    if message:
-        typer.echo(message)
-        return
-    code = child.wait()
-    tail = log_path.read_text(errors="replace").strip().splitlines()[-2:]
-    raise _BackgroundFailure(code, tail, log_path)
-
-
-class _BackgroundFailure(AimfuseError):
-    """The mount ended before it was ready."""
-
-    def __init__(self, code: int, tail: list[str], log_path: Path) -> None:
-        message = next((line for line in tail if line.startswith("aimfuse: ")), "not mounted")
-        hint = tail[-1] if len(tail) > 1 and tail[-1] != message else f"See {log_path}."
-        super().__init__(message.removeprefix("aimfuse: "), hint=hint)
-        self.exit_code = code or 1  # type: ignore[misc]

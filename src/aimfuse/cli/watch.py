@@ -13,7 +13,8 @@ from aimfuse.manager import dashboard, render
 from aimfuse.manager.layout import safe
 from aimfuse.manager.model import Level, snapshot
 from aimfuse.manager.target import Kind, find_mounted, find_source, find_targets
-from aimfuse.manager.wait import Stage, flush, unmount
+from aimfuse.manager.wait import Stage, flush, unmount, unmount_view
+from aimfuse.mountpoint import VIEW_FSTYPE, mounted_source
 from aimfuse.units import parse_duration_s
 
 STATUS_VERSION = 1
@@ -133,13 +134,17 @@ def unmount_group(
     state: StateDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Unmount cleanly, once nobody uses the mount any more.
+    """Unmount cleanly, once nobody uses the mount any more; views, too.
 
     Never forced, never lazy. What is not with the destinations yet stays in the journal.
     """
     with exit_on_error():
-        state_dir = find_mounted(target, state)
-        gone = unmount(state_dir, parse_duration_s(timeout))
+        gone: Path | None = target.absolute()
+        if mounted_source(target.absolute(), VIEW_FSTYPE) is not None:
+            unmount_view(target.absolute(), parse_duration_s(timeout))
+        else:
+            state_dir = find_mounted(target, state)
+            gone = unmount(state_dir, parse_duration_s(timeout))
     if as_json:
         _print_json({"ok": True, "mountpoint": None if gone is None else str(gone)})
         return

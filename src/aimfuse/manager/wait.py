@@ -1,6 +1,7 @@
 """Wait for destinations to catch up, and for a mount to go away."""
 
 import contextlib
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -205,6 +206,27 @@ def unmount(
     if status.text("state") != "halted":
         _check_clean(state_dir)
     return mountpoint
+
+
+def unmount_view(
+    mountpoint: Path,
+    timeout_s: float,
+    find_users: Callable[[Path], list[str]] = users.mount_users,
+) -> None:
+    """Unmount a view of a store's past once nobody uses it; what was written to it is gone then.
+
+    Raises:
+        BusyError: still in use, and by whom, or the system says no. Nothing was changed.
+    """
+    _wait_unused(mountpoint, timeout_s, find_users)
+    command = ["fusermount3", "-u", "--", str(mountpoint)]
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+    except OSError as exc:
+        hint = "Unmount it with umount as root."
+        raise BusyError(f"{command[0]}: {exc.strerror}", hint=hint) from exc
+    if done.returncode:
+        raise BusyError(done.stderr.strip(), hint="End whoever uses it, then repeat.")
 
 
 def _check_clean(state_dir: Path) -> None:

@@ -78,7 +78,7 @@ def look_at(disk: Disk, path: Path, look: Look | None = None) -> Past:
         OSError: as the disk gave it.
     """
     look = look or Look()
-    state = _read_state(disk, look, path)
+    state = read_state(disk, path, look)
     history = path / HISTORY
     if not disk.exists(history):
         return Past(path, state, Floor(), {}, None)
@@ -88,7 +88,8 @@ def look_at(disk: Disk, path: Path, look: Look | None = None) -> Past:
     return Past(path, state, floor, kept, reach)
 
 
-def _read_state(disk: Disk, look: Look, path: Path) -> StoreState:
+def read_state(disk: Disk, path: Path, look: Look) -> StoreState:
+    """Return what a store's state says; errors as for `look_at`."""
     if not disk.exists(path / "inbox"):
         hint = "Name the directory of one store, the one with inbox/ and mirror/ in it."
         raise UsageError(f"{path} is no store", hint=hint)

@@ -49,7 +49,11 @@ class Piece:
 
 
 class Rebuild:
-    """One point of one store's past. Holds the volumes' files open until `close`."""
+    """One point of one store's past. Holds the volumes' files open until `close`.
+
+    `then` is the state behind the file in front of it, `plan` what the records of `redo` up to
+    the point do to that.
+    """
 
     def __init__(self, disk: Disk, past: Past, point: Point, look: Look | None = None) -> None:
         """Find out what was there; nothing is copied yet.
@@ -63,13 +67,13 @@ class Rebuild:
         self._past = past
         self._look = look
         self._fds: list[int] = []
-        then = self._state_at(point.base)
-        self._redo: AimFile | None = None
+        self.then = self._state_at(point.base)
+        self.redo: AimFile | None = None
         if point.redo is None:
-            self._plan: Plan = start(then)
+            self.plan: Plan = start(self.then)
         else:
-            self._redo = self._read_redo(point.redo)
-            self._plan = plan_until(then, self._redo, point.seq)
+            self.redo = self._read_redo(point.redo)
+            self.plan = plan_until(self.then, self.redo, point.seq)
         self._done = 0
         self._total = 0
 
@@ -87,7 +91,7 @@ class Rebuild:
 
     def names(self) -> list[str]:
         """Return the volumes that were there, by name."""
-        return sorted(self._plan.names.values())
+        return sorted(self.plan.names.values())
 
     def pieces(self, wanted: str | None) -> list[Piece]:
         """Return the volumes that were there, or the one called *wanted*, and open them.
@@ -98,7 +102,7 @@ class Rebuild:
         """
         return [
             self._piece(entry.volume, entry.name, entry.size_bytes)
-            for entry in self._plan.table()
+            for entry in self.plan.table()
             if wanted in {None, entry.name}
         ]
 
@@ -157,11 +161,11 @@ class Rebuild:
         try:
             return read()
         except JournalError as exc:
-            exc.hint = _DAMAGED_HINT
+            exc.hint = DAMAGED_HINT
             raise
 
     def _piece(self, volume: VolumeId, name: str, size: int) -> Piece:
-        if volume in self._plan.created:
+        if volume in self.plan.created:
             return Piece(volume, name, size, -1, 0)
         path = self._past.path / "volumes" / f"{volume:08d}"
         for number, one in self._past.kept.items():
@@ -252,9 +256,9 @@ class Rebuild:
 
     def _go_forward(self, files: dict[VolumeId, int], report: Report) -> None:
         for volume, fd in files.items():
-            if self._redo is not None and volume in self._plan.changes:
-                execute(self._disk, fd, self._redo, self._plan.changes[volume])
-            set_size(self._disk, "restore:size", fd, self._plan.sizes[volume])
+            if self.redo is not None and volume in self.plan.changes:
+                execute(self._disk, fd, self.redo, self.plan.changes[volume])
+            set_size(self._disk, "restore:size", fd, self.plan.sizes[volume])
         report("writing", self._total, self._total)
 
     def _execute(self, part: AimFile, files: dict[VolumeId, int]) -> None:
@@ -270,10 +274,8 @@ def _sync_id(state: StoreState) -> int:
     return state.sync.sync_id if state.sync else 0
 
 
-_DAMAGED_HINT = (
-    "The history is damaged there. Points behind that file can be had; look at the disk."
-)
+DAMAGED_HINT = "The history is damaged there. Points behind that file can be had; look at the disk."
 
 
 def _damaged(path: Path, reason: str) -> CorruptRecord:
-    return CorruptRecord(path, 0, reason, hint=_DAMAGED_HINT)
+    return CorruptRecord(path, 0, reason, hint=DAMAGED_HINT)

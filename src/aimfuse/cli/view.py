@@ -1,0 +1,129 @@
+"""`view` and `bisect`: a store's past as files, without copying it."""
+
+import json
+import logging
+import os
+import sys
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aimfuse.cli.background import announce, start_in_background
+from aimfuse.cli.boundary import exit_on_error
+from aimfuse.cli.past import JsonOption, StoreArgument, check_local, format_time
+from aimfuse.disk import Disk
+from aimfuse.errors import UsageError
+from aimfuse.units import format_bytes
+
+LOG_NAME = "view.log"
+SCRATCH_DIR = Path("/var/tmp")  # noqa: S108 - files without a name, on a disk
+
+AtOption = Annotated[
+    str | None,
+    typer.Option(
+        "--at",
+        metavar="POINT",
+        help="A time, an age (5 minutes ago), a position (1:4711), a bookmark. Default: now.",
+    ),
+]
+BeforeOption = Annotated[
+    bool, typer.Option("--before/--after", help="Without the record at POINT, or with it.")
+]
+VolumeOption = Annotated[
+    str | None, typer.Option("--volume", metavar="NAME", help="Only this volume.")
+]
+ScratchDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--scratch-dir",
+        metavar="DIR",
+        help="Where what is written to the scratch lies meanwhile: $TMPDIR, else /var/tmp.",
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to *app*."""
+    app.command("view")(view)
+
+
+def view(
+    store: StoreArgument,
+    mountpoint: Annotated[
+        Path, typer.Argument(metavar="MOUNTPOINT", help="Existing, empty directory.")
+    ],
+    at: AtOption = None,
+    before: BeforeOption = False,
+    volume: VolumeOption = None,
+    scratch: Annotated[
+        bool,
+        typer.Option(
+            "--scratch",
+            help="Let the files be written to; all of it is thrown away at the unmount.",
+        ),
+    ] = False,
+    scratch_dir: ScratchDirOption = None,
+    background: Annotated[
+        bool,
+        typer.Option("--background", help="Return once it is mounted; log: STORE/view.log."),
+    ] = False,
+    allow_other: Annotated[
+        bool, typer.Option("--allow-other", help="Let other users use the mount, too.")
+    ] = False,
+    as_json: JsonOption = False,
+    ready_fd: Annotated[int | None, typer.Option("--ready-fd", hidden=True)] = None,
+) -> None:
+    """Mount a point of the past at once, as files, also while the store is replayed.
+
+    Nothing is copied, and nothing of the store changes. End it with `aimfuse umount`.
+    Exit code 15: the past does not go back to that point.
+    """  # fmt: skip
+    with exit_on_error():
+        check_local(store)
+        if not (store / "inbox").is_dir():
+            hint = "Name the directory of one store, the one with inbox/ and mirror/ in it."
+            raise UsageError(f"{store} is no store", hint=hint)
+        if background:
+            typer.echo(start_in_background(sys.argv[1:], store / LOG_NAME))
+            return
+        # Imported when needed: the other commands do without pyfuse3.
+        from aimfuse.replay.exhibit import ViewRequest, show  # noqa: PLC0415
+        from aimfuse.replay.point import parse_at  # noqa: PLC0415
+
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+        wanted = parse_at(at, datetime.now().astimezone(), before=before)
+        is_scratch = scratch or scratch_dir is not None
+        request = ViewRequest(
+            store.absolute(),
+            mountpoint.absolute(),
+            wanted,
+            volume,
+            scratch_directory(scratch_dir) if is_scratch else None,
+            allow_other=allow_other,
+        )
+
+        def mounted(said: dict[str, Any]) -> None:
+            text = json.dumps(said, indent=2) if as_json else "\n".join(_mounted(said))
+            announce(text, ready_fd)
+
+        show(Disk(), request, mounted)
+
+
+def scratch_directory(wanted: Path | None) -> Path:
+    """Return where a scratch lies: as wanted, as the environment says, else on a disk."""
+    if wanted is not None:
+        return wanted
+    return Path(tempfile.gettempdir()) if os.environ.get("TMPDIR") else SCRATCH_DIR
+
+
+def _mounted(said: dict[str, Any]) -> list[str]:
+    newest = ", the newest that is applied here" if said["newest"] else ""
+    kind = f"scratch, in {said['scratch']}" if said["scratch"] else "read only"
+    return [
+        f"{said['position']} in file {said['file']}, {format_time(said['time_ns'])}{newest}",
+        *(f"  {one['name']}, {format_bytes(one['size'])}" for one in said["volumes"]),
+        f"is mounted at {said['mountpoint']} ({kind})",
+    ]

@@ -1,0 +1,116 @@
+"""The IOCB portion of a sealed file as arrays: all of it checked, no object for each record.
+
+A million records are checked and noted in a fifth of a second, which reading them one by one
+takes ten times as long for. What is used of a record later is decoded, and its payload checked.
+"""
+
+import sys
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain, repeat
+from pathlib import Path
+from struct import iter_unpack
+
+from crc32c import crc32c
+
+from aimfuse.disk import Disk
+from aimfuse.errors import CorruptRecord, TornRecord
+from aimfuse.journal.header import (
+    HEADER_BYTES,
+    BadHeader,
+    Identity,
+    Seal,
+    decode_identity,
+    decode_seal,
+    identity_seed,
+)
+from aimfuse.journal.records import IOCB_BYTES, IOCBS_MAX, BadIocb, Iocb, decode_iocb
+
+_COVERED = f"<{IOCB_BYTES - 4}s4x"
+_TYPE_AT = 4
+_HALVES, _HALF_VOLUME, _HALF_CRC = IOCB_BYTES // 4, 2, 15
+_WORDS, _WORD_OFFSET, _WORD_LENGTH = IOCB_BYTES // 8, 3, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """What a sealed file says of itself, and of each of its IOCBs: four columns, in order."""
+
+    path: Path
+    identity: Identity
+    seal: Seal
+    seed: int
+    types: bytes
+    volumes: "array[int]"
+    offsets: "array[int]"
+    lengths: "array[int]"
+
+    def iocb(self, disk: Disk, fd: int, index: int) -> Iocb:
+        """Return IOCB *index* of the file that *fd* has open, read again and checked.
+
+        Raises:
+            CorruptRecord: it is damaged.
+            OSError: it could not be read.
+        """
+        at = self.seal.iocb_at + index * IOCB_BYTES
+        try:
+            return decode_iocb(self.seed, disk.pread(fd, IOCB_BYTES, at))
+        except BadIocb as exc:
+            raise CorruptRecord(self.path, at, f"IOCB {index}: {exc}") from exc
+
+    def payload(self, disk: Disk, fd: int, iocb: Iocb) -> bytes:
+        """Return the bytes that belong to *iocb*, checked; errors as for `iocb`."""
+        payload = disk.pread(fd, iocb.payload_bytes, iocb.data_at)
+        if len(payload) != iocb.payload_bytes or crc32c(payload) != iocb.payload_crc:
+            raise CorruptRecord(self.path, iocb.data_at, "payload checksum mismatch")
+        return payload
+
+
+def read_portion(disk: Disk, path: Path, fd: int) -> Portion:
+    """Read header and IOCB portion of the sealed file that *fd* has open.
+
+    The digest, which covers the data too, is not checked.
+
+    Raises:
+        TornRecord: it is not sealed, or ends early.
+        CorruptRecord: what was read of it is damaged.
+        OSError: it could not be read.
+    """
+    header = disk.pread(fd, HEADER_BYTES, 0)
+    try:
+        identity, seal = decode_identity(header), decode_seal(header)
+    except BadHeader as exc:
+        raise CorruptRecord(path, 0, str(exc)) from exc
+    if seal is None:
+        raise TornRecord(path, 0, "never sealed")
+    if seal.iocb_count > IOCBS_MAX:
+        raise CorruptRecord(path, 0, "more IOCBs than any file has")
+    raw = disk.pread(fd, seal.iocb_count * IOCB_BYTES, seal.iocb_at)
+    if len(raw) != seal.iocb_count * IOCB_BYTES:
+        raise TornRecord(path, seal.iocb_at, "the IOCB portion is cut short")
+    seed = identity_seed(header)
+    halves, words = _numbers("I", raw), _numbers("Q", raw)
+    if halves[_HALF_CRC::_HALVES] != array("I", _sums(raw, seed)):
+        raise CorruptRecord(path, seal.iocb_at, "an IOCB's checksum does not match")
+    return Portion(
+        path,
+        identity,
+        seal,
+        seed,
+        raw[_TYPE_AT::IOCB_BYTES],
+        halves[_HALF_VOLUME::_HALVES],
+        words[_WORD_OFFSET::_WORDS],
+        words[_WORD_LENGTH::_WORDS],
+    )
+
+
+def _sums(raw: bytes, seed: int) -> Iterable[int]:
+    return map(crc32c, chain.from_iterable(iter_unpack(_COVERED, raw)), repeat(seed))
+
+
+def _numbers(kind: str, raw: bytes) -> "array[int]":
+    found = array(kind, raw)
+    if sys.byteorder == "big":
+        found.byteswap()
+    return found

@@ -1,0 +1,127 @@
+"""Open a point of a store's past, hold it, and show it in a mount until that is unmounted."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from aimfuse.disk import Disk, weakness
+from aimfuse.errors import JournalError, OutOfReach, UsageError
+from aimfuse.mountpoint import VIEW_FSTYPE, check_mountpoint
+from aimfuse.replay.frozen import Frozen, FrozenVolume
+from aimfuse.replay.hold import pinned, readable
+from aimfuse.replay.look import Look
+from aimfuse.replay.past import TRIES_MAX
+from aimfuse.replay.point import Finder, Wanted
+from aimfuse.replay.rebuild import DAMAGED_HINT
+from aimfuse.replay.state import Json
+from aimfuse.replay.tree import Tree
+from aimfuse.replay.view import FIRST_INODE, ViewOptions, serve
+from aimfuse.replay.watch import Watch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ViewRequest:
+    """What to show: the volume of that name or all of them, *at* a point, at *mountpoint*.
+
+    *scratch* is a directory for what is written to the view, None for a view that is read only.
+    """
+
+    store: Path
+    mountpoint: Path
+    at: Wanted
+    volume: str | None = None
+    scratch: Path | None = None
+    allow_other: bool = False
+
+
+def show(disk: Disk, request: ViewRequest, mounted: Callable[[Json], None]) -> None:
+    """Show a point of the past until it is unmounted; call *mounted* with what is shown.
+
+    Raises:
+        UsageError: the mountpoint cannot be one, or no such volume was there.
+        OutOfReach: the past does not go back to that point.
+        BusyError, StoreError: the store's mirror cannot be read now.
+        JournalError: a file of the history is damaged.
+        OSError: a disk failed.
+    """
+    check_mountpoint(request.mountpoint, request.store, [], VIEW_FSTYPE)
+    with opened(disk, request.store, request.at) as frozen:
+        tree = Tree(disk, frozen, _chosen(frozen, request.volume), FIRST_INODE, _scratch(request))
+        try:
+            said = _describe(request, frozen, tree)
+            options = ViewOptions(request.store, request.mountpoint, request.allow_other)
+            trio.run(serve, frozen, tree, options, lambda: mounted(said))
+        finally:
+            tree.close()
+
+
+@contextmanager
+def opened(disk: Disk, store: Path, wanted: Wanted, look: Look | None = None) -> Iterator[Frozen]:
+    """Hold a point of the past while the block reads it; errors as for `show`."""
+    look = look or Look()
+    with contextlib.ExitStack() as held, pinned(disk, store) as pin:
+        for tries in range(1, TRIES_MAX + 1):
+            with contextlib.ExitStack() as attempt:
+                watch = Watch(store)
+                attempt.callback(watch.close)
+                past = readable(disk, store, look, held)
+                point = Finder(disk, past).find(wanted)
+                if pin:
+                    pin.move(point.base)
+                try:
+                    frozen = Frozen(disk, past, point, watch, look)
+                except JournalError as exc:
+                    exc.hint = DAMAGED_HINT
+                    raise
+                except FileNotFoundError:  # Something was removed right now: look again.
+                    if tries == TRIES_MAX:
+                        raise
+                    continue
+                attempt.callback(frozen.close)
+                yield frozen
+                return
+
+
+def _chosen(frozen: Frozen, volume: str | None) -> list[FrozenVolume]:
+    found = [one for one in frozen.volumes if volume in {None, one.name}]
+    if not frozen.volumes:
+        raise OutOfReach("no volume was there at that point")
+    if not found:
+        known = ", ".join(sorted(one.name for one in frozen.volumes))
+        raise UsageError(f"no volume {volume!r} was there", hint=f"There were: {known}.")
+    return found
+
+
+def _scratch(request: ViewRequest) -> Path | None:
+    scratch = request.scratch
+    if scratch is None:
+        return None
+    if not scratch.is_dir():
+        raise UsageError(f"{scratch} is no directory", hint="Name one with --scratch-dir.")
+    if scratch.resolve().is_relative_to(request.store.resolve()):
+        raise UsageError(f"{scratch} is in the store", hint="Name another with --scratch-dir.")
+    if problem := weakness(scratch):
+        log.info("what is written goes to %s, which is %s", scratch, problem)
+    return scratch
+
+
+def _describe(request: ViewRequest, frozen: Frozen, tree: Tree) -> Json:
+    point = frozen.point
+    epoch, seq = point.position
+    return {
+        "store": str(request.store),
+        "mountpoint": str(request.mountpoint),
+        "position": f"{epoch}:{seq}",
+        "file": point.redo.name.number if point.redo else point.base,
+        "time_ns": point.time_ns or None,
+        "newest": frozen.is_newest,
+        "scratch": str(request.scratch) if request.scratch else None,
+        "volumes": [{"name": one.name, "size": one.size} for one in tree.files()],
+    }

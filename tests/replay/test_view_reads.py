@@ -1,0 +1,225 @@
+"""What a view reads is what was there, whatever the replayer does meanwhile."""
+
+import os
+import random
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aimfuse.disk import Disk
+from aimfuse.errors import JournalError, OutOfReach
+from aimfuse.replay.exhibit import opened as opened_past
+from aimfuse.replay.frozen import Frozen, PastLost
+from aimfuse.replay.past import describe
+from aimfuse.replay.point import Wanted
+from aimfuse.replay.session import Session
+from tests.replay.faults import Steps, dying
+from tests.replay.recorder import Position, Recorder, Snapshot, at, position, recorded, restored
+from tests.replay.source import Source, deliver
+from tests.replay.stores import begin, catch_up, exhaust, opened
+from tests.replay.test_crash import copy_store, run_into
+from tests.replay.test_model import Driver, files
+
+pytestmark = pytest.mark.expects_warnings
+
+PIECE_BYTES = 7001
+"""Odd, so that reads begin and end anywhere."""
+
+
+def seen(frozen: Frozen) -> Snapshot:
+    """Return all that a view shows, read in pieces."""
+    found = {}
+    for volume in frozen.volumes:
+        parts = [
+            frozen.read(volume, offset, PIECE_BYTES)
+            for offset in range(0, volume.size_bytes + 1, PIECE_BYTES)
+        ]
+        found[volume.name] = b"".join(parts)
+    return found
+
+
+@contextmanager
+def viewed(store: Path, wanted: Wanted, disk: Disk | None = None) -> Iterator[Frozen]:
+    with opened_past(disk or Disk(), store, wanted) as frozen:
+        yield frozen
+
+
+def check_all(store: Path, states: dict[Position, Snapshot]) -> int:
+    """View every record in reach and compare; return how many there were."""
+    said = describe(Disk(), store)
+    low, high = position(said["oldest"]["position"]), position(said["newest"]["position"])
+    found = 0
+    for where, state in sorted(states.items()):
+        if low <= where <= high:
+            with viewed(store, at(where)) as frozen:
+                assert seen(frozen) == state, where
+            found += 1
+        else:
+            with pytest.raises(OutOfReach), viewed(store, at(where)):
+                pass
+    return found
+
+
+@settings(max_examples=1000 if os.environ.get("AIMFUSE_SWEEP") == "long" else 12)
+@given(
+    history=st.lists(files, min_size=1, max_size=4),
+    epochs=st.sets(st.integers(0, 3)),
+    deaths=st.lists(st.integers(0, 120), max_size=3),
+)
+def test_every_record_can_be_viewed_whenever_the_replayer_was_killed(
+    history: list[list[tuple[str, int, int, int]]], epochs: set[int], deaths: list[int]
+) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        source, store = Recorder(Path(scratch, "spool")), Path(scratch, "store")
+        driver = Driver(source)
+        source.create("first", 15000)
+        source.write(1, 100, b"before the sync" * 500)
+        source.roll()
+        source.states = {key: state for key, state in source.states.items() if key[1] == 3}
+        begin(store, source)
+        for made in driver.play(history, epochs):
+            deliver(store, made)
+        for die_at in deaths:
+            run_into(dying(die_at), store)
+            check_all(store, source.states)
+        assert not catch_up(store).halted
+        assert check_all(store, source.states) == len(source.states)
+
+
+class Beside(Steps):
+    """Between any two steps of whoever reads, the replayer takes some, and prunes."""
+
+    def __init__(self, session: Session, store: Path, waiting: list[Path]) -> None:
+        super().__init__()
+        self.session, self.store, self.waiting = session, store, waiting
+
+    def pread_into(self, fd: int, view: memoryview, offset: int) -> int:
+        """Read the mirror before, or after, another file has been applied to it."""
+        if len(view) % 2:
+            self.replay()
+        got = super().pread_into(fd, view, offset)
+        if not len(view) % 2:
+            self.replay()
+        return got
+
+    def replay(self) -> None:
+        (self.store / "store.toml").write_text('keep = "1ms"')
+        if self.waiting:
+            deliver(self.store, self.waiting.pop(0))
+            exhaust(self.session)
+
+
+@pytest.mark.parametrize("where", [(1, 4), (1, 10), (1, 11), (1, 13), (1, 19), (1, 20)])
+def test_a_view_stays_what_it_was_while_files_are_applied_and_pruned(
+    tmp_path: Path, where: Position
+) -> None:
+    source, store, waiting = recorded(tmp_path)
+    with opened(store) as session:
+        disk = Beside(session, store, list(waiting))
+        with viewed(store, at(where), disk) as frozen:
+            for _again in range(3):
+                assert seen(frozen) == source.states[where]
+            assert not disk.waiting
+
+
+def test_a_view_of_the_newest_state_stays_at_it(tmp_path: Path) -> None:
+    source, store, waiting = recorded(tmp_path)
+    newest = position(describe(Disk(), store)["newest"]["position"])
+    with opened(store) as session, viewed(store, at(newest)) as frozen:
+        for made in waiting:
+            deliver(store, made)
+            exhaust(session)
+            assert seen(frozen) == source.states[newest]
+
+
+def test_a_view_of_a_half_applied_mirror_is_that_of_the_boundary_in_front(tmp_path: Path) -> None:
+    source, prepared, waiting = recorded(tmp_path)
+    deliver(prepared, waiting[0])
+    counter = Steps()
+    copy_store(prepared, tmp_path / "rehearsal")
+    catch_up(tmp_path / "rehearsal", counter)
+    applying = [i for i, label in enumerate(counter.labels) if label.startswith("apply:")]
+    newest = position(describe(Disk(), prepared)["newest"]["position"])
+    for die_at in applying:
+        store = tmp_path / f"killed-{die_at}"
+        copy_store(prepared, store)
+        run_into(dying(die_at), store)
+        with viewed(store, at(newest)) as frozen:
+            assert seen(frozen) == source.states[newest]
+            catch_up(store)
+            assert seen(frozen) == source.states[newest]
+
+
+# What ends a view.
+
+
+def test_a_staged_copy_that_is_switched_in_ends_the_view(tmp_path: Path) -> None:
+    source, store = Source(tmp_path / "spool"), tmp_path / "store"
+    source.create("v.img", 9000)
+    source.write(1, 4000, b"\xee" * 3000)
+    source.roll()
+    begin(store, source)
+    source.write(1, 0, b"applied")
+    deliver(store, source.roll())
+    catch_up(store)
+    right = source.snapshot()
+    with viewed(store, Wanted("now")) as frozen:
+        assert seen(frozen) == right
+        source.write(1, 0, b"lost")
+        deliver(store, *source.resync([source.roll()], to=source.number))
+        catch_up(store)
+        with pytest.raises(PastLost, match="cannot be taken back"):
+            seen(frozen)
+        with pytest.raises(PastLost):
+            seen(frozen)
+
+
+def test_history_that_begins_anew_ends_the_view(tmp_path: Path) -> None:
+    _source, store, waiting = recorded(tmp_path)
+    with viewed(store, Wanted("now")) as frozen:
+        (store / "store.toml").write_text("keep = 0")
+        deliver(store, waiting[0])
+        catch_up(store)
+        with pytest.raises(PastLost, match="history was switched off"):
+            seen(frozen)
+
+
+def test_an_undo_file_that_somebody_removed_ends_the_view(tmp_path: Path) -> None:
+    _source, store, waiting = recorded(tmp_path)
+    with viewed(store, Wanted("now")) as frozen:
+        deliver(store, *waiting[:2])
+        catch_up(store)
+        sorted((store / "history").glob("*.undo"))[-2].unlink()
+        with pytest.raises(PastLost, match="gone"):
+            seen(frozen)
+
+
+def test_damage_in_the_history_is_never_shown(tmp_path: Path) -> None:
+    source, store, _waiting = recorded(tmp_path)
+    low = sorted(p for p in (store / "history").iterdir() if p.name.startswith("0000"))
+    where = (1, 6)  # In the first of three files: all undo files are needed, and one file.
+    used = [path for path in low if path.suffix == ".undo" or "2.aim" in path.name]
+    assert len(used) == 4
+    for path in used:
+        sound = path.read_bytes()
+        for bit in random.Random(path.name).sample(range(8 * len(sound)), 25):
+            damaged = bytearray(sound)
+            damaged[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(damaged)
+            try:
+                with viewed(store, at(where)) as frozen:
+                    assert seen(frozen) == source.states[where]
+            except JournalError:
+                pass
+        path.write_bytes(sound)
+
+
+def test_a_view_agrees_with_restore(tmp_path: Path) -> None:
+    _source, store, _waiting = recorded(tmp_path)
+    with viewed(store, at((1, 12))) as frozen:
+        assert seen(frozen) == restored(store, at((1, 12)), tmp_path / "out")
