@@ -84,6 +84,15 @@ class Source:
             with self.image.open("wb") as file:
                 file.truncate(size)
 
+    @classmethod
+    def at(cls, root: Path, image: Path, state_dir: Path) -> "Source":
+        """Return the source that there is already in *state_dir*, to be mounted below *root*."""
+        found = cls(root)
+        found.image.unlink()
+        found.size, found.image, found.state_dir = image.stat().st_size, image, state_dir
+        found.spool = state_dir / "spool"
+        return found
+
     def __enter__(self) -> Self:
         return self
 

@@ -15,7 +15,7 @@ FAMILIES = {
     "source_ship": ("ship",),
     "destination": ("destination", "reload"),
     "sync": ("sync",),
-    "verify": ("verify",),
+    "sides": ("rejoin", "branch"),
     "watch": ("status", "dashboard", "flush", "umount"),
     "mark": ("bookmark",),
     "far": ("replay", "serve"),

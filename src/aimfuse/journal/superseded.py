@@ -46,7 +46,7 @@ class Promotion:
 
     def to_json(self) -> dict[str, Any]:
         """Return the form that states and reports carry."""
-        return {"epoch": self.epoch, "fork": head_to_json(self.fork), "at_ns": self.at_ns}
+        return {"epoch": self.epoch, "fork": self.fork.to_json(), "at_ns": self.at_ns}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Promotion":
@@ -138,15 +138,8 @@ def write_superseded(disk: Disk, state_dir: Path, note: Superseded) -> None:
     publish(disk, "superseded", state_dir / NAME, json.dumps(note.to_json()).encode())
 
 
-def head_to_json(head: Head) -> dict[str, Any]:
-    """Return a position as states and reports carry it."""
-    return {
-        "epoch": head.epoch, "number": head.number, "seq": head.seq, "digest": head.digest.hex(),
-    }  # fmt: skip
-
-
 def head_of(data: dict[str, Any]) -> Head:
-    """Read a position; a time in it, as stores add one, is left out.
+    """Read a position that somebody else wrote, strictly.
 
     Raises:
         KeyError, TypeError, ValueError: a field is missing or of another kind.
@@ -156,7 +149,7 @@ def head_of(data: dict[str, Any]) -> Head:
         raise ValueError("a digest of another length")
     return Head(
         Epoch(_counter(data["epoch"])), FileNumber(_counter(data["number"])),
-        Seq(_counter(data["seq"])), digest,
+        Seq(_counter(data["seq"])), digest, _counter(data.get("time_ns", 0)),
     )  # fmt: skip
 
 

@@ -1,0 +1,150 @@
+"""Make the images of an old source a mirror in place: a store whose volumes are links to them.
+
+Nothing of the images changes here. Where they may differ from the fork, the store's map says
+so, and it takes nothing from its source before a copy of that has come.
+"""
+
+import errno
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from aimfuse.disk import Disk
+from aimfuse.errors import StateLost, StoreError, UsageError
+from aimfuse.journal.dirty import write_map
+from aimfuse.journal.records import VolumeEntry
+from aimfuse.journal.slots import Slots
+from aimfuse.replay.doubt import DIFFERS, REJOINED
+from aimfuse.replay.state import Head, Phase, StoreState, SyncProgress
+from aimfuse.replay.store import Store
+from aimfuse.takeover.branches import remove_tree
+from aimfuse.takeover.tail import Tail
+from aimfuse.units import VolumeId
+
+PART = ".rejoin"
+_INBOX_MODE = 0o750
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The store to make: of which group, from which images by volume id, behind what tail.
+
+    `present` are the volumes as they are called now.
+    """
+
+    group: bytes
+    images: dict[VolumeId, Path]
+    present: tuple[VolumeEntry, ...]
+    tail: Tail
+
+
+def make_store(disk: Disk, store: Path, wanted: Wanted) -> None:
+    """Make a store at *store*, where nothing is yet; whole or not there, durable; blocks.
+
+    Raises:
+        UsageError: there is no place for it.
+        StoreError: something else is there.
+        OSError: the disk failed; calling again begins anew.
+    """
+    if not store.absolute().parent.is_dir():
+        raise UsageError(f"{store.parent} is not there", hint="Make the directory first.")
+    if not disk.exists(store):
+        part = store.with_name(store.name + PART)
+        remove_tree(disk, part)
+        disk.mkdir("rejoin:mkdir", part)
+        _fill(disk, part, wanted, shown=())
+        disk.rename("rejoin:rename", part, store)
+        disk.sync_dir("rejoin:sync_dir", store.absolute().parent)
+    elif not is_made(disk, store, wanted.group, wanted.images):
+        raise StoreError(
+            f"{store} is there already", hint="Name another place with --store, or move it away."
+        )
+    if not disk.exists(store / "inbox"):  # By this replayers know a store: it comes last.
+        disk.mkdir("rejoin:inbox", store / "inbox", _INBOX_MODE)
+        disk.sync_dir("rejoin:sync_dir", store)
+
+
+def return_store(disk: Disk, store: Path, wanted: Wanted) -> None:
+    """Make the promoted store whose mirror the images are an ordinary one again; blocks.
+
+    Raises:
+        BusyError: its replayer runs. Nothing was changed.
+        OSError: the disk failed; calling again begins anew.
+    """
+    held = Store(disk, store)
+    held.lock()
+    try:
+        if not is_made(disk, store, wanted.group, wanted.images):
+            _fill(disk, store, wanted, shown=wanted.present)
+    finally:
+        held.close()
+
+
+def _fill(disk: Disk, place: Path, wanted: Wanted, *, shown: tuple[VolumeEntry, ...]) -> None:
+    """Make the volumes and the map, and last, in one step, the state that speaks of them."""
+    volumes = place / "volumes"
+    remove_tree(disk, volumes)
+    disk.mkdir("rejoin:volumes", volumes)
+    for entry in wanted.tail.volumes:
+        _give(disk, wanted.images.get(entry.volume), volumes / f"{entry.volume:08d}")
+    disk.sync_dir("rejoin:sync_dir", volumes)
+    if wanted.tail.differs is not None:
+        write_map(disk, place / DIFFERS, wanted.tail.differs)
+    elif disk.exists(place / DIFFERS):
+        disk.unlink("rejoin:unlink", place / DIFFERS)
+    content = {**_first_state(wanted, shown).to_json(), "place": None, "open": False}
+    slots = Slots(disk, place / "state", "rejoin-state")
+    slots.read()
+    slots.write(content)
+    slots.write(content)  # Both: should one get lost, no older one may be found beneath it.
+
+
+def _give(disk: Disk, image: Path | None, target: Path) -> None:
+    """Let *target* be the image; one that was removed since begins as an empty file."""
+    if image is None:
+        disk.close(disk.open("rejoin:create", target, os.O_RDWR | os.O_CREAT))
+        return
+    try:
+        disk.link("rejoin:link", image, target)
+    except OSError as exc:
+        if exc.errno not in {errno.EXDEV, errno.EPERM}:
+            raise
+        raise UsageError(
+            f"{target.parent} is not on the file system of {image}, or may not link to it",
+            hint="The store has to lie where the image does: name a place there with --store.",
+        ) from exc
+
+
+def _first_state(wanted: Wanted, shown: tuple[VolumeEntry, ...]) -> StoreState:
+    tail, fork = wanted.tail, wanted.tail.fork
+    head = Head(fork.epoch, fork.number, fork.seq, fork.digest, fork.time_ns)
+    # A sync of its own: what older undo files lead back to is not this mirror.
+    begun = SyncProgress(secrets.randbits(63) | 1, head, 0, (0, 0), int(fork.number))
+    return StoreState(
+        wanted.group,
+        head,
+        tail.volumes,
+        Phase.CONSISTENT if tail.is_empty else Phase.CATCHING_UP,
+        begun,
+        volume_id_max=max((int(one.volume) for one in tail.volumes), default=0),
+        shown=() if tail.is_empty else shown,
+        doubt="" if tail.is_empty else REJOINED,
+    )
+
+
+def is_made(disk: Disk, store: Path, group: bytes, images: dict[VolumeId, Path]) -> bool:
+    """Tell whether *store* is a mirror in these images; a replayer may be at it since."""
+    try:
+        data = Slots(disk, store / "state", "rejoin-state").read()
+        state = StoreState.from_json(data) if data else None
+    except (StateLost, KeyError, TypeError, ValueError):
+        return False
+    if state is None or state.group != group or state.promoted is not None:
+        return False
+    return any(_is_same(disk, image, store, volume) for volume, image in images.items())
+
+
+def _is_same(disk: Disk, image: Path, store: Path, volume: VolumeId) -> bool:
+    data = store / "volumes" / f"{volume:08d}"
+    return disk.exists(data) and image.samefile(data)

@@ -1,0 +1,349 @@
+"""Rejoin: an old source, whose mirror was promoted meanwhile, becomes a mirror of that one.
+
+In this order, each step durable, and each found done when a killed attempt is repeated:
+the journal's end is recovered into the images; ``superseded.json`` says that they belong to a
+mirror from now on, so that nobody writes to them; a branch keeps what only this side has; the
+images become a store; the spool goes; the note says that it is done. The copy itself comes
+from the new source, when its replayer and its settings know of each other.
+"""
+
+import os
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from aimfuse.config import GroupConfig
+from aimfuse.coordinator.run import SHIP_LOCK
+from aimfuse.disk import Disk, try_lock
+from aimfuse.driver.checkpoint import Checkpoint, CheckpointFile
+from aimfuse.driver.group import (
+    GroupLimits,
+    GroupLock,
+    GroupPaths,
+    close_group,
+    open_group,
+    size_limit,
+)
+from aimfuse.errors import (
+    BusyError,
+    ImageMismatch,
+    JournalError,
+    StateLost,
+    StoreError,
+    UsageError,
+)
+from aimfuse.journal.spool import sealed_names
+from aimfuse.journal.superseded import (
+    Promotion,
+    Step,
+    Superseded,
+    read_superseded,
+    write_superseded,
+)
+from aimfuse.takeover.branches import branch_name, check_room, count_writes, keep, remove_tree
+from aimfuse.takeover.far_side import connected, destination_at, read_ack
+from aimfuse.takeover.mirror import Wanted, is_made, make_store, return_store
+from aimfuse.takeover.tail import Tail, survey
+from aimfuse.units import VolumeId, format_bytes
+
+STORE = "store"
+SOURCE = "source"
+OLD_SOURCE = "source.old"
+
+Say = Callable[[str], None]
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the operator asked for: where the promoted store lies, and what to do with the rest.
+
+    `store` is where the mirror is to be, None for its usual place.
+    """
+
+    url: str
+    store: Path | None = None
+    discard: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """This side: its disk, its settings, and whom to tell what takes time."""
+
+    disk: Disk
+    config: GroupConfig
+    say: Say
+
+
+def rejoin(disk: Disk, config: GroupConfig, request: Request, say: Say) -> Json:
+    """Make the group a mirror of the source at the request's URL; return what was done.
+
+    Interrupted anywhere, it goes on when it is called again.
+
+    Raises:
+        UsageError: the image is a device, or there is no place or room. Nothing was changed.
+        BusyError: it is mounted or being shipped. Nothing was changed.
+        StoreError: the store at the URL was not promoted, or is another group's.
+        Unavailable, Refused: it could not be asked.
+        OSError: a disk failed.
+    """
+    note = read_superseded(disk, config.state_dir)
+    if note is not None and note.step is Step.REJOINED:
+        return _done(config, note, Path(note.store), None, None)
+    _refuse_device(config.image)
+    before = CheckpointFile(disk, config.state_dir).read()
+    if before is None:
+        raise UsageError(f"{config.image} was never initialised", hint="There is nothing to keep.")
+    promotion = _ask(config, request.url, before.group)
+    with _alone(disk, config):
+        found = _note(config, request, note, promotion)
+        return _rejoin(_Side(disk, config, say), request, before, found)
+
+
+def _rejoin(side: _Side, request: Request, before: Checkpoint, note: Superseded) -> Json:
+    disk, config, store = side.disk, side.config, Path(note.store)
+    assert note.promotion is not None
+    is_begun = note.step is Step.REJOINING
+    if is_begun and is_made(disk, store, before.group, _images(disk, config, before)):
+        return _finish(disk, config, note, None, None)
+    checkpoint, problem = before, ""
+    if not request.dry_run:  # Also again: nobody has touched the images since.
+        checkpoint, problem = _recovered(side, before)
+    tail = survey(disk, config, checkpoint, note.promotion.fork, problem)
+    is_kept = not (request.discard or tail.is_empty)
+    if request.dry_run:
+        return _plan(config, note, tail, is_kept=is_kept, is_recovered=checkpoint.clean)
+    images = _images(disk, config, checkpoint)
+    _check_place(disk, store, config, images)
+    named = {path.name: path for path in images.values()}
+    if is_kept:
+        check_room(disk, home_of(config), named)
+    write_superseded(disk, config.state_dir, replace(note, step=Step.REJOINING))
+    branch = keep(disk, home_of(config), named, tail, side.say) if is_kept else None
+    wanted = Wanted(checkpoint.group, images, tuple(checkpoint.entries()), tail)
+    if _is_promoted_store(config):
+        return_store(disk, store, wanted)
+    else:
+        make_store(disk, store, wanted)
+    return _finish(disk, config, note, tail, branch)
+
+
+def _finish(
+    disk: Disk, config: GroupConfig, note: Superseded, tail: Tail | None, branch: Path | None
+) -> Json:
+    """Let go of the spool, whose files are kept as a branch or given up, and note the end."""
+    for name in sealed_names(disk, config.spool) if disk.exists(config.spool) else []:
+        disk.unlink("rejoin:spool", config.spool / name.sealed)
+    note = replace(note, step=Step.REJOINED)
+    write_superseded(disk, config.state_dir, note)
+    done = _done(config, note, Path(note.store), tail, branch)
+    if _is_promoted_store(config):  # It is no source any more; its settings stay to be read.
+        old = config.state_dir.with_name(OLD_SOURCE)
+        remove_tree(disk, old)
+        disk.rename("rejoin:retire", config.state_dir, old)
+        disk.sync_dir("rejoin:sync_dir", old.parent)
+    return done
+
+
+# Before.
+
+
+def _ask(config: GroupConfig, url: str, group: bytes) -> Promotion:
+    """Return at which point the store at *url* was promoted."""
+    destination = destination_at(config, url)
+
+    async def ask() -> Promotion:
+        async with connected(destination) as transport:
+            ack = await read_ack(transport, destination, group)
+        if ack is None or ack.promoted is None:
+            said = f"it is {ack.phase}" if ack else "it has not said anything yet"
+            raise StoreError(
+                f"{url} was not promoted: {said}",
+                hint="This image is the source still. To hand over without loss: aimfuse "
+                f"switchover {config.image} NAME",
+            )
+        return ack.promoted
+
+    try:
+        return trio.run(ask)
+    except BaseExceptionGroup as group_of:
+        raise _leaf(group_of) from None
+
+
+def _leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    first = group.exceptions[0]
+    return _leaf(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def _note(
+    config: GroupConfig, request: Request, note: Superseded | None, promotion: Promotion
+) -> Superseded:
+    """Return the note to begin with, or that of the attempt that is to be gone on with."""
+    if note is not None and note.step is Step.REJOINING:
+        return note
+    usual = config.state_dir.parent if _is_promoted_store(config) else config.state_dir / STORE
+    store = request.store.absolute() if request.store else usual
+    name = destination_at(config, request.url).name
+    return Superseded(name, request.url, promotion, Step.SUPERSEDED, str(store))
+
+
+def _is_promoted_store(config: GroupConfig) -> bool:
+    """Tell whether the group is a promoted store that serves as a source."""
+    store = config.state_dir.parent
+    return config.state_dir.name == SOURCE and (store / "state.0").exists()
+
+
+def home_of(config: GroupConfig) -> Path:
+    """Return where branches are kept: with a store, whose source goes, in the store."""
+    return config.state_dir.parent if _is_promoted_store(config) else config.state_dir
+
+
+def _refuse_device(image: Path) -> None:
+    if stat.S_ISBLK(image.stat().st_mode):
+        raise UsageError(
+            f"{image} is a device, and a mirror in place needs files",
+            hint="Run `aimfuse replay` for a new store on a file system here, and add it at the "
+            "new source: aimfuse destination add. It begins with a first copy.",
+        )
+
+
+def _check_place(
+    disk: Disk, store: Path, config: GroupConfig, images: dict[VolumeId, Path]
+) -> None:
+    """Refuse a store that could not be made, before anything is changed."""
+    if _is_promoted_store(config):
+        if store != config.state_dir.parent:
+            raise UsageError(
+                f"{config.image} lies in the store {config.state_dir.parent}",
+                hint="Leave --store out: that store becomes the mirror.",
+            )
+        return
+    if not store.parent.is_dir():
+        raise UsageError(f"{store.parent} is not there", hint="Make the directory first.")
+    if any(one.stat().st_dev != store.parent.stat().st_dev for one in images.values()):
+        raise UsageError(
+            f"{store.parent} is not on the file system of {config.image}",
+            hint="The mirror is made of the image itself: name a place beside it with --store.",
+        )
+    if disk.exists(store):
+        raise UsageError(f"{store} is there already", hint="Name another place with --store.")
+
+
+@contextmanager
+def _alone(disk: Disk, config: GroupConfig) -> Iterator[None]:
+    """Keep drivers and coordinators off the group.
+
+    Raises:
+        BusyError: it is served or being shipped.
+    """
+    lock = GroupLock(GroupPaths(config.image, config.state_dir, config.spool))
+    try:
+        fd = disk.open("rejoin:ship_lock", config.state_dir / SHIP_LOCK, os.O_RDWR | os.O_CREAT)
+        try:
+            if not try_lock(fd):
+                raise BusyError(
+                    f"{config.image} is being shipped", hint="End that `aimfuse ship` first."
+                )
+            yield
+        finally:
+            disk.close(fd)
+    finally:
+        lock.release()
+
+
+def _recovered(side: _Side, before: Checkpoint) -> tuple[Checkpoint, str]:
+    """Bring the images to the journal's end; return where that is, and why it is not known."""
+    disk, config = side.disk, side.config
+    journal, paths = config.journal, GroupPaths(config.image, config.state_dir, config.spool)
+    limits = GroupLimits(
+        journal.file_bytes, journal.memory_bytes_max,
+        size_limit(disk, paths, journal.size_bytes_max),
+    )  # fmt: skip
+    if not before.clean:
+        side.say(f"{config.image}: bringing in what its journal holds")
+    try:
+        close_group(disk, open_group(disk, paths, limits))
+    except (JournalError, StateLost, ImageMismatch) as exc:
+        return before, f"it is not as its journal says: {exc}"
+    found = CheckpointFile(disk, config.state_dir).read()
+    assert found is not None
+    return found, ""
+
+
+def _images(disk: Disk, config: GroupConfig, checkpoint: Checkpoint) -> dict[VolumeId, Path]:
+    """Return where the data of each volume lies; by inode, whatever its name is."""
+    if not config.image.is_dir():
+        return {one.entry.volume: config.image for one in checkpoint.volumes}
+    here = {}
+    for name in disk.listdir(config.image):
+        path = config.image / name
+        if path.is_file() and not path.is_symlink():
+            here[path.stat().st_ino] = path
+    return {one.entry.volume: here[one.inode] for one in checkpoint.volumes if one.inode in here}
+
+
+# What is said.
+
+
+def _plan(
+    config: GroupConfig, note: Superseded, tail: Tail, *, is_kept: bool, is_recovered: bool
+) -> Json:
+    branch = home_of(config) / "branches" / branch_name(tail) if is_kept else None
+    return {
+        **_done(config, note, Path(note.store), tail, branch),
+        "state": "planned",
+        "is_recovered": is_recovered,
+    }
+
+
+def _done(
+    config: GroupConfig, note: Superseded, store: Path, tail: Tail | None, branch: Path | None
+) -> Json:
+    fork = note.promotion.fork if note.promotion else None
+    return {
+        "version": 1,
+        "state": note.step.value,
+        "image": str(config.image),
+        "url": note.url,
+        "store": str(store),
+        "fork": fork.to_json() if fork else None,
+        "end": tail.end.to_json() if tail else None,
+        "writes": tail.writes if tail else None,
+        "differing_bytes": tail.differing_bytes if tail else None,
+        "is_whole": tail is not None and tail.differs is None,
+        "why_whole": (tail.why_all or None) if tail else None,
+        "branch": str(branch) if branch else None,
+        "host": socket.gethostname(),
+    }
+
+
+def describe(done: Json) -> list[str]:
+    """Return the lines of what was done, or is planned, for people."""
+    fork, lines = done["fork"], []
+    if done["writes"] is not None and fork:
+        lines.append(
+            f"Behind {fork['epoch']}:{fork['seq']}, where the other side went on, this side has "
+            f"{count_writes(done['writes'])}; {format_bytes(done['differing_bytes'])} may differ."
+        )
+    if done["is_whole"]:
+        lines.append(f"Everything will be copied: {done['why_whole']}.")
+    if done["branch"]:
+        lines.append(f"What only this side has is kept in {done['branch']}.")
+    lines.append(f"The mirror is {done['store']}.")
+    return lines
+
+
+def next_commands(done: Json) -> list[str]:
+    """Return what is to be run next, here and at the new source."""
+    store = done["store"]
+    return [
+        f"Here: aimfuse replay {store}",
+        f"At the new source: aimfuse destination url STORE former sftp://{done['host']}{store}",
+    ]

@@ -1,0 +1,118 @@
+"""Both sides were active after a forced promotion: the old source rejoins, and nothing is lost."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from aimfuse.units import KIB, MIB
+from tests.e2e.host import AIMFUSE, FarHost, Source, aimfuse, until
+from tests.e2e.promoted import promote
+
+OLD, NEW = b"written by the old source".ljust(4096), b"written by the new source".ljust(4096)
+
+
+def put(volume: Path, at: int, data: bytes) -> None:
+    with volume.open("r+b", buffering=0) as file:
+        file.seek(at)
+        file.write(data)
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def forked(root: Path) -> Iterator[tuple[Source, FarHost, Source]]:
+    """Give an old source with a tail, the promoted store's host, and the new source, mounted."""
+    with FarHost(root / "far") as far, Source(root / "old") as old:
+        far.start()
+        old.init(to=[far.url()])
+        old.mount()
+        put(old.volume, 0, os.urandom(3 * MIB))
+        old.wait_mirrored(far)
+        far.stop()
+        put(old.volume, 5 * MIB, OLD)
+        old.call("roll")
+        old.kill()
+        home = promote(far.store())
+        far.start()
+        until(lambda: bool(far.ack().get("promoted")))
+        with Source.at(root / "new", far.mirror(), home) as new:
+            new.mount("--state", str(home))
+            put(new.volume, MIB, NEW)
+            put(new.volume, 5 * MIB + 64 * KIB, NEW)
+            yield old, far, new
+
+
+@contextmanager
+def replaying(store: Path) -> Iterator[None]:
+    process = subprocess.Popen((*AIMFUSE, "replay", str(store)), stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def ack(store: Path) -> dict[str, object]:
+    try:
+        found: dict[str, object] = json.loads((store / "ack.json").read_bytes())
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+def wait_mirrored(new: Source, store: Path) -> None:
+    number = new.call("roll")["number"]
+
+    def is_there() -> bool:
+        said = ack(store)
+        applied = said.get("applied")
+        at = applied["number"] if isinstance(applied, dict) else 0
+        return said.get("phase") == "consistent" and at >= number
+
+    until(is_there, lambda: (ack(store), new.status()["destinations"]))
+    new.wait_applied()
+
+
+def sent_bytes(new: Source) -> int:
+    status = new.state_dir / "destinations" / "former" / "status.json"
+    return int(json.loads(status.read_bytes())["sent_bytes"])
+
+
+@pytest.mark.expects_warnings
+def test_an_old_source_rejoins_and_only_what_either_side_touched_is_copied(tmp_path: Path) -> None:
+    with forked(tmp_path) as (old, far, new):
+        old.mount()
+        until(lambda: old.status()["state"] == "superseded")
+        old.umount()
+        listed = json.loads(aimfuse("branch", "list", old.image, "--json").stdout)["branches"]
+        assert [one["is_image"] for one in listed] == [True]
+        done = aimfuse("rejoin", old.image, far.url(), "--json")
+        assert done.returncode == 0, done.stderr
+        said = json.loads(done.stdout)
+        store = Path(said["store"])
+        assert store == old.state_dir / "store"
+        assert (said["is_whole"], said["differing_bytes"]) == (False, 4 * KIB)
+
+        aimfuse("destination", "url", new.state_dir, "former", f"dir://{store}")
+        with replaying(store):
+            wait_mirrored(new, store)
+            until(lambda: sent_bytes(new) > 0)
+        assert sent_bytes(new) < 256 * KIB  # Of 3 MiB that were written before.
+        assert (store / "mirror" / "v.img").read_bytes() == new.volume.read_bytes()
+        assert old.image.read_bytes() == new.volume.read_bytes()
+        assert new.volume.read_bytes()[5 * MIB :].startswith(bytes(4096))
+
+        out = tmp_path / "branch.img"
+        assert aimfuse("branch", "export", old.image, "--output", out).returncode == 0
+        kept = out.read_bytes()
+        assert kept[5 * MIB :].startswith(OLD)
+        assert NEW not in kept
+        again = aimfuse("rejoin", old.image, far.url(), "--json")
+        assert json.loads(again.stdout)["state"] == "rejoined"
+        refused = aimfuse("mount", old.image, old.mountpoint, "--diverge")
+        assert refused.returncode == 16
+        assert "mirror" in refused.stderr
