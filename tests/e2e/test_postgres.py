@@ -1,0 +1,123 @@
+"""PostgreSQL on ext4 on the volume, at work, taken back to moments that nobody chose.
+
+Wherever a restore or a promotion puts it, it starts, recovers, is sound in itself, and has every
+row whose commit was acknowledged by then. With AIMFUSE_SWEEP=long twenty moments of each.
+"""
+
+import contextlib
+import os
+import random
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from aimfuse.units import MIB
+from tests.e2e.host import FarHost, Source, aimfuse
+from tests.e2e.postgres import Postgres, programs
+
+pytestmark = [
+    pytest.mark.fuse,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("require_fuse", "require_root_loop"),
+]
+
+LONG = os.environ.get("AIMFUSE_SWEEP") == "long"
+MOMENTS = 20 if LONG else 2
+BUSY_S = 30.0 if LONG else 4.0
+SIZE = 256 * MIB
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """Give a directory that the database's user can reach: pytest's own are closed to it."""
+    if programs() is None:
+        pytest.skip("PostgreSQL is not installed")
+    made = Path(tempfile.mkdtemp(prefix="aimfuse-postgres-"))
+    made.chmod(0o755)
+    yield made
+    shutil.rmtree(made)
+
+
+@dataclass
+class Past:
+    """What happened: which rows were acknowledged, and when, in Unix ns."""
+
+    acknowledged: list[tuple[int, int]]
+    began_ns: int
+    ended_ns: int
+
+    def rows_until(self, time_ns: int) -> set[int]:
+        return {row for row, at_ns in self.acknowledged if at_ns <= time_ns}
+
+    def moments(self, seed: int) -> list[int]:
+        drawn = random.Random(seed)
+        return sorted(drawn.randint(self.began_ns, self.ended_ns) for _ in range(MOMENTS))
+
+
+def work(place: Path, far: FarHost) -> Past:
+    """Have a database at work on a mirrored volume, then end it all cleanly."""
+    with Source(place / "near", size=SIZE) as source:
+        source.init(to=[far.url()])
+        source.mount()
+        device = source.attach()
+        run("mkfs.ext4", "-q", "-E", "lazy_itable_init=0", device)
+        with source.file_system(device) as root:
+            server = Postgres(root)
+            server.create()
+            with server.running():
+                began_ns = time.time_ns()
+                with server.busy() as commits:
+                    time.sleep(BUSY_S)
+                ended_ns = time.time_ns()
+            source.wait_mirrored(far)
+        source.detach(device)
+        source.wait_mirrored(far)
+        assert source.umount() == 0
+    assert len(commits.acknowledged) > 10, "the database was hardly at work"
+    return Past(commits.acknowledged, began_ns, ended_ns)
+
+
+@contextlib.contextmanager
+def file_system_of(image: Path, root: Path) -> Iterator[Path]:
+    root.mkdir()
+    run("mount", "-o", "loop", image, root)
+    try:
+        yield root
+    finally:
+        run("umount", root)
+
+
+def run(*command: object) -> str:
+    done = subprocess.run(
+        list(map(str, command)), check=False, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def iso(time_ns: int) -> str:
+    seconds, rest = divmod(time_ns, 10**9)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest:09d}Z"
+
+
+def test_a_database_restored_to_any_moment_recovers_and_has_what_it_acknowledged(
+    place: Path,
+) -> None:
+    with FarHost(place / "far") as far:
+        far.start()
+        past = work(place, far)
+        for moment in past.moments(seed=4):
+            copy = place / "copy.img"
+            done = aimfuse("restore", far.store(), "-o", copy, "--at", iso(moment))
+            assert done.returncode == 0, done.stderr
+            with file_system_of(copy, place / f"fs-{moment}") as root:
+                server = Postgres(root)
+                with server.running():
+                    assert server.check() >= past.rows_until(moment), iso(moment)
+            copy.unlink()
