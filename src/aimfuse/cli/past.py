@@ -9,6 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from aimfuse.cli.boundary import exit_on_error
+from aimfuse.cli.places import (
+    DestinationOption,
+    IdentityOption,
+    KnownHostsOption,
+    Place,
+    PlaceArgument,
+    SshConfigOption,
+    reached,
+)
 from aimfuse.cli.progress import shown_progress
 from aimfuse.errors import UsageError
 from aimfuse.units import SECOND_NS, format_bytes, format_seconds
@@ -25,19 +34,26 @@ def register(app: typer.Typer) -> None:
     app.command("restore")(restore)
 
 
-def history(store: StoreArgument, as_json: JsonOption = False) -> None:
+def history(
+    store: PlaceArgument,
+    as_json: JsonOption = False,
+    dest: DestinationOption = None,
+    identity: IdentityOption = None,
+    known_hosts: KnownHostsOption = None,
+    ssh_config: SshConfigOption = None,
+) -> None:
     """Show how far back a store's past reaches, and why no further."""
     with exit_on_error():
         # Imported when needed: the other commands do without.
-        from aimfuse.disk import Disk  # noqa: PLC0415
         from aimfuse.replay.past import describe  # noqa: PLC0415
 
-        said = describe(Disk(), store)
+        with reached(Place(store, dest, tuple(identity or ()), known_hosts, ssh_config)) as at:
+            said = describe(at.disk, at.path, at.look) | {"store": at.name}
         typer.echo(json.dumps(said, indent=2) if as_json else "\n".join(_lines(said)))
 
 
 def restore(
-    store: StoreArgument,
+    store: PlaceArgument,
     output: Annotated[
         str,
         typer.Option(
@@ -66,6 +82,10 @@ def restore(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace PATH if it exists.")] = False,
     as_json: JsonOption = False,
+    dest: DestinationOption = None,
+    identity: IdentityOption = None,
+    known_hosts: KnownHostsOption = None,
+    ssh_config: SshConfigOption = None,
 ) -> None:
     """Restore a point of the past to new files, also while the store is replayed.
 
@@ -73,16 +93,16 @@ def restore(
     """  # fmt: skip
     with exit_on_error():
         # Imported when needed: the other commands do without.
-        from aimfuse.disk import Disk  # noqa: PLC0415
         from aimfuse.replay.point import parse_at  # noqa: PLC0415
-        from aimfuse.replay.restore import Request  # noqa: PLC0415
-        from aimfuse.replay.restore import restore as restore_store  # noqa: PLC0415
+        from aimfuse.replay.restore import Request, restore_from  # noqa: PLC0415
 
-        check_local(store)
         wanted = parse_at(at, datetime.now().astimezone(), before=before)
         request = Request(Path(output), wanted, volume, output.endswith("/"), force)
-        with shown_progress() as report:
-            said = restore_store(Disk(), store, request, report, dry_run=dry_run)
+        place = Place(store, dest, tuple(identity or ()), known_hosts, ssh_config)
+        with reached(place) as at_store, shown_progress() as report:
+            said = restore_from(at_store, request, report, dry_run=dry_run) | {
+                "store": at_store.name
+            }
         typer.echo(json.dumps(said, indent=2) if as_json else "\n".join(_restored(said)))
 
 

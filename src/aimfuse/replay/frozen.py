@@ -212,7 +212,7 @@ class Frozen:
         """Index undo files that came to be; return whether the state is to be looked at."""
         news = self._watch.news()
         if news is None:
-            self._take_note(list_kept(self._disk, self._look, self._past.history))
+            self._take_note(list_kept(self._look, self._past.history))
             return True
         if news.names:
             self._take_note(_named(news.names))

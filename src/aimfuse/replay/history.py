@@ -11,7 +11,7 @@ import contextlib
 import errno
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from aimfuse.config.store import StoreConfig, load_store
 from aimfuse.errors import ConfigError, JournalError
@@ -30,6 +30,7 @@ from aimfuse.replay.kept import (
 )
 from aimfuse.replay.pins import GATE, PREFIX, unpinned
 from aimfuse.replay.plan import Plan
+from aimfuse.replay.readers import Readers
 from aimfuse.replay.state import HistoryBroken, Phase
 from aimfuse.replay.store import Store
 from aimfuse.replay.undo import (
@@ -72,6 +73,7 @@ class History:
         self._held_bytes = 0
         self._made_ns: dict[int, int] = {}
         self._looked_ns = 0
+        self._readers = Readers(store, clock)
         self._take_stock()
 
     def _begin(self) -> None:
@@ -191,7 +193,7 @@ class History:
         """Prune until about *short* bytes more are free; None if a pin forbids it."""
         victims: list[KeptSet] = []
         freed, is_pinned = 0, False
-        with unpinned(self._store.disk, self._store.history) as limit:
+        with self._unpinned() as limit:
             for one in self._sets:
                 if freed >= short or one.name.number > self._head():
                     break
@@ -240,6 +242,7 @@ class History:
         Raises:
             OSError: the disk failed; what is left goes the next time.
         """
+        self._readers.tend()
         now_ns = self._clock()
         if not urgent and 0 <= now_ns - self._looked_ns < LOOK_EVERY_NS:
             return
@@ -247,8 +250,15 @@ class History:
         self._load_settings()
         victims = self._due(now_ns)
         if victims:
-            with unpinned(self._store.disk, self._store.history) as limit:
+            with self._unpinned() as limit:
                 self._remove([v for v in victims if limit is None or v.name.number <= limit])
+
+    @contextlib.contextmanager
+    def _unpinned(self) -> Iterator[int | None]:
+        """Keep new pins out; give what `unpinned` does, also for the sake of distant readers."""
+        with unpinned(self._store.disk, self._store.history) as limit:
+            limits = [one for one in (limit, self._readers.lowest()) if one is not None]
+            yield min(limits, default=None)
 
     def _due(self, now_ns: int) -> list[KeptSet]:
         settings, disk = self._settings, self._store.disk
@@ -305,7 +315,7 @@ class History:
         store = self._store
         if store.state.head is None:
             return
-        kept = list_kept(store.disk, store.look, store.history)
+        kept = list_kept(store.look, store.history)
         reach = find_reach(store.state, kept, self._floor)
         self._sets.extend(reversed(reach.sets))
         if reach.open_set:
@@ -318,7 +328,7 @@ class History:
             if name not in useful and name != GATE and not name.startswith((PREFIX, f"{FLOOR}."))
         ]
         if litter:
-            with unpinned(store.disk, store.history) as limit:
+            with self._unpinned() as limit:
                 for name in litter if limit is None else ():
                     store.disk.unlink("history:tidy", store.history / name)
 

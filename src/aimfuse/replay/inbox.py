@@ -18,6 +18,7 @@ from aimfuse.journal.header import FileKind, Identity
 from aimfuse.journal.names import PART, JournalName, SyncName, parse
 from aimfuse.journal.reader import FILE_BYTES_MAX, AimFile, check_sealed
 from aimfuse.replay.look import Entry
+from aimfuse.replay.readers import is_reader
 from aimfuse.replay.state import UnfitFile
 from aimfuse.replay.store import HEARTBEAT, Store
 from aimfuse.units import SECOND_NS
@@ -96,11 +97,11 @@ class Inbox:
             elif isinstance(name, SyncName):
                 listing.files += 1
                 _keep_lowest(listing.sync, name, _sync_order)
-            elif text not in _HEARTBEAT_NAMES and len(listing.junk) < JUNK_MAX:
+            elif not is_small_talk(text) and len(listing.junk) < JUNK_MAX:
                 if self._is_junk(text):
                     listing.junk.append(text)
             else:
-                listing.more = listing.more or text not in _HEARTBEAT_NAMES
+                listing.more = listing.more or not is_small_talk(text)
         listing.journal = sorted(listing.journal, key=_journal_order)[:NAMES_MAX]
         listing.sync = sorted(listing.sync, key=_sync_order)[:NAMES_MAX]
         listing.more = listing.more or listing.files > len(listing.journal) + len(listing.sync)
@@ -205,6 +206,11 @@ def _keep_lowest(names: list[Name], name: Name, order: Callable[[Name], tuple[in
     if len(names) >= 4 * NAMES_MAX:  # Sorting now and then is cheaper than a heap each time.
         names.sort(key=order)
         del names[NAMES_MAX:]
+
+
+def is_small_talk(text: str) -> bool:
+    """Tell whether a name is that of a small file that its sender writes again and again."""
+    return text in _HEARTBEAT_NAMES or is_reader(text)
 
 
 def check_name(name: JournalName | SyncName, identity: Identity) -> None:

@@ -7,6 +7,7 @@ file goes forward again to the record. Sets count in one unbroken run that ends 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,17 +48,16 @@ class KeptSet(NamedTuple):
         return {one.volume: text for text, one in found.items() if isinstance(one, GoneName)}
 
 
-def list_kept(disk: Disk, look: Look, history: Path) -> dict[int, KeptSet]:
+def list_kept(look: Look, history: Path) -> dict[int, KeptSet]:
     """Return the sets in *history*, also incomplete ones, by the number of their file.
 
     Raises:
         OSError: the directory could not be read.
     """
     sets: dict[int, KeptSet] = {}
-    for text in disk.listdir(history):
+    for text, entry in sorted(look.entries(history), key=itemgetter(0)):
         name = parse_kept(text)
-        entry = look.entry(history / text) if name is not None else None
-        if name is None or entry is None:
+        if name is None:
             continue
         file = name if isinstance(name, JournalName) else name.file
         known = sets.get(file.number)

@@ -28,6 +28,9 @@ class Entry:
         return self.kind == "file"
 
 
+NO_INODE = -1
+"""Where nobody tells the inode number: of a store that lies elsewhere."""
+
 _KINDS = {
     stat.S_IFREG: "file",
     stat.S_IFDIR: "directory",
@@ -35,6 +38,11 @@ _KINDS = {
     stat.S_IFIFO: "FIFO",
     stat.S_IFSOCK: "socket",
 }
+
+
+def kind_of(mode: int) -> str:
+    """Return what the mode says that a name is, in a word."""
+    return _KINDS.get(stat.S_IFMT(mode), "device")
 
 
 class Look:
@@ -46,6 +54,12 @@ class Look:
             for entry in entries:
                 yield entry.name
 
+    def entries(self, directory: Path) -> Iterator[tuple[str, Entry]]:
+        """Yield the names in the directory, in no order, and what they are."""
+        for name in self.scan(directory):
+            if entry := self.entry(directory / name):
+                yield name, entry
+
     def entry(self, path: Path) -> Entry | None:
         """Return what *path* is, or None when nothing has that name (any more)."""
         try:
@@ -53,7 +67,7 @@ class Look:
         except FileNotFoundError:
             return None
         return Entry(
-            _KINDS.get(stat.S_IFMT(info.st_mode), "device"),
+            kind_of(info.st_mode),
             info.st_ino,
             info.st_size,
             info.st_nlink,

@@ -29,7 +29,7 @@ from aimfuse.replay.kept import (
     list_kept,
     read_floor,
 )
-from aimfuse.replay.look import Look
+from aimfuse.replay.look import NO_INODE, Look
 from aimfuse.replay.state import Json, StoreState
 from aimfuse.replay.undo import read_undo
 
@@ -83,7 +83,7 @@ def look_at(disk: Disk, path: Path, look: Look | None = None) -> Past:
     if not disk.exists(history):
         return Past(path, state, Floor(), {}, None)
     floor = read_floor(floor_slots(disk, history), state)
-    kept = list_kept(disk, look, history)
+    kept = list_kept(look, history)
     reach = find_reach(state, kept, floor) if is_whole(state) else None
     return Past(path, state, floor, kept, reach)
 
@@ -100,12 +100,12 @@ def read_state(disk: Disk, path: Path, look: Look) -> StoreState:
         hint = "Use the aimfuse version that last replayed here, or a newer one."
         raise StoreError(f"{path}: its state cannot be read: {exc!r}", hint=hint) from exc
     home, lock = look.entry(path), look.entry(path / "lock")
-    if data and home and lock and is_doubtful(data, (home.inode, lock.inode)):
-        return doubted(state)
+    if data and home and lock and NO_INODE not in {home.inode, lock.inode}:
+        return doubted(state) if is_doubtful(data, (home.inode, lock.inode)) else state
     return state
 
 
-def describe(disk: Disk, path: Path) -> Json:
+def describe(disk: Disk, path: Path, look: Look | None = None) -> Json:
     """Return what `aimfuse history` shows, as JSON; errors as for `look_at`.
 
     Raises:
@@ -113,7 +113,7 @@ def describe(disk: Disk, path: Path) -> Json:
     """
     for tries in range(TRIES_MAX):
         try:
-            return _describe(disk, look_at(disk, path))
+            return _describe(disk, look_at(disk, path, look))
         except (FileNotFoundError, CorruptRecord):  # Pruned between two looks?
             if tries == TRIES_MAX - 1:
                 raise

@@ -11,12 +11,20 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from aimfuse.disk import Disk
 
 GATE = "pins.lock"
 PREFIX = "pin-"
 _NUMBER_BYTES = 20
+
+
+class Movable(Protocol):
+    """What holds the past."""
+
+    def move(self, number: int) -> None:
+        """Hold only what is behind file *number*."""
 
 
 class Pin:

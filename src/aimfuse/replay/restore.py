@@ -7,6 +7,7 @@ from pathlib import Path
 
 from aimfuse.disk import Disk
 from aimfuse.errors import BusyError, OutOfReach, UsageError
+from aimfuse.replay.access import Access
 from aimfuse.replay.hold import pinned, readable
 from aimfuse.replay.look import Look
 from aimfuse.replay.past import TRIES_MAX
@@ -41,7 +42,15 @@ def restore(
     dry_run: bool = False,
     look: Look | None = None,
 ) -> Json:
-    """Restore from a local store, also while it is replayed; return what was done, as JSON.
+    """Restore from a store of this host, also while it is replayed; as for `restore_from`."""
+    access = Access(disk, look or Look(), store, str(store), pinned)
+    return restore_from(access, request, report, dry_run=dry_run)
+
+
+def restore_from(
+    access: Access, request: Request, report: Report, *, dry_run: bool = False
+) -> Json:
+    """Restore from a store, also while it is replayed; return what was done, as JSON.
 
     Raises:
         UsageError: the output is there already or cannot be, or no such volume was there.
@@ -51,9 +60,9 @@ def restore(
         JournalError: a file of the history is damaged.
         OSError: a disk failed or is full. In all cases there is nothing at the output.
     """
-    look = look or Look()
+    disk, look, store = access.disk, access.look, access.path
     _check_output(disk, look, store, request)
-    with pinned(disk, store) as pin, contextlib.ExitStack() as held:
+    with access.hold(disk, store) as pin, contextlib.ExitStack() as held:
         for tries in range(TRIES_MAX):
             past = readable(disk, store, look, held)
             point = Finder(disk, past).find(request.at)

@@ -10,6 +10,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
 import outcome
@@ -40,9 +41,17 @@ class AsyncioThread:
 
         Cannot be cancelled: it takes as long as the coroutines need to give up.
         """
-        self._loop.call_soon_threadsafe(self._loop.stop)
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self._thread.join)
+            await trio.to_thread.run_sync(self.end)
+
+    def end(self) -> None:
+        """Do what `stop` does, for a caller that is not on trio; it blocks."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Have *work* run here, for a caller that is not on trio: wait with ``result()``."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def run(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run the coroutine that *call* makes on the asyncio thread; return its result.

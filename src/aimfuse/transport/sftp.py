@@ -2,7 +2,7 @@
 
 `SftpTransport` is the trio side. `_Session` lives on the asyncio thread, as does all of
 asyncssh. Files go up by an own windowed writer: asyncssh's ``put`` cannot be cancelled while
-the link is dead, and leaves tasks behind. Its errors are mapped in `_Place.explain`, those of
+the link is dead, and leaves tasks behind. Its errors are mapped in `Place.explain`, those of
 connecting in `ssh`; nothing of asyncssh gets past these two.
 """
 
@@ -15,14 +15,13 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
 
 import asyncssh
 import trio
 from asyncssh import constants
 
 from aimfuse.disk import process_disk
-from aimfuse.errors import TransportError, Unavailable, UsageError
+from aimfuse.errors import Unavailable
 from aimfuse.transport.base import (
     BLOCK_BYTES_FLOOR,
     DIRECTORY_MODE,
@@ -37,8 +36,9 @@ from aimfuse.transport.base import (
     ignore_progress,
     unreadable,
 )
-from aimfuse.transport.bridge import AsyncioCancelledItselfError, AsyncioThread, TrioSide
+from aimfuse.transport.bridge import AsyncioThread, TrioSide
 from aimfuse.transport.credit import CREDIT_BYTES_MAX, Credit
+from aimfuse.transport.place import FOREIGN, Place, SourceError
 from aimfuse.transport.ssh import CLOSE_S_MAX, Connector
 from aimfuse.transport.window import Window
 from aimfuse.units import MIB
@@ -51,16 +51,13 @@ _FULL_BYTES = MIB
 """With less than this free, a write that failed for no stated reason failed for space."""
 
 _WATCH_S = 0.5
-_URL_HINT = "Write sftp://[user@]host[:port]/path."
-_FOREIGN = (asyncssh.Error, OSError, EOFError, AsyncioCancelledItselfError, ExceptionGroup)
-
 log = logging.getLogger(__name__)
 
 
 class SftpTransport:
     """A store on a host that speaks SFTP."""
 
-    def __init__(self, place: "_Place", settings: TransportSettings) -> None:
+    def __init__(self, place: Place, settings: TransportSettings) -> None:
         self._place = place
         self._settings = settings
         self._disk = process_disk()
@@ -74,7 +71,7 @@ class SftpTransport:
         Raises:
             UsageError: the URL has no host or no path, or has a password in it.
         """
-        return cls(_Place.parse(url), settings)
+        return cls(Place.parse(url), settings)
 
     async def open(self) -> None:
         """Connect, check the host key, authenticate, make the store and its inbox."""
@@ -161,7 +158,7 @@ class SftpTransport:
             raise Unavailable(f"{self._place}: the connection is closed")
         try:
             return await self._thread.run(lambda: work(session))
-        except _FOREIGN as exc:
+        except FOREIGN as exc:
             raise self._place.explain(exc) from exc
 
 
@@ -176,71 +173,10 @@ class _Upload:
     ask: Callable[[int], Awaitable[None]] | None
 
 
-class _SourceError(Exception):
-    """The local file failed; carries that error past the mapping of the remote's."""
-
-    def __init__(self, error: OSError) -> None:
-        super().__init__()
-        self.error = error
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where the store is, and what to say when it cannot be reached."""
-
-    url: str
-    host: str
-    port: int | None
-    user: str | None
-    store: bytes
-
-    def __str__(self) -> str:
-        return self.url
-
-    @classmethod
-    def parse(cls, url: str) -> "_Place":
-        """Take an ``sftp:`` URL apart; ``/~/`` leads to the home directory."""
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except ValueError as exc:
-            raise UsageError(f"{url!r}: {exc}", hint=_URL_HINT) from exc
-        path = unquote(parts.path)
-        if not parts.hostname or not path or parts.query or parts.fragment:
-            raise UsageError(f"{url!r} names no host and path", hint=_URL_HINT)
-        if parts.password is not None:
-            hint = "Use a key: an entry in ~/.ssh/config, an identity file or an agent."
-            raise UsageError(f"sftp://{parts.hostname}: no passwords in URLs", hint=hint)
-        store = path.removeprefix("/~/") or "." if path.startswith("/~/") else path
-        user = unquote(parts.username) if parts.username else None
-        return cls(url, parts.hostname, port, user, os.fsencode(store.rstrip("/") or "/"))
-
-    def explain(self, exc: BaseException) -> Exception:
-        """Return what to raise in place of an error that came from the asyncio side."""
-        while isinstance(exc, BaseExceptionGroup):
-            exc = exc.exceptions[0]
-        if isinstance(exc, _SourceError):
-            return exc.error
-        if isinstance(exc, asyncssh.Error):
-            return self._explain_remote(exc)
-        if isinstance(exc, TransportError) or not isinstance(exc, _FOREIGN):
-            return exc if isinstance(exc, Exception) else AssertionError(repr(exc))  # Our own bug.
-        text = "no answer" if isinstance(exc, TimeoutError) else str(exc) or type(exc).__name__
-        return Unavailable(f"{self}: {text}")
-
-    def _explain_remote(self, exc: asyncssh.Error) -> Unavailable:
-        hint = ""
-        if isinstance(exc, asyncssh.SFTPNoSuchFile):
-            hint = "Does the parent directory exist there?"
-        elif isinstance(exc, asyncssh.SFTPPermissionDenied):
-            hint = "Give the account the right to do this in the store's directory."
-        return Unavailable(f"{self}: {exc.reason or type(exc).__name__}", hint=hint)
-
-
 class _Session:
     """Connection, SFTP channel and window. Everything here runs on the asyncio thread."""
 
-    def __init__(self, place: _Place, settings: TransportSettings) -> None:
+    def __init__(self, place: Place, settings: TransportSettings) -> None:
         self._place = place
         self._settings = settings
         self._connector = Connector(settings)
@@ -485,10 +421,10 @@ def _read_block(upload: _Upload, at: int, length: int, window: Window) -> bytes:
         data = upload.read(at, length)
     except OSError as exc:
         window.leave(length)
-        raise _SourceError(exc) from exc
+        raise SourceError(exc) from exc
     if len(data) < length:
         window.leave(length)
-        raise _SourceError(OSError(f"{upload.name} became shorter while it was sent"))
+        raise SourceError(OSError(f"{upload.name} became shorter while it was sent"))
     return data
 
 

@@ -1,0 +1,148 @@
+"""Restoring over SFTP gives what restoring on the store's host does, or nothing at all."""
+
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from aimfuse.disk import Disk
+from aimfuse.replay.past import describe
+from aimfuse.replay.readers import READER_NS, Wish, reader_name
+from aimfuse.replay.restore import Request, restore_from
+from aimfuse.units import MIB, SECOND_NS
+from tests.contract.far_past import reaching, replaying, restored_from
+from tests.contract.far_sides import EmbeddedSide, OpensshSide
+from tests.replay.faults import Steps
+from tests.replay.recorder import Recorder, at, recorded, silent
+from tests.replay.source import deliver
+from tests.replay.stores import begin, catch_up, exhaust, opened
+
+Server = OpensshSide | EmbeddedSide
+POINTS = 60 if os.environ.get("AIMFUSE_SWEEP") == "long" else 4
+TOKEN = "0123456789abcdef"
+
+
+async def test_any_point_comes_back_exactly_beside_a_replayer(
+    server: Server, tmp_path: Path
+) -> None:
+    source, store, waiting = recorded(server.root)
+    known = [one for one, state in source.states.items() if (1, 4) <= one < (1, 29) and state]
+    with replaying(store), reaching(server, store) as access:
+        for index, where in enumerate(random.sample(known, POINTS)):
+            if waiting:
+                deliver(store, waiting.pop(0))
+            found = restored_from(access, at(where), tmp_path / f"{index}")
+            assert found == source.states[where], where
+
+
+async def test_the_past_is_described_as_on_the_stores_own_host(server: Server) -> None:
+    _source, store, _waiting = recorded(server.root)
+    with reaching(server, store) as access:
+        said = describe(access.disk, access.path, access.look)
+    assert said | {"store": str(store)} == describe(Disk(), store)
+
+
+async def test_only_data_is_fetched_and_holes_stay_holes(server: Server, tmp_path: Path) -> None:
+    source, store = Recorder(server.root / "spool"), server.root / "store"
+    source.create("v.img", MIB)
+    source.write(1, MIB // 4, b"x" * 5000)
+    source.roll()
+    begin(store, source)
+    source.write(1, MIB // 2, b"y" * 5000)
+    deliver(store, source.roll())
+    request = Request(tmp_path / "out", at((1, 3)), "v.img")
+    with replaying(store), reaching(server, store) as access:
+        said = restore_from(access, request, silent)
+    assert said["reads"]["mirror_bytes"] < MIB // 8
+    assert request.output.stat().st_blocks * 512 < MIB // 8
+    assert request.output.read_bytes() == source.states[1, 3]["v.img"]
+
+
+async def test_without_a_replayer_all_is_read_and_holes_are_still_holes(
+    openssh: OpensshSide, tmp_path: Path
+) -> None:
+    source, store = Recorder(openssh.root / "spool"), openssh.root / "store"
+    source.create("v.img", MIB)
+    source.write(1, MIB // 2 + 100, b"x" * 5000)
+    source.roll()
+    begin(store, source)
+    source.write(1, 100, b"y" * 5000)
+    deliver(store, source.roll())
+    catch_up(store)
+    request = Request(tmp_path / "out", at((1, 3)), "v.img")
+    with reaching(openssh, store, answer_s_max=0.1) as access:
+        said = restore_from(access, request, silent)
+    assert said["reads"]["mirror_bytes"] == MIB
+    assert request.output.stat().st_blocks * 512 < MIB // 8
+    assert request.output.read_bytes() == source.states[1, 3]["v.img"]
+
+
+# Nothing that is needed is pruned.
+
+
+class Pruning(Steps):
+    """Has everything pruned that may be, whenever the restore takes a step."""
+
+    def __init__(self, store: Path) -> None:
+        super().__init__(self._prune)
+        (store / "store.toml").write_text('keep = "1ms"')
+        self.store = store
+        self.session = None
+
+    def _prune(self, _number: int, label: str) -> None:
+        if label == "restore:copy":
+            catch_up(self.store)
+
+
+def undo_files(store: Path) -> int:
+    return len([*(store / "history").glob("*.undo")])
+
+
+async def test_nothing_that_a_distant_restore_needs_is_pruned(
+    server: Server, tmp_path: Path
+) -> None:
+    source, store, _waiting = recorded(server.root)
+    with reaching(server, store, disk=Pruning(store), answer_s_max=0.1) as access:
+        assert restored_from(access, at((1, 6)), tmp_path / "out") == source.states[1, 6]
+    assert undo_files(store) == 3
+    catch_up(store)
+    assert undo_files(store) == 0
+    assert [*(store / "inbox").iterdir()] == []
+
+
+def test_a_reader_that_is_not_heard_of_any_more_is_forgotten(tmp_path: Path) -> None:
+    _source, store, _waiting = recorded(tmp_path)
+    (store / "store.toml").write_text('keep = "1ms"')
+    path = store / "inbox" / reader_name(TOKEN)
+    path.write_text(json.dumps(Wish(behind=2).to_json()))
+    with opened(store) as session:
+        exhaust(session)
+        assert undo_files(store) == 2  # Of files 3 and 4.
+    gone_ns = path.stat().st_mtime_ns - READER_NS - SECOND_NS
+    os.utime(path, ns=(gone_ns, gone_ns))
+    catch_up(store)
+    assert undo_files(store) == 0
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"", b"[]", b"{}", b"\xff", b"[" * 5000, b"x" * 100_000,
+        b'{"behind": -1, "ask": 0, "data": [], "done": false}',
+        b'{"behind": 9, "ask": 0, "data": ["../../secret"], "done": false}',
+        b'{"behind": 9, "ask": 0, "data": ["volumes/00000001/../../x"], "done": false}',
+    ],
+)  # fmt: skip
+def test_a_reader_that_cannot_be_understood_needs_everything_for_a_while(
+    tmp_path: Path, text: bytes
+) -> None:
+    _source, store, _waiting = recorded(tmp_path)
+    (store / "store.toml").write_text('keep = "1ms"')
+    (store / "inbox" / reader_name(TOKEN)).write_bytes(text)
+    session = catch_up(store)
+    assert not session.error
+    assert undo_files(store) == 3
+    assert not [*store.glob("readers/*")]
