@@ -15,7 +15,7 @@ FAMILIES = {
     "source_ship": ("ship",),
     "destination": ("destination", "reload"),
     "sync": ("sync",),
-    "sides": ("rejoin", "branch"),
+    "sides": ("switchover", "rejoin", "branch"),
     "watch": ("status", "dashboard", "flush", "umount"),
     "mark": ("bookmark",),
     "far": ("replay", "serve"),

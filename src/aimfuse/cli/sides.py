@@ -38,8 +38,44 @@ family = App(help="See, copy out or give up what an old source wrote behind the 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to *app*."""
+    app.command("switchover")(switchover)
     app.command("rejoin")(rejoin)
     app.add_typer(family, name="branch")
+
+
+def switchover(
+    image: Image,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The destination that takes over.")],
+    then_rejoin: Annotated[
+        bool, typer.Option("--rejoin", help="Then make this side a mirror of it.")
+    ] = False,
+    as_json: AsJson = False,
+    state: StateDir = None,
+) -> None:
+    """Hand a group to one of its mirrors, without loss: that one is the source then.
+
+    The mount is ended, and everything shipped. Nothing is handed over while anything is
+    missing there. Interrupted, it goes on when it is run again.
+    """
+    with exit_on_error():
+        from aimfuse.config import load  # noqa: PLC0415 - as below
+        from aimfuse.disk import Disk  # noqa: PLC0415
+        from aimfuse.manager.target import find_source  # noqa: PLC0415
+        from aimfuse.takeover import rejoin as joining  # noqa: PLC0415
+        from aimfuse.takeover import switchover as takeover  # noqa: PLC0415
+
+        _log_quietly()
+        config = load(find_source(image, state))
+        done = takeover.switchover(Disk(), config, name, _say)
+        if not as_json:
+            _tell(takeover.describe(done)[: 2 if then_rejoin else 3])
+        if then_rejoin:
+            joined = joining.rejoin(Disk(), config, joining.Request(done["url"]), _say)
+            done["rejoined"] = joined
+            if not as_json:
+                _tell([*joining.describe(joined), *joining.next_commands(joined)])
+        if as_json:
+            typer.echo(json.dumps(done, indent=2))
 
 
 def rejoin(
@@ -75,16 +111,14 @@ def rejoin(
         from aimfuse.manager.target import find_source  # noqa: PLC0415
         from aimfuse.takeover import rejoin as takeover  # noqa: PLC0415
 
-        logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
-        logging.getLogger("asyncssh").setLevel(logging.WARNING)
+        _log_quietly()
         config = load(find_source(image, state))
         request = takeover.Request(url, store, discard, dry_run)
         done = takeover.rejoin(Disk(), config, request, _say)
         if as_json:
             typer.echo(json.dumps(done, indent=2))
             return
-        for line in (*takeover.describe(done), *(() if dry_run else takeover.next_commands(done))):
-            typer.echo(line)
+        _tell([*takeover.describe(done), *([] if dry_run else takeover.next_commands(done))])
 
 
 @family.command("list")
@@ -166,6 +200,15 @@ def _found(image: Path, state: Path | None, name: str | None) -> "Branch":
     from aimfuse.takeover.listing import find, place_of  # noqa: PLC0415 - as above
 
     return find(*place_of(image, state), name)
+
+
+def _log_quietly() -> None:
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
+
+
+def _tell(lines: list[str]) -> None:
+    for line in lines:
+        typer.echo(line)
 
 
 def _say(line: str) -> None:

@@ -10,11 +10,11 @@ from the new source, when its replayer and its settings know of each other.
 import os
 import socket
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
@@ -56,6 +56,7 @@ STORE = "store"
 SOURCE = "source"
 OLD_SOURCE = "source.old"
 
+T = TypeVar("T")
 Say = Callable[[str], None]
 Json = dict[str, Any]
 
@@ -115,7 +116,7 @@ def _rejoin(side: _Side, request: Request, before: Checkpoint, note: Superseded)
         return _finish(disk, config, note, None, None)
     checkpoint, problem = before, ""
     if not request.dry_run:  # Also again: nobody has touched the images since.
-        checkpoint, problem = _recovered(side, before)
+        checkpoint, problem = recovered(disk, config, before, side.say)
     tail = survey(disk, config, checkpoint, note.promotion.fork, problem)
     is_kept = not (request.discard or tail.is_empty)
     if request.dry_run:
@@ -171,10 +172,15 @@ def _ask(config: GroupConfig, url: str, group: bytes) -> Promotion:
             )
         return ack.promoted
 
+    return run_in_trio(ask)
+
+
+def run_in_trio(work: Callable[[], Awaitable[T]]) -> T:
+    """Run *work* in a trio loop of its own; of several failures the first is raised."""
     try:
-        return trio.run(ask)
-    except BaseExceptionGroup as group_of:
-        raise _leaf(group_of) from None
+        return trio.run(work)
+    except BaseExceptionGroup as group:
+        raise _leaf(group) from None
 
 
 def _leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -258,16 +264,20 @@ def _alone(disk: Disk, config: GroupConfig) -> Iterator[None]:
         lock.release()
 
 
-def _recovered(side: _Side, before: Checkpoint) -> tuple[Checkpoint, str]:
-    """Bring the images to the journal's end; return where that is, and why it is not known."""
-    disk, config = side.disk, side.config
+def recovered(
+    disk: Disk, config: GroupConfig, before: Checkpoint, say: Say
+) -> tuple[Checkpoint, str]:
+    """Bring the images to the journal's end; return where that is, and why it is not known.
+
+    The caller holds the group's lock.
+    """
     journal, paths = config.journal, GroupPaths(config.image, config.state_dir, config.spool)
     limits = GroupLimits(
         journal.file_bytes, journal.memory_bytes_max,
         size_limit(disk, paths, journal.size_bytes_max),
     )  # fmt: skip
     if not before.clean:
-        side.say(f"{config.image}: bringing in what its journal holds")
+        say(f"{config.image}: bringing in what its journal holds")
     try:
         close_group(disk, open_group(disk, paths, limits))
     except (JournalError, StateLost, ImageMismatch) as exc:
