@@ -43,6 +43,8 @@ class Sites:
         self.zeros = 0
         self.may_copy = trio.Event()
         self.may_copy.set()
+        self.may_follow = trio.Event()
+        self.may_follow.set()
         self.open_s = 0.0
         self.tools = Tools(self._connect, sync_file_bytes=1 << 20, dice=make_dice(1))
 
@@ -108,6 +110,8 @@ class Counting:
             await self._sites.may_copy.wait()
             aim = read_sealed(self._sites.source.disk, source)
             self._sites.zeros += sum(one.type is RecordType.ZERO for one in aim.records())
+        else:
+            await self._sites.may_follow.wait()
         await self._inner.put(source, name, **more)  # type: ignore[attr-defined]
 
 
@@ -370,6 +374,23 @@ async def test_status_says_why_and_how_far(sites: Sites) -> None:
     assert sync["total_bytes"] >= BLOCK
     assert status(source, "far")["applied"]["number"] < source.head.number, "where the mirror is"
     assert status(source, "far")["folded"]["dirty_bytes"] >= BLOCK
+
+
+async def test_status_says_how_much_of_the_journal_behind_a_copy_is_left(sites: Sites) -> None:
+    source = sites.source
+    async with sites.replaying():
+        await sites.drain()
+        scribble(source, make_dice(16), 5)
+        source.fold("far")
+        names = [source.write(block, 9) for block in (1, 2, 3)]
+        sites.may_follow = trio.Event()
+        async with sites.shipping():
+            await until(lambda: (status(source, "far")["sync"] or {}).get("step") == "journal", 30)
+            sizes = [(source.spool / name.sealed).stat().st_size for name in names]
+            journal = {"done_bytes": 0, "total_bytes": sum(sizes)}
+            assert status(source, "far")["sync"]["journal"] == journal
+            sites.may_follow.set()
+            await until(sites.is_identical, 30)
 
 
 async def test_before_the_end_of_the_first_copy_no_mirror_is_behind(sites: Sites) -> None:

@@ -119,6 +119,14 @@ def test_a_sync_shows_progress_rate_and_time_left(made: Any) -> None:
     assert "25% copied" in shown
 
 
+def test_behind_a_copy_what_is_left_of_its_journal_is_shown(made: Any) -> None:
+    copied = {"done_bytes": 1024, "total_bytes": 1024, "step": "journal", "eta_s": 184.0}
+    copied["journal"] = {"done_bytes": 512, "total_bytes": 1536}
+    syncing = made.destination(state="syncing", sync=copied)
+    shown = words(snapshot([made.source(syncing)], [], made.now_ns))
+    assert "copied, the journal follows 1.0 KiB, 3 min 4 s left" in shown
+
+
 def test_trouble_is_loud_without_colour_and_says_what_to_do(made: Any) -> None:
     refused = made.destination(state="refused", error="wrong host key", hint="Run aimfuse pair.")
     snap = snapshot([made.source(refused, state="halted", reason="EIO")], [], made.now_ns)

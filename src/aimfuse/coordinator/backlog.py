@@ -70,6 +70,11 @@ class Backlog:
         """Return where the file lies, or lay."""
         return self.spool / name.sealed
 
+    @property
+    def total_bytes(self) -> int:
+        """Return the bytes of all files that were ever known: how much was written, so far."""
+        return self._end_bytes(len(self._numbers) - 1)
+
     def bytes_of(self, number: int) -> int:
         """Return the file's size, 0 if it is not known."""
         return self.bytes_between(number - 1, number)

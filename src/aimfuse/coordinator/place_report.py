@@ -11,6 +11,7 @@ from aimfuse.coordinator.copy_report import folded, progress
 from aimfuse.coordinator.forecast import Trend
 from aimfuse.coordinator.lag import Lag, Stage, seconds_behind
 from aimfuse.coordinator.place import Place
+from aimfuse.coordinator.race import Race
 from aimfuse.journal.spool import full_mark, full_reserve
 
 STATUS_NAME = "status.json"
@@ -23,6 +24,7 @@ class PlaceReport:
     def __init__(self, place: Place) -> None:
         self._place = place
         self._trend = Trend()
+        self._race = Race()
 
     def pinned(self) -> Stage:
         """Return what stays in the spool for this destination, whoever else needs it too."""
@@ -53,13 +55,15 @@ class PlaceReport:
         ]
         applied = ack.applied if ack else None
         rate = place.meter.bytes_per_s(now)
+        self._race.note(now, place.parts.backlog.total_bytes, place.meter.total_bytes)
+        error = place.error or self._race.verdict(place.cursor.sync)
         return {
             "name": place.config.name,
             "url": place.config.url,
             "state": place.state,
             "since_ns": place.since_ns,
-            "error": str(place.error) if place.error else None,
-            "hint": getattr(place.error, "hint", "") or None,
+            "error": str(error) if error else None,
+            "hint": getattr(error, "hint", "") or None,
             "opens": None if place.gate.is_open() else place.gate.opens(),
             "bandwidth_bytes_s": place.config.bandwidth_bytes_s,
             "retry_in_s": None if place.retry_at is None else max(0.0, place.retry_at - now),
@@ -79,11 +83,14 @@ class PlaceReport:
             "lag": {"seconds": lag.seconds, "bytes": lag.bytes, "files": lag.files},
             "rate_bytes_s": rate,
             "sent_bytes": place.meter.total_bytes,
-            "sync": progress(place.cursor.sync, ack, place.outgoing, rate),
+            "sync": progress(
+                place.cursor.sync, ack, [*place.delivery.flights.values(), *place.outgoing],
+                place.parts.backlog, rate,
+            ),
             "ack": ack.raw if ack else None,
             "updated_ns": place.parts.wall_ns(),
             "stuck": pending and now - place.moved_at >= STUCK_S,
-        }
+        }  # fmt: skip
 
     @property
     def _received(self) -> int:

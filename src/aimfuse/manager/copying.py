@@ -42,7 +42,8 @@ def follow(state_dir: Path, name: str, report: Callable[[str, int, int], None]) 
         sync = status.part("sync")
         step = sync.text("step")
         step = STEPS.get(step, step) or state or "nobody ships"
-        report(step, sync.count("done_bytes"), sync.count("total_bytes"))
+        what = sync.part("journal") or sync
+        report(step, what.count("done_bytes"), what.count("total_bytes"))
         time.sleep(POLL_S)
     return was_there
 

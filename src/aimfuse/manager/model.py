@@ -67,6 +67,7 @@ class Sync:
     eta_s: float | None
     step: str = ""
     why: str = ""
+    journal_left_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,6 +434,7 @@ def _forecast(part: Fields) -> Forecast:
 def _sync(part: Fields) -> Sync | None:
     if not part:
         return None
+    journal = part.part("journal")
     return Sync(
         part.count("next_index"),
         part.count("done_bytes"),
@@ -440,6 +442,7 @@ def _sync(part: Fields) -> Sync | None:
         part.seconds("eta_s"),
         part.text("step"),
         part.text("why") or part.text("reason"),
+        max(0, journal.count("total_bytes") - journal.count("done_bytes")),
     )
 
 

@@ -98,7 +98,11 @@ def sync_lines(sync: Sync, look: Look) -> Lines:
     """Return how far a copy of the volumes is, and how long it will take."""
     lines = paragraph(f"because {sync.why}", "", look, "", MARGIN) if sync.why else []
     if sync.step not in {"", "copying"}:
-        return row("sync", [Text(STEPS.get(sync.step, sync.step))], look) + lines
+        chunks = [Text(STEPS.get(sync.step, sync.step))]
+        if sync.journal_left_bytes:
+            left_s = f", {format_seconds(sync.eta_s)}" if sync.eta_s is not None else ""
+            chunks.append(Text(f"{format_bytes(sync.journal_left_bytes)}{left_s} left"))
+        return row("sync", chunks, look) + lines
     if sync.total_bytes is None:
         return row("sync", [Text(f"{files(sync.files)} of a copy")], look) + lines
     ratio = sync.done_bytes / sync.total_bytes if sync.total_bytes else 1.0
