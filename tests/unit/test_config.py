@@ -158,10 +158,16 @@ def test_image_and_state_directory_can_be_moved_together(tmp_path: Path) -> None
             id="policy",
         ),
         pytest.param(
-            'image="v"\n[journal]\nspool_bytes_max="32MiB"',
+            'image="v"\n[journal]\nspool_bytes_max="255MiB"',
             "journal.spool_bytes_max",
-            "larger",
+            "256.0 MiB or more",
             id="spool",
+        ),
+        pytest.param(
+            'image="v"\n[[destination]]\nname="b"\nurl="/b"\nspool_share="255MiB"',
+            "destination[0].spool_share",
+            "256.0 MiB or more",
+            id="share",
         ),
         pytest.param(
             'image="v"\n[journal]\nmemory_bytes_max="16MiB"',

@@ -34,13 +34,16 @@ from aimfuse.config.keys import (
 from aimfuse.config.windows import Window
 from aimfuse.disk import Disk, publish, read_file
 from aimfuse.errors import ConfigError, UsageError
-from aimfuse.units import GIB, MIB
+from aimfuse.units import GIB, MIB, format_bytes
 
 CONFIG_NAME = "group.toml"
 STATE_SUFFIX = ".aim"
 DESTINATIONS_MAX = 256
 
 _CONFIG_BYTES_MAX = 4 * MIB
+SPOOL_FILES_MIN = 16
+"""With less, what comes in a burst folds a destination that is only a moment behind."""
+
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 _SCP_LIKE = re.compile(r"(?:[^/@:]+@)?([^/:]+):(.*)")
 
@@ -276,6 +279,10 @@ def _group(path: Path, data: dict[str, Any]) -> GroupConfig:
     config = GroupConfig(
         base, top["image"], MountConfig(**mount), _journal(path, journal), _listed(path, data)
     )
+    for index, one in enumerate(config.destinations):
+        if one.spool_share_bytes is not None:
+            where = f"destination[{index}].spool_share"
+            _check_room(path, where, one.spool_share_bytes, config.journal)
     if config.image == config.spool:
         raise ConfigError(path, "journal.spool", "is the image", hint="Choose another directory.")
     return config
@@ -283,17 +290,22 @@ def _group(path: Path, data: dict[str, Any]) -> GroupConfig:
 
 def _journal(path: Path, values: dict[str, Any]) -> JournalConfig:
     journal = JournalConfig(**values)
-    if journal.spool_bytes_max < 4 * journal.file_bytes:
-        raise ConfigError(
-            path, "journal.spool_bytes_max", "is less than four journal files",
-            hint="Make it larger, or journal.file_bytes smaller.",
-        )  # fmt: skip
+    _check_room(path, "journal.spool_bytes_max", journal.spool_bytes_max, journal)
     if journal.memory_bytes_max < 2 * journal.file_bytes:
         raise ConfigError(
             path, "journal.memory_bytes_max", "is less than two journal files",
             hint="Make it larger, or journal.file_bytes smaller.",
         )  # fmt: skip
     return journal
+
+
+def _check_room(path: Path, key: str, room_bytes: int, journal: JournalConfig) -> None:
+    if room_bytes < SPOOL_FILES_MIN * journal.file_bytes:
+        raise ConfigError(
+            path, key, f"is less than {SPOOL_FILES_MIN} journal files",
+            hint=f"Make it {format_bytes(SPOOL_FILES_MIN * journal.file_bytes)} or more, or "
+            "journal.file_bytes smaller.",
+        )  # fmt: skip
 
 
 def _listed(path: Path, data: dict[str, Any]) -> tuple[DestinationConfig, ...]:
