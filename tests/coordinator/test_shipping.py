@@ -3,6 +3,8 @@
 # ruff: noqa: ARG001 - a test asks for the simulated clock by naming it
 
 import json
+import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -218,6 +220,17 @@ async def test_a_changed_host_key_is_loud_and_no_retry_storm(
         assert status(source)["state"] == "refused"
         assert "host key" in status(source)["error"]
     assert 2 <= link.opens <= 4
+
+
+async def test_who_asks_for_it_has_the_next_try_at_once(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    source, link = SampleSource(tmp_path, A), Link(plan=dead)
+    async with shipping(source, tools_for(source, make_dice(8), a=link)):
+        await until(lambda: (status(source).get("retry_in_s") or 0) > 20, 600)
+        opens = link.opens
+        os.kill(os.getpid(), signal.SIGHUP)
+        await until(lambda: link.opens > opens, 1)
 
 
 async def test_a_dead_destination_is_retried_with_backoff_and_harms_no_other(

@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import os
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,42 @@ async def test_a_directory_that_is_a_store_itself_is_replayed(tmp_path: Path) ->
     deliver(store, *source.sync(), next_file(source, b"x"))
     await Replayer(store).run_once()
     assert mirror_of(store) == source.snapshot()
+
+
+class HangingDisk(Disk):
+    """Does not answer for the stores that it is told to, until it is let go on."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+        self.go_on = threading.Event()
+
+    def open(self, label: str, path: Path, flags: int, mode: int = 0o600) -> int:
+        parts = path.parent.resolve().parts  # A store is worked on by a descriptor of it.
+        if "volumes" in parts and any(name in parts for name in self.names):
+            self.go_on.wait(30)
+        return super().open(label, path, flags, mode)
+
+
+@pytest.mark.expects_warnings
+async def test_stores_whose_disks_hang_hold_no_others_up(tmp_path: Path) -> None:
+    directory, names = tmp_path / "stores", [str(number) for number in range(FAST.threads)]
+    directory.mkdir()
+    disk = HangingDisk(*names)
+    sources = {name: made_source(tmp_path, name, name.encode() * 16) for name in (*names, "w")}
+    for name in names:
+        deliver(directory / name, *sources[name].sync())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Replayer(directory, disk, replace(FAST, hung_s=0.2)).run)
+        await trio.sleep(0.3)
+        deliver(directory / "w", *sources["w"].sync())
+        try:
+            await until(shows(directory / "w", sources["w"]))
+            assert not (directory / names[0] / "mirror" / "v.img").exists()
+        finally:
+            disk.go_on.set()
+        for name in names:
+            await until(shows(directory / name, sources[name]))
+        nursery.cancel_scope.cancel()
 
 
 class ForbiddingLook(Look):

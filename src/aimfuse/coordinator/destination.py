@@ -58,7 +58,7 @@ class Destination:
         self._report = PlaceReport(self.place)
         self._parts = parts
         self._backoff = Backoff(config.retry_s_min, config.retry_s_max, parts.tools.dice)
-        self._slow_retry = trio.Event()
+        self._retry = trio.Event()
         self._books_complaint = Complaint(log, f"{config.name}: its state cannot be written")
 
     async def run(self) -> None:
@@ -95,8 +95,9 @@ class Destination:
         return True
 
     def retry_now(self) -> None:
-        """Try again at once what waits for its operator."""
-        self._slow_retry.set()
+        """Try again at once what waits for its operator, or for its next try."""
+        self._backoff.reset()
+        self._retry.set()
 
     async def _open_place(self) -> None:
         while True:
@@ -239,12 +240,16 @@ class Destination:
             wait_s = self._backoff.next_s()
             log.info("%s: %s; again in %.1f s", name, failure, wait_s)
             place.enter("retrying", failure, wait_s)
-            await trio.sleep(wait_s)
+            await self._wait_for_news(wait_s)
 
     async def _wait_for_operator(self, ceiling_s: float) -> None:
-        self._slow_retry = trio.Event()
-        with trio.move_on_after(ceiling_s * self._parts.tools.dice.uniform(1.0, 1.2)):
-            await self._slow_retry.wait()
+        await self._wait_for_news(ceiling_s * self._parts.tools.dice.uniform(1.0, 1.2))
+
+    async def _wait_for_news(self, ceiling_s: float) -> None:
+        """Wait so long, or until somebody says that it is worth another try."""
+        self._retry = trio.Event()
+        with trio.move_on_after(ceiling_s):
+            await self._retry.wait()
 
     async def _keep_books(self) -> None:
         while True:

@@ -1,7 +1,7 @@
 """The coordinator as a whole: its lock, its destinations, the settings while they change.
 
 A destination's task runs under a scope of its own; settings that change restart only what
-they concern. SIGTERM and SIGINT end it cleanly, SIGHUP retries what waits for its operator.
+they concern. SIGTERM and SIGINT end it cleanly, SIGHUP tries again at once what waits.
 """
 
 import logging

@@ -239,7 +239,8 @@ class SpoolKeeper:
         if self._engine.superseded is not None:  # Nothing is sent any more.
             return True
         newest = self._engine.journal.head.number
-        awaited = (one for one in self._pins.accounts() if self._policy(one).is_awaited)
+        known = (one for one in self._pins.accounts() if one.directory.name in self.policies)
+        awaited = (one for one in known if self._policy(one).is_awaited)
         return all(one.pin >= newest for one in awaited)
 
     def take(self, payload_bytes: int) -> str | None:

@@ -1,6 +1,9 @@
 """Have changed settings taken over by whoever serves the group, and say what came of it."""
 
 import contextlib
+import contextlib
+import os
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +34,8 @@ class Reloaded:
 def reload(state_dir: Path) -> Reloaded:
     """Check the settings, have driver and coordinator take them over, and wait for both.
 
+    The coordinator then tries again at once what it had put off.
+
     Raises:
         ConfigError: something is wrong; nothing was taken over.
         BusyError: one of the two did not answer, or the file changed meanwhile.
@@ -51,7 +56,17 @@ def reload(state_dir: Path) -> Reloaded:
     shipping = lock_holder(state_dir / SHIP_LOCK) is not None
     if shipping:
         applied += await_coordinator(state_dir, digest)
+        _retry_now(state_dir)
     return Reloaded(tuple(applied), tuple(later), mounted, shipping)
+
+
+def _retry_now(state_dir: Path) -> None:
+    """Have the coordinator try again at once what waits, also where no setting changed."""
+    pid = Fields(read_json(state_dir / REPORT_NAME)).count("pid")
+    # It has reported, so it heeds the signal by now; and it is nobody else while it has the lock.
+    if pid and pid == lock_holder(state_dir / SHIP_LOCK):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGHUP)
 
 
 def follow(state_dir: Path) -> None:

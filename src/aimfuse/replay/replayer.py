@@ -42,6 +42,8 @@ class Pace:
     discover_s: float = 0.5
     busy_retry_s: float = 5.0
     threads: int = 4
+    hung_s: float = 20.0
+    """A round that lasts longer, on a disk that hangs, gives its place to another store."""
 
     def retry_s(self, failures: int) -> float:
         """Return the pause after *failures* failed rounds in a row, from 1."""
@@ -64,7 +66,9 @@ class Replayer:
         self._disk = disk or process_disk()
         self._look = look or Look()
         self._pace = pace or Pace()
-        self._limiter = trio.CapacityLimiter(self._pace.threads)
+        self._places = trio.CapacityLimiter(self._pace.threads)
+        self._threads = trio.CapacityLimiter(math.inf)
+        self._begun_s: dict[object, float] = {}
         self._started: set[Path] = set()
         self._busy_said: set[Path] = set()
         self._said: set[str] = set()
@@ -78,6 +82,7 @@ class Replayer:
         """
         await self._check_not_all_busy()
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._make_up_for_hung)
             while True:
                 for path in await self._find_again():
                     if path not in self._started:
@@ -202,7 +207,24 @@ class Replayer:
         self._said = problems
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(work, limiter=self._limiter)
+        async with self._places:
+            token = object()
+            self._begun_s[token] = trio.current_time()
+            try:
+                return await trio.to_thread.run_sync(work, limiter=self._threads)
+            finally:
+                del self._begun_s[token]
+
+    async def _make_up_for_hung(self) -> None:
+        """Give stores that work the places of those whose disk does not answer: one each."""
+        pace, hung = self._pace, 0
+        while True:
+            await trio.sleep(pace.hung_s / 4)
+            since_s = trio.current_time() - pace.hung_s
+            before, hung = hung, sum(one <= since_s for one in self._begun_s.values())
+            self._places.total_tokens = pace.threads + hung
+            if hung > before:
+                log.warning("%d rounds take longer than %.0f s: a disk hangs?", hung, pace.hung_s)
 
 
 def _is_store(look: Look, path: Path, problems: set[str]) -> bool:
