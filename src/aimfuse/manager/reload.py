@@ -1,7 +1,6 @@
 """Have changed settings taken over by whoever serves the group, and say what came of it."""
 
 import contextlib
-import contextlib
 import os
 import signal
 import time
