@@ -20,7 +20,7 @@ FAMILIES = {
     "mark": ("bookmark",),
     "far": ("replay", "serve"),
     "past": ("history", "restore"),
-    "view": ("view",),
+    "view": ("view", "bisect"),
     "seed": ("seed",),
     "inspect": ("inspect",),
 }

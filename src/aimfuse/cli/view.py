@@ -48,6 +48,7 @@ ScratchDirOption = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the commands to *app*."""
     app.command("view")(view)
+    app.command("bisect")(bisect)
 
 
 def view(
@@ -75,6 +76,7 @@ def view(
     ] = False,
     as_json: JsonOption = False,
     ready_fd: Annotated[int | None, typer.Option("--ready-fd", hidden=True)] = None,
+    while_open: Annotated[int | None, typer.Option("--while-open", hidden=True)] = None,
 ) -> None:
     """Mount a point of the past at once, as files, also while the store is replayed.
 
@@ -103,6 +105,7 @@ def view(
             volume,
             scratch_directory(scratch_dir) if is_scratch else None,
             allow_other=allow_other,
+            while_open=while_open,
         )
 
         def mounted(said: dict[str, Any]) -> None:
@@ -127,3 +130,75 @@ def _mounted(said: dict[str, Any]) -> list[str]:
         *(f"  {one['name']}, {format_bytes(one['size'])}" for one in said["volumes"]),
         f"is mounted at {said['mountpoint']} ({kind})",
     ]
+
+
+def bisect(
+    store: StoreArgument,
+    check: Annotated[
+        str,
+        typer.Option(
+            "--check",
+            metavar="CMD",
+            help="A shell command that succeeds on a good state; {} is the path of the volume.",
+        ),
+    ],
+    good: Annotated[
+        str | None,
+        typer.Option("--good", metavar="POINT", help="Search behind it. Default: the oldest."),
+    ] = None,
+    bad: Annotated[
+        str | None,
+        typer.Option("--bad", metavar="POINT", help="Search in front of it. Default: the newest."),
+    ] = None,
+    volume: VolumeOption = None,
+    scratch_dir: ScratchDirOption = None,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="Do not let the check write to what it is given.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the last point of the past at which a check passes, to the record.
+
+    Each state is shown to the check in a scratch view, which it may mount and repair: {} is a
+    file, or a directory of them where there are several. Exit code 15: it fails at the oldest.
+    """
+    with exit_on_error():
+        # Imported when needed, as above.
+        from aimfuse.replay.bisect import Request, find_last_good  # noqa: PLC0415
+        from aimfuse.replay.point import parse_at  # noqa: PLC0415
+
+        check_local(store)
+        now = datetime.now().astimezone()
+        request = Request(
+            store.absolute(),
+            check,
+            parse_at(good, now) if good is not None else None,
+            parse_at(bad, now) if bad is not None else None,
+            volume,
+            None if read_only else scratch_directory(scratch_dir),
+        )
+        said = find_last_good(Disk(), request, lambda one: typer.echo(_checked(one), err=True))
+        typer.echo(json.dumps(said, indent=2) if as_json else "\n".join(_found(said)))
+
+
+def _checked(said: dict[str, Any]) -> str:
+    return f"{'good' if said['good'] else 'bad ':<4}  {_shown(said)}"
+
+
+def _found(said: dict[str, Any]) -> list[str]:
+    good, bad = said["good"], said["bad"]
+    lines = [f"last good   {_shown(good)}"]
+    if bad is None:
+        return [*lines, "            which is the newest state here: the check passes to the end"]
+    lines.append(f"first bad   {_shown(bad)}")
+    return [*lines, f"aimfuse restore {said['store']} -o PATH --at {good['position']}"]
+
+
+def _shown(spot: dict[str, Any]) -> str:
+    text = f"{spot['position']} in file {spot['file']}, {format_time(spot['time_ns'])}"
+    if spot["type"] is None:
+        return f"{text}, the oldest state here"
+    label = f" {spot['label']!r}" if "label" in spot else ""
+    where = f" of {spot['length']} bytes at {spot['offset']}" if spot.get("length") else ""
+    name = f", {spot['name']}" if spot.get("name") else ""
+    return f"{text}, {spot['type']}{label}{where}{name}"

@@ -31,6 +31,7 @@ class ViewRequest:
     """What to show: the volume of that name or all of them, *at* a point, at *mountpoint*.
 
     *scratch* is a directory for what is written to the view, None for a view that is read only.
+    The view ends with the pipe *while_open*, if there is one.
     """
 
     store: Path
@@ -39,6 +40,7 @@ class ViewRequest:
     volume: str | None = None
     scratch: Path | None = None
     allow_other: bool = False
+    while_open: int | None = None
 
 
 def show(disk: Disk, request: ViewRequest, mounted: Callable[[Json], None]) -> None:
@@ -50,13 +52,16 @@ def show(disk: Disk, request: ViewRequest, mounted: Callable[[Json], None]) -> N
         BusyError, StoreError: the store's mirror cannot be read now.
         JournalError: a file of the history is damaged.
         OSError: a disk failed.
+        AimfuseError: the view has ended; something of the past could not be read.
     """
     check_mountpoint(request.mountpoint, request.store, [], VIEW_FSTYPE)
     with opened(disk, request.store, request.at) as frozen:
         tree = Tree(disk, frozen, _chosen(frozen, request.volume), FIRST_INODE, _scratch(request))
         try:
             said = _describe(request, frozen, tree)
-            options = ViewOptions(request.store, request.mountpoint, request.allow_other)
+            options = ViewOptions(
+                request.store, request.mountpoint, request.allow_other, request.while_open
+            )
             trio.run(serve, frozen, tree, options, lambda: mounted(said))
         finally:
             tree.close()

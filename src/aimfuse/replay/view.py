@@ -40,17 +40,24 @@ _SECTOR_BYTES = 512
 
 @dataclass(frozen=True, slots=True)
 class ViewOptions:
-    """Where to mount, and for whom; `store` is what the mount table shows."""
+    """Where to mount, and for whom; `store` is what the mount table shows.
+
+    With `while_open` the view ends, in any case, when the pipe that this reads from does.
+    """
 
     store: Path
     mountpoint: Path
     allow_other: bool = False
+    while_open: int | None = None
 
 
 class _Boundary:
-    """Turn any failure of a handler into an errno."""
+    """Turn any failure of a handler into an errno; `failure` is the first one of the past."""
 
-    __slots__ = ()
+    __slots__ = ("failure",)
+
+    def __init__(self) -> None:
+        self.failure: AimfuseError | None = None
 
     def __enter__(self) -> None:
         return None
@@ -60,18 +67,15 @@ class _Boundary:
     ) -> None:
         if exc is None or isinstance(exc, FUSEError) or not isinstance(exc, Exception):
             return
-        if isinstance(exc, PastLost):  # It was logged when it was found.
-            raise FUSEError(errno.EIO) from exc
         if isinstance(exc, AimfuseError):
-            log.error("cannot be read: %s", exc)
+            self.failure = self.failure or exc
+            if not isinstance(exc, PastLost):  # Which was logged when it was found.
+                log.error("cannot be read: %s", exc)
             raise FUSEError(exc.kernel_errno) from exc
         if isinstance(exc, OSError):
             raise FUSEError(exc.errno or errno.EIO) from exc
         log.critical("a bug in a handler", exc_info=exc)
         raise FUSEError(errno.EIO) from exc
-
-
-_BOUNDARY = _Boundary()
 
 
 class Operations(pyfuse3.Operations):
@@ -84,17 +88,23 @@ class Operations(pyfuse3.Operations):
     def __init__(self, tree: Tree) -> None:
         """Show *tree*."""
         super().__init__()
+        self._boundary = _Boundary()
         self._tree = tree
         self._uid, self._gid = os.getuid(), os.getgid()
         self._mtime_ns = time.time_ns()
         self._listings: dict[int, list[tuple[str, int]]] = {}
         self._next_handle = 1
 
+    @property
+    def failure(self) -> AimfuseError | None:
+        """Return why something of the past could not be read, at first; None if all could."""
+        return self._boundary.failure
+
     # Data.
 
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         """Open a file; the kernel may keep what it has read: nothing changes by itself."""
-        with _BOUNDARY:
+        with self._boundary:
             file = self._file(inode)
             if flags & os.O_ACCMODE != os.O_RDONLY and self._tree.scratch is None:
                 raise FUSEError(errno.EROFS)
@@ -105,17 +115,17 @@ class Operations(pyfuse3.Operations):
 
     async def release(self, fh: int) -> None:
         """Let go of a handle."""
-        with _BOUNDARY:
+        with self._boundary:
             self._tree.release(self._file(fh))
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
         """Return what the volume held at the point, or was given since in the scratch."""
-        with _BOUNDARY:
+        with self._boundary:
             return self._tree.read(self._file(fh), off, size)
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """Write into the scratch."""
-        with _BOUNDARY:
+        with self._boundary:
             self._tree.write(self._file(fh), off, buf, time.time_ns())
             return len(buf)
 
@@ -134,14 +144,14 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         """Find a name."""
-        with _BOUNDARY:
+        with self._boundary:
             return self._attributes(self._tree.named(os.fsdecode(name)).inode)
 
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         """Make a file in the scratch and open it."""
-        with _BOUNDARY:
+        with self._boundary:
             file = self._tree.create(name, time.time_ns())
             self._tree.open(file)
             return pyfuse3.FileInfo(fh=file.inode, keep_cache=True), self._attributes(file.inode)
@@ -150,14 +160,14 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         """Make a file in the scratch."""
-        with _BOUNDARY:
+        with self._boundary:
             if not stat.S_ISREG(mode):
                 raise FUSEError(errno.EPERM)
             return self._attributes(self._tree.create(name, time.time_ns()).inode)
 
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         """Remove a file from the scratch."""
-        with _BOUNDARY:
+        with self._boundary:
             self._tree.remove(os.fsdecode(name))
 
     async def rename(
@@ -165,14 +175,14 @@ class Operations(pyfuse3.Operations):
         flags: int, ctx: pyfuse3.RequestContext,
     ) -> None:  # fmt: skip
         """Rename a file in the scratch."""
-        with _BOUNDARY:
+        with self._boundary:
             if flags & ~pyfuse3.RENAME_NOREPLACE:
                 raise FUSEError(errno.EINVAL)
             self._tree.rename(os.fsdecode(name_old), name_new, may_replace=not flags)
 
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         """Open the directory for listing."""
-        with _BOUNDARY:
+        with self._boundary:
             if inode != _ROOT:
                 raise FUSEError(errno.ENOTDIR)
             self._next_handle += 1
@@ -181,7 +191,7 @@ class Operations(pyfuse3.Operations):
 
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """List the names as they were at the start, so that none is seen twice or missed."""
-        with _BOUNDARY:
+        with self._boundary:
             if not start_id:
                 self._listings[fh] = [(file.name, file.inode) for file in self._tree.files()]
             for key, (name, inode) in enumerate(self._listings[fh][start_id:], start_id + 1):
@@ -201,7 +211,7 @@ class Operations(pyfuse3.Operations):
 
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         """Return what stat shows."""
-        with _BOUNDARY:
+        with self._boundary:
             return self._attributes(inode)
 
     async def setattr(
@@ -213,7 +223,7 @@ class Operations(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         """Set size and time within the scratch; owner and mode are the view's."""
-        with _BOUNDARY:
+        with self._boundary:
             if inode != _ROOT:
                 file = self._file(inode)
                 if fields.update_size:
@@ -224,7 +234,7 @@ class Operations(pyfuse3.Operations):
 
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         """Return the space that a scratch still has."""
-        with _BOUNDARY:
+        with self._boundary:
             files = self._tree.files()
             data = pyfuse3.StatvfsData()
             data.f_bsize = data.f_frsize = BLOCK_BYTES
@@ -279,7 +289,9 @@ async def serve(
 
     Raises:
         UsageError: the kernel or fusermount3 refuses the mount.
+        AimfuseError: it has been unmounted, and something of the past could not be read.
     """
+    operations = Operations(tree)
     fuse_options = set(pyfuse3.default_options)
     fuse_options |= {f"fsname={source_name(options.store)}", f"subtype={VIEW_FSTYPE}"}
     if tree.scratch is None:
@@ -287,7 +299,7 @@ async def serve(
     if options.allow_other:
         fuse_options.add("allow_other")
     try:
-        pyfuse3.init(Operations(tree), str(options.mountpoint), fuse_options)
+        pyfuse3.init(operations, str(options.mountpoint), fuse_options)
     except RuntimeError as exc:
         raise UsageError(
             f"{options.mountpoint} cannot be mounted: {exc}",
@@ -298,11 +310,15 @@ async def serve(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_refresh, frozen)
             nursery.start_soon(_stop_on_signal, options.mountpoint)
+            if options.while_open is not None:
+                nursery.start_soon(_stop_at_end_of, options.while_open, options.mountpoint)
             mounted()
             await pyfuse3.main()
             nursery.cancel_scope.cancel()
     finally:
         pyfuse3.close(unmount=True)
+    if operations.failure is not None:
+        raise operations.failure
 
 
 async def _refresh(frozen: Frozen) -> None:
@@ -325,9 +341,15 @@ async def _stop_on_signal(mountpoint: Path) -> None:
                 log.warning("%s: %s. %s", signal.Signals(number).name, exc, exc.hint)
 
 
-async def _unmount(mountpoint: Path) -> None:
+async def _stop_at_end_of(pipe: int, mountpoint: Path) -> None:
+    """Take the view away, also from its users, once whoever wanted it is gone."""
+    await trio.lowlevel.wait_readable(pipe)
+    await _unmount(mountpoint, "-uz")
+
+
+async def _unmount(mountpoint: Path, how: str = "-u") -> None:
     """Ask the kernel to unmount; raise `BusyError` where somebody still uses the view."""
-    command = ["fusermount3", "-u", "--", str(mountpoint)]
+    command = ["fusermount3", how, "--", str(mountpoint)]
     try:
         done = await trio.run_process(command, check=False, capture_stderr=True, stdin=b"")
     except OSError as exc:
