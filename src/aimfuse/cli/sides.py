@@ -59,18 +59,18 @@ def switchover(
     """
     with exit_on_error():
         from aimfuse.config import load  # noqa: PLC0415 - as below
-        from aimfuse.disk import Disk  # noqa: PLC0415
+        from aimfuse.disk import process_disk  # noqa: PLC0415
         from aimfuse.manager.target import find_source  # noqa: PLC0415
         from aimfuse.takeover import rejoin as joining  # noqa: PLC0415
         from aimfuse.takeover import switchover as takeover  # noqa: PLC0415
 
         _log_quietly()
         config = load(find_source(image, state))
-        done = takeover.switchover(Disk(), config, name, _say)
+        done = takeover.switchover(process_disk(), config, name, _say)
         if not as_json:
             _tell(takeover.describe(done)[: 2 if then_rejoin else 3])
         if then_rejoin:
-            joined = joining.rejoin(Disk(), config, joining.Request(done["url"]), _say)
+            joined = joining.rejoin(process_disk(), config, joining.Request(done["url"]), _say)
             done["rejoined"] = joined
             if not as_json:
                 _tell([*joining.describe(joined), *joining.next_commands(joined)])
@@ -107,14 +107,14 @@ def rejoin(
     with exit_on_error():
         # Imported when needed: the other commands do without.
         from aimfuse.config import load  # noqa: PLC0415
-        from aimfuse.disk import Disk  # noqa: PLC0415
+        from aimfuse.disk import process_disk  # noqa: PLC0415
         from aimfuse.manager.target import find_source  # noqa: PLC0415
         from aimfuse.takeover import rejoin as takeover  # noqa: PLC0415
 
         _log_quietly()
         config = load(find_source(image, state))
         request = takeover.Request(url, store, discard, dry_run)
-        done = takeover.rejoin(Disk(), config, request, _say)
+        done = takeover.rejoin(process_disk(), config, request, _say)
         if as_json:
             typer.echo(json.dumps(done, indent=2))
             return
@@ -166,10 +166,10 @@ def export(
 ) -> None:
     """Copy the images of a branch out; sparse, and sharing blocks where that can be."""
     with exit_on_error():
-        from aimfuse.disk import Disk  # noqa: PLC0415 - as above
+        from aimfuse.disk import process_disk  # noqa: PLC0415 - as above
         from aimfuse.takeover import branches  # noqa: PLC0415
 
-        disk = Disk()
+        disk = process_disk()
         for path in branches.export(disk, _found(image, state, branch), output):
             typer.echo(f"{path}: {format_bytes(path.stat().st_size)}")
 
@@ -183,7 +183,7 @@ def discard(
 ) -> None:
     """Remove a branch: what only it has is gone then."""
     with exit_on_error():
-        from aimfuse.disk import Disk  # noqa: PLC0415 - as above
+        from aimfuse.disk import process_disk  # noqa: PLC0415 - as above
         from aimfuse.takeover import branches  # noqa: PLC0415
 
         one = _found(image, state, branch)
@@ -192,7 +192,7 @@ def discard(
             sys.stdin.isatty() and typer.confirm(f"Remove branch {what}?", err=True)
         ):
             raise UsageError(f"branch {what} is still kept", hint="Add --yes to remove it.")
-        branches.discard(Disk(), one)
+        branches.discard(process_disk(), one)
         typer.echo(f"Removed branch {one.name}.")
 
 

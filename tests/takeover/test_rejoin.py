@@ -1,0 +1,222 @@
+"""An old source becomes a mirror where it lies: what is kept, what is refused, and any crash."""
+
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from aimfuse.config import load
+from aimfuse.disk import Disk
+from aimfuse.errors import BusyError, StoreError, SupersededError, UsageError
+from aimfuse.journal.dirty import read_map
+from aimfuse.journal.slots import Slots
+from aimfuse.journal.spool import sealed_names
+from aimfuse.journal.superseded import Step, read_superseded
+from aimfuse.replay.doubt import DIFFERS, REJOINED
+from aimfuse.replay.state import Phase, StoreState
+from aimfuse.takeover.branches import discard, export, find_branch, list_branches
+from aimfuse.takeover.rejoin import Json, Request, rejoin
+from tests.coordinator.samples import make_dice
+from tests.disks.faults import Crash
+from tests.replay.faults import Steps, dying
+from tests.takeover.old_source import BLOCK, OldSource
+
+LONG = os.environ.get("AIMFUSE_SWEEP") == "long"
+
+
+def run(source: OldSource, disk: Disk | None = None, **wanted: object) -> Json:
+    config = load(source.config.state_dir)
+    request = Request(source.url, **wanted)  # type: ignore[arg-type]
+    return rejoin(disk or Disk(), config, request, lambda _line: None)
+
+
+def store_state(store: Path) -> StoreState:
+    data = Slots(Disk(), store / "state", "state").read()
+    assert data is not None
+    return StoreState.from_json(data)
+
+
+def forked(root: Path, names: tuple[str, ...] = (), *, clean: bool = True) -> OldSource:
+    source = OldSource(root, names)
+    source.write(1, 2, 3)
+    source.fork()
+    source.write(3, 9, byte=7, clean=clean)
+    return source
+
+
+def check(source: OldSource, at_end: dict[str, bytes]) -> None:
+    """Check that the images are a mirror at the fork, and that what they held is kept."""
+    store = source.config.state_dir / "store"
+    state = store_state(store)
+    assert state.head is not None
+    assert (state.head.number, state.head.digest) == (source.head.number, source.head.digest)
+    assert (state.phase, state.doubt) == (Phase.CATCHING_UP, REJOINED)
+    for entry in state.volumes:
+        data = store / "volumes" / f"{entry.volume:08d}"
+        assert data.stat().st_nlink == 2 or data.stat().st_size == 0
+    assert source.contents() == at_end
+    (branch,) = list_branches(Disk(), source.config.state_dir)
+    assert {one.name: one.read_bytes() for one in branch.volumes} == at_end
+    assert not sealed_names(Disk(), source.paths.spool)
+    note = read_superseded(Disk(), source.config.state_dir)
+    assert note is not None
+    assert note.step is Step.REJOINED
+
+
+@pytest.mark.parametrize("clean", [True, False], ids=["unmounted", "crashed"])
+def test_an_old_source_becomes_a_mirror_at_the_fork_and_its_tail_a_branch(
+    tmp_path: Path, *, clean: bool
+) -> None:
+    source = forked(tmp_path, clean=clean)
+    done = run(source)
+    at_end = source.contents()
+    assert at_end["v.img"][9 * BLOCK : 10 * BLOCK] == b"\7" * BLOCK
+    assert done["writes"] == 2
+    check(source, at_end)
+    extents = list(read_map(Disk(), source.config.state_dir / "store" / DIFFERS).extents())
+    assert [(one.offset, one.length) for one in extents] == [
+        (3 * BLOCK, BLOCK), (9 * BLOCK, BLOCK)
+    ]  # fmt: skip
+    again = run(source)
+    assert (again["state"], again["store"]) == ("rejoined", done["store"])
+
+
+def test_a_source_exactly_at_the_fork_needs_no_copy_and_leaves_no_branch(tmp_path: Path) -> None:
+    source = OldSource(tmp_path)
+    source.write(1)
+    source.fork()
+    done = run(source)
+    state = store_state(Path(done["store"]))
+    assert (state.phase, state.doubt) == (Phase.CONSISTENT, "")
+    assert not list_branches(Disk(), source.config.state_dir)
+
+
+def test_a_dry_run_changes_nothing(tmp_path: Path) -> None:
+    source = forked(tmp_path, clean=False)
+
+    def everything() -> dict[Path, bytes]:
+        return {one: one.read_bytes() for one in sorted(tmp_path.rglob("*")) if one.is_file()}
+
+    before = everything()
+    done = run(source, dry_run=True)
+    assert done["state"] == "planned"
+    after = {path: data for path, data in everything().items() if path in before}
+    locks = {source.config.state_dir / name for name in ("lock", "ship.lock")}
+    assert {path for path in before if before[path] != after[path]} <= locks
+    assert not (source.config.state_dir / "store").exists()
+    assert read_superseded(Disk(), source.config.state_dir) is None
+
+
+def test_discarded_is_not_kept(tmp_path: Path) -> None:
+    source = forked(tmp_path)
+    assert run(source, discard=True)["branch"] is None
+    assert not list_branches(Disk(), source.config.state_dir)
+
+
+def test_what_cannot_be_done_is_refused_before_anything_changes(tmp_path: Path) -> None:
+    source = forked(tmp_path)
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(UsageError, match="is there already"):
+        run(source, store=tmp_path / "taken")
+    with pytest.raises(UsageError, match="is not there"):
+        run(source, store=tmp_path / "no" / "store")
+    with pytest.raises(UsageError, match="file system"):
+        run(source, store=Path("/dev/shm") / "store")
+    (source.far / "ack.json").unlink()
+    with pytest.raises(StoreError, match="was not promoted"):
+        run(source)
+    assert read_superseded(Disk(), source.config.state_dir) is None
+
+
+def test_a_source_that_is_being_shipped_is_left_alone(tmp_path: Path) -> None:
+    source = forked(tmp_path)
+    with (source.config.state_dir / "ship.lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(BusyError, match="shipped"):
+            run(source)
+
+
+def test_an_image_that_belongs_to_a_mirror_is_not_served_again(tmp_path: Path) -> None:
+    source = forked(tmp_path)
+    run(source)
+    note = read_superseded(Disk(), source.config.state_dir)
+    assert note is not None
+    assert note.is_final
+    assert isinstance(note.error(), SupersededError)
+
+
+def relay(source: OldSource) -> set[str]:
+    """Rejoin in many lives, each of which dies at the first label at which none before it did."""
+    met: set[str] = set()
+
+    def before(_at: int, label: str) -> None:
+        if label not in met:
+            met.add(label)
+            raise Crash(label)
+
+    while True:
+        try:
+            run(source, Steps(before))
+        except Crash:
+            continue
+        return met
+
+
+@pytest.mark.parametrize("names", [(), ("a", "b")], ids=["image", "directory"])
+def test_a_rejoin_that_dies_at_every_label_ends_as_one_that_did_not(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    source = forked(tmp_path, names, clean=False)
+    met = relay(source)
+    assert {"superseded:rename", "branch:rename", "rejoin:rename", "rejoin:spool"} <= met
+    check(source, source.contents())
+
+
+@pytest.mark.skipif(not LONG, reason="a sweep of each step, for the long run")
+def test_a_rejoin_that_dies_at_any_step_goes_on(tmp_path: Path) -> None:
+    step = 0
+    while True:
+        root = tmp_path / str(step)
+        root.mkdir()
+        source = forked(root, clean=False)
+        try:
+            run(source, dying(step))
+        except Crash:
+            run(source)
+            check(source, source.contents())
+            step += 1
+            continue
+        return
+
+
+def test_branches_are_copied_out_and_removed(tmp_path: Path) -> None:
+    source = forked(tmp_path)
+    run(source)
+    state_dir = source.config.state_dir
+    branch = find_branch(Disk(), state_dir, None)
+    out = tmp_path / "out.img"
+    export(Disk(), branch, out)
+    assert out.read_bytes() == source.contents()["v.img"]
+    assert out.stat().st_blocks * 512 < out.stat().st_size
+    with pytest.raises(UsageError, match="is there already"):
+        export(Disk(), branch, out)
+    with pytest.raises(UsageError, match="no branch is called"):
+        find_branch(Disk(), state_dir, "9-9")
+    discard(Disk(), branch)
+    with pytest.raises(UsageError, match="no branch is kept"):
+        find_branch(Disk(), state_dir, None)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_of_any_history_everything_that_this_side_held_is_in_the_branch(
+    tmp_path: Path, seed: int
+) -> None:
+    dice = make_dice(seed)
+    source = OldSource(tmp_path, ("a", "b"))
+    source.live(dice, 8)
+    source.fork()
+    source.live(dice, 8)
+    at_end = source.contents()
+    run(source)
+    check(source, at_end)

@@ -1,0 +1,107 @@
+"""What an old source touched behind the fork: everything that differs is named, and little else."""
+
+from pathlib import Path
+
+import pytest
+
+from aimfuse.disk import Disk
+from aimfuse.driver.checkpoint import Checkpoint, CheckpointFile
+from aimfuse.journal.dirty import DirtyMap
+from aimfuse.journal.spool import release, sealed_names
+from aimfuse.takeover.tail import Tail, survey
+from aimfuse.units import FileNumber
+from tests.coordinator.samples import make_dice
+from tests.takeover.old_source import BLOCK, BLOCKS, OldSource
+
+
+def checkpoint(source: OldSource) -> Checkpoint:
+    found = CheckpointFile(Disk(), source.config.state_dir).read()
+    assert found is not None
+    return found
+
+
+def look(source: OldSource) -> Tail:
+    return survey(Disk(), source.config, checkpoint(source), source.head)
+
+
+def covered(differs: DirtyMap, volume: int, size: int) -> bytearray:
+    found = bytearray(size)
+    for one in differs.extents():
+        if one.volume == volume:
+            end = min(size, one.offset + one.length)
+            found[one.offset : end] = b"\1" * max(0, end - one.offset)
+    return found
+
+
+@pytest.mark.parametrize("names", [(), ("a", "b", "c")], ids=["image", "directory"])
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_differs_from_the_fork_is_named(
+    tmp_path: Path, names: tuple[str, ...], seed: int
+) -> None:
+    dice = make_dice(seed)
+    source = OldSource(tmp_path, names)
+    source.live(dice, 10)
+    source.fork()
+    source.live(dice, 12)
+    tail = look(source)
+    assert tail.differs is not None, tail.why_all
+    present = {one.entry.volume: one for one in checkpoint(source).volumes}
+    now = source.contents()
+    assert {one.name: one.size_bytes for one in tail.volumes} == {
+        name: len(data) for name, data in source.at_fork.items()
+    }
+    for entry in tail.volumes:
+        before = source.at_fork[entry.name]
+        named = covered(tail.differs, entry.volume, len(before))
+        if entry.volume not in present:
+            assert all(named)
+            continue
+        after = now[present[entry.volume].entry.name].ljust(len(before), b"\0")
+        lost = [
+            at for at, (one, other) in enumerate(zip(before, after, strict=False))
+            if one != other and not named[at]
+        ]  # fmt: skip
+        assert not lost
+
+
+def test_a_side_that_wrote_nothing_behind_the_fork_has_no_tail(tmp_path: Path) -> None:
+    source = OldSource(tmp_path)
+    source.write(1, 2)
+    source.fork()
+    assert look(source).is_empty
+    with source.served() as engine:
+        engine.flush(next(iter(engine.volumes)))
+    assert look(source).is_empty
+
+
+def test_only_what_was_written_counts_and_not_what_was_there_before(tmp_path: Path) -> None:
+    source = OldSource(tmp_path)
+    source.write(*range(40))
+    source.fork()
+    source.write(7, byte=2)
+    tail = look(source)
+    assert (tail.writes, tail.differing_bytes) == (1, BLOCK)
+
+
+@pytest.mark.parametrize("harm", ["released", "damaged", "other-fork", "behind"])
+def test_where_the_tail_cannot_be_told_everything_differs(tmp_path: Path, harm: str) -> None:
+    source = OldSource(tmp_path)
+    source.write(1)
+    fork = source.fork()
+    for block in (2, 3):
+        source.write(block)
+    names = [one for one in sealed_names(Disk(), source.paths.spool) if one.number > fork.number]
+    if harm == "released":
+        release(Disk(), source.paths.spool, FileNumber(names[0].number))
+    elif harm == "damaged":
+        path = source.paths.spool / names[0].sealed
+        path.write_bytes(path.read_bytes()[:-100] + bytes(100))
+    elif harm == "other-fork":
+        source.head = type(fork)(fork.epoch, fork.number, fork.seq, b"\7" * 32)
+    else:
+        source.head = type(fork)(fork.epoch, FileNumber(99), fork.seq, fork.digest)
+    tail = look(source)
+    assert tail.differs is None
+    assert tail.why_all
+    assert tail.differing_bytes == BLOCKS * BLOCK
+    assert not tail.is_empty
