@@ -19,6 +19,7 @@ FAMILIES = {
     "watch": ("status", "dashboard", "flush", "umount"),
     "mark": ("bookmark",),
     "far": ("replay", "serve"),
+    "pausing": ("pause", "resume"),
     "past": ("history", "restore"),
     "view": ("view", "bisect"),
     "seed": ("seed",),

@@ -218,6 +218,7 @@ STORE: Keys = {
     "keep": _duration_key("keep_s", 0.0, 100 * 366 * 86400.0),
     "keep_size": _size_key("keep_bytes_max", 0, 1024 * TIB),
     "keep_free": _size_key("keep_free_bytes", 0, 1024 * TIB),
+    "delay": _duration_key("delay_s", 0.0, 366 * 86400.0),
 }
 DESTINATION: Keys = {
     "name": Key("name", check_name, _NAME_REMEDY),

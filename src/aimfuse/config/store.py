@@ -22,11 +22,13 @@ class StoreConfig:
     """How long the history of a store is kept, in seconds, and how large it gets, in bytes.
 
     0 seconds switch it off. `keep_free_bytes` of the disk are left alone, whatever else is said.
+    With `delay_s` a journal file is applied once it is so old, in seconds.
     """
 
     keep_s: float = 7 * 86400.0
     keep_bytes_max: int = 50 * GIB
     keep_free_bytes: int = 256 * MIB
+    delay_s: float = 0.0
 
 
 def load_store(store: Path, disk: Disk) -> StoreConfig:

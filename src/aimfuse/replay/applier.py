@@ -12,6 +12,7 @@ from aimfuse.errors import JournalError
 from aimfuse.journal.names import JournalName, SyncName
 from aimfuse.journal.reader import AimFile
 from aimfuse.replay.apply import apply_journal
+from aimfuse.replay.brake import Brake
 from aimfuse.replay.doubt import held_back
 from aimfuse.replay.findings import Findings
 from aimfuse.replay.forward import Forward
@@ -61,6 +62,7 @@ class Applier:
         self.switch = Switch(store, self.work, self.staged)
         self.forward = Forward(store)
         self.history = History(store, clock)
+        self.brake = Brake(store, self.work, lambda: self.history.settings, clock)
         self.is_cut_short = False
         self.progress_ns = clock()
         self._store = store
@@ -74,7 +76,7 @@ class Applier:
         """Apply private copies while the next one is there and the round lasts."""
         progress = self.is_cut_short = False
         while not self._findings.halted:
-            if self.switch.is_due():
+            if self.switch.is_due() and self.brake.lets_switch():
                 self._do_switch()
             elif (copy := self._next_copy()) is not None:
                 self._redo(copy)
@@ -133,7 +135,8 @@ class Applier:
         held = self._gap[0] if self._gap else None
         if is_needless(self._store.state, self.work, held):
             self.staged.drop()
-        return next_copy(self._store.state, self.work, held)
+        copy = next_copy(self._store.state, self.work, held)
+        return copy if copy is None or self.brake.lets(copy) else None
 
     def _redo(self, copy: Copy) -> None:
         try:
@@ -163,6 +166,7 @@ class Applier:
             self._put_off(copy, str(exc))
             return
         self.work.drop(copy)
+        self.brake.forget(copy)
         self.progress_ns = self._clock()
 
     def _apply_sync(self, copy: Copy, aim: AimFile) -> None:
@@ -194,6 +198,7 @@ class Applier:
         for number, copy in list(self.work.journal.items()):
             if head is None or number <= head.number:
                 self.work.drop(copy)
+                self.brake.forget(copy)
 
     def _put_off(self, copy: Copy, reason: str, *, expendable: bool = False) -> None:
         path = self._store.work / copy.name.sealed

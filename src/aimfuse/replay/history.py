@@ -90,6 +90,11 @@ class History:
             self._slots.write(floor.to_json())
             self._slots.write(floor.to_json())
 
+    @property
+    def settings(self) -> StoreConfig:
+        """Return the store's settings that are in force."""
+        return self._settings
+
     # Saving.
 
     def save(self, aim: AimFile, plan: Plan) -> None:

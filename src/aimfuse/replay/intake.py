@@ -125,17 +125,24 @@ class Intake:
         if name.number < head.number:
             return self._discard(name)
         known = self._work.journal.get(name.number)
-        if known is None and name.number > head.number + 1 and not self._has_room():
+        if known is None and name.number > head.number + 1 and not self._has_room(name.number):
             return False
         aim = self._read(name)
         self._look_ahead(name)
         return aim is not None and self._accept(name, aim, head, known)
 
-    def _has_room(self) -> bool:
-        """Tell whether a file that cannot be applied yet is taken in: always for a switch."""
+    def _has_room(self, number: int) -> bool:
+        """Tell whether a file that cannot be applied yet is taken in: always for a switch.
+
+        Files that wait on purpose may fill the disk, but for what has to stay free.
+        """
         staging = self._store.state.staging
         is_wanted = staging is not None and staging.progress.done
-        return is_wanted or self._work.has_room()
+        if is_wanted or self._work.has_room():
+            return True
+        brake, head = self._applier.brake, self._store.state.head
+        is_next = head is not None and number == self._work.received(head.number) + 1
+        return is_next and brake.is_on and brake.has_room()
 
     def _accept(self, name: JournalName, aim: AimFile, head: Head, known: Copy | None) -> bool:
         """Take in a sound journal file, unless its number is taken: by itself, or by a fork."""
@@ -203,6 +210,8 @@ class Intake:
     def _receive(self, name: AnyName, aim: AimFile) -> None:
         self._work.add(name, aim)
         self._findings.note_sound(name)
+        if isinstance(name, JournalName):
+            self._applier.brake.note(self._work.journal[name.number])
         self._discard(name)
 
     def _discard(self, name: AnyName) -> bool:

@@ -37,7 +37,8 @@ class Report:
         findings = self._findings
         return (self._store.state, self._work.files, self._intake.files,
                 findings.quarantine.count, self._shown_error(error), findings.damaged,
-                findings.stale_count, str(self._applier.switch.progress()))  # fmt: skip
+                findings.stale_count, str(self._applier.switch.progress()),
+                self._applier.brake.key())  # fmt: skip
 
     def build(self, error: str) -> Json:
         """Return what the ack says; *error* is why the last round failed, "" if it did not."""
@@ -58,6 +59,7 @@ class Report:
             "sync": _report_sync(state, work, self._applier.switch),
             "needs_sync": self._applier.needs_sync(),
             "differs": self._differs(),
+            **self._applier.brake.report(),
             "queue": {
                 "files": work.files + max(0, self._intake.files),
                 "bytes": work.size_bytes + self._intake.size_bytes,

@@ -114,8 +114,11 @@ class Session:
             self._findings.halted = self.store.state.reason
             return False
         self._applier.history.prune(urgent=self.failures > 0)
+        self._applier.brake.look()
         progress = self._applier.drain()
-        if self._again or self._applier.is_cut_short or self._intake.changed():
+        if self._applier.brake.receives and (
+            self._again or self._applier.is_cut_short or self._intake.changed()
+        ):
             progress = self._intake.empty() or progress
             self._again = self._intake.is_unfinished
         self._applier.forward.note()

@@ -21,12 +21,13 @@ BYTES_MAX = 8 * GIB
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """One received file; *first_time_ns* is the time of its oldest record."""
+    """One received file; the times, in Unix ns, are those of its first and its last record."""
 
     name: JournalName | SyncName
     size_bytes: int
     digest: bytes
     first_time_ns: int
+    last_time_ns: int = 0
 
 
 class Work:
@@ -43,6 +44,7 @@ class Work:
         self.sync: dict[SyncName, Copy] = {}
         self.size_bytes = 0
         self.lost: list[str] = []
+        self._row = (0, 0)
         disk = store.disk
         for text in disk.listdir(store.work):
             name = parse(text)
@@ -64,7 +66,8 @@ class Work:
             self._store.disk.unlink("work:unlink_part", part)
         publish(self._store.disk, "work", path, aim.data)
         seal = aim.seal
-        self._note(Copy(name, seal.total_bytes, seal.digest, seal.first_time_ns))
+        times = (seal.first_time_ns, seal.last_time_ns)
+        self._note(Copy(name, seal.total_bytes, seal.digest, *times))
 
     def read(self, copy: Copy) -> AimFile:
         """Read a copy back and check it.
@@ -86,10 +89,19 @@ class Work:
         """Strike a copy off the list; its file is somebody else's matter."""
         if isinstance(copy.name, JournalName):
             found = self.journal.pop(copy.name.number, None)
+            self._cut_row(copy.name.number)
         else:
             found = self.sync.pop(copy.name, None)
         if found is not None:
             self.size_bytes -= found.size_bytes
+
+    def _cut_row(self, number: int) -> None:
+        """Take a file out of the unbroken row that was counted last: a long one is costly."""
+        first, last = self._row
+        if number == first + 1 <= last:
+            self._row = (number, last)
+        elif first < number <= last:
+            self._row = (first, number - 1)
 
     def has_room(self) -> bool:
         """Tell whether files that cannot be applied yet may still be taken in."""
@@ -107,20 +119,24 @@ class Work:
 
     def oldest_ns(self) -> int:
         """Return the time of the oldest record that waits here, 0 for none."""
-        return min((one.first_time_ns for one in self.copies() if one.first_time_ns), default=0)
+        lowest = [self.journal[min(self.journal)]] if self.journal else []
+        waiting = (*lowest, *self.sync.values())
+        return min((one.first_time_ns for one in waiting if one.first_time_ns), default=0)
 
     def received(self, after: int) -> int:
         """Return the highest number such that all from *after* + 1 up to it are here."""
-        number = after
+        first, last = self._row
+        number = last if first <= after <= last else after
         while FileNumber(number + 1) in self.journal:
             number += 1
+        self._row = (after, number)
         return number
 
     def missing(self, after: int, count_max: int) -> list[int]:
         """Return the lowest numbers behind *after* that are not here though later ones are."""
         absent: list[int] = []
         last = max(self.journal, default=FileNumber(0))
-        number = after + 1
+        number = self.received(after) + 1
         while number < last and len(absent) < count_max:
             if FileNumber(number) not in self.journal:
                 absent.append(number)
@@ -142,7 +158,7 @@ class Work:
             size = disk.size(fd)
         finally:
             disk.close(fd)
-        self._note(Copy(name, size, seal.digest, seal.first_time_ns))
+        self._note(Copy(name, size, seal.digest, seal.first_time_ns, seal.last_time_ns))
 
     def _note(self, copy: Copy) -> None:
         self.forget(copy)
