@@ -45,6 +45,7 @@ class Source:
         self.next_volume = 1
         self.epoch, self.number, self.seq, self.digest = 1, 0, 0, NO_DIGEST
         self.head_epoch = 1
+        self.clock_ns = 1_000_000
         self.parent = Parent()
         self.pending: list[Record] = []
         self.table = b""
@@ -117,7 +118,7 @@ class Source:
             self.seq += 1
             writer.append(
                 record.kind, record.volume, Seq(self.seq), record.offset, record.length,
-                1_000_000 + self.seq, record.payload,
+                self.clock_ns + self.seq, record.payload,
             )  # fmt: skip
         self.digest = writer.seal(
             self.digest, Epoch(self.epoch), FileNumber(self.number + 1)

@@ -72,6 +72,10 @@ class Ack:
     mirror_time_ns: int = 0
     oldest_waiting_ns: int = 0
     error: str | None = None
+    is_held: bool = False
+    """What was received waits there on purpose: for a delay, or for its operator."""
+    takes_nothing: bool = False
+    """Its operator has paused receiving."""
     needs_sync: str | None = None
     """Why the mirror cannot go on without a new copy."""
     promoted: Promotion | None = None
@@ -140,6 +144,8 @@ def _ack(raw: dict[str, Any]) -> Ack:
         _number(raw.get("mirror_time_ns") or 0),
         _number(raw.get("oldest_waiting_ns") or 0),
         None if error is None else str(error)[:1000],
+        bool(raw.get("held")),
+        "receive" in (raw.get("paused") or {}),
         None if needs_sync is None else str(needs_sync)[:1000],
         None if promoted is None else Promotion.from_json(promoted),
         DIFFERS_NAME if raw.get("differs") == DIFFERS_NAME else None,

@@ -82,7 +82,7 @@ class Delivery:
         if moved or self.confirmed + 1 >= self.next:
             self.silence = Grace(now)
         self._note_lacking(ack, now)
-        self._note_silence(now)
+        self._note_silence(ack, now)
         self.unconfirmed_bytes = self.backlog.bytes_between(self.confirmed, self.next - 1)
         return moved
 
@@ -160,13 +160,16 @@ class Delivery:
                 grace.since = now
                 self.again[number] = True
 
-    def _note_silence(self, now: float) -> None:
+    def _note_silence(self, ack: Ack, now: float) -> None:
         """Send the first unconfirmed files again after a long silence.
 
         The end of a row that got lost leaves no gap that the store could name.
         """
         first = self.confirmed + 1
         if first >= self.next or self.flights or self.again or self.lacking:
+            return
+        if ack.takes_nothing:
+            self.silence = Grace(now)
             return
         if self.silence.is_over(now, SILENCE_S):
             self.silence = Grace(now, self.silence.tries + 1)

@@ -7,6 +7,7 @@ from typing import Any
 
 import trio
 
+from aimfuse.coordinator.acks import Ack
 from aimfuse.coordinator.copy_report import folded, progress
 from aimfuse.coordinator.forecast import Trend
 from aimfuse.coordinator.lag import Lag, Stage, seconds_behind
@@ -47,7 +48,7 @@ class PlaceReport:
         place = self._place
         now, lag, ack = trio.current_time(), self.lag(), place.ack
         pending = lag.files > 0 or place.cursor.sync is not None
-        if not pending or place.state in {"paused", "waiting"}:
+        if not pending or place.state in {"paused", "waiting"} or _waits_on_purpose(ack, lag):
             place.moved_at = now
         flights = [
             *place.delivery.flights.values(),
@@ -152,3 +153,10 @@ class PlaceReport:
             waiting_ns = 0 if sync else place.ack.oldest_waiting_ns
             oldest_ns = waiting_ns or place.ack.mirror_time_ns or oldest_ns
         return seconds_behind(place.parts.wall_ns(), oldest_ns) if oldest_ns else 0.0
+
+
+def _waits_on_purpose(ack: Ack | None, lag: Lag) -> bool:
+    """Tell whether all that is not applied waits for the store's delay, or for its operator."""
+    if ack is None or lag.in_flight.files:
+        return False
+    return ack.takes_nothing or (ack.is_held and not lag.queued.files)

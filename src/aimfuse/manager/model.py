@@ -10,6 +10,7 @@ from enum import IntEnum
 from typing import Any
 
 from aimfuse.manager.fields import Fields
+from aimfuse.manager.held import Held, read_held
 from aimfuse.units import SECOND_NS, format_seconds
 
 STALE_S = 5.0
@@ -128,6 +129,7 @@ class Destination:
     sent_bytes: int
     sync: Sync | None
     mirror_time_ns: int | None
+    held: Held
     problems: tuple[Problem, ...]
 
 
@@ -184,6 +186,7 @@ class Store:
     source_seq: int | None
     source_spool: Amount
     free_bytes: int | None
+    held: Held
     problems: tuple[Problem, ...]
 
 
@@ -321,6 +324,7 @@ def _destination(status: Fields, now_ns: int, idle: str) -> Destination:
         sent_bytes=status.count("sent_bytes"),
         sync=_sync(sync),
         mirror_time_ns=ack.maybe("mirror_time_ns"),
+        held=read_held(ack),
         problems=tuple(problems),
     )
 
@@ -393,6 +397,7 @@ def _store(status: Fields, now_ns: int) -> Store:
         source_seq=source.maybe("accepted_seq"),
         source_spool=_amount(source.part("spool")),
         free_bytes=status.maybe("free_bytes"),
+        held=read_held(status),
         problems=tuple(problems),
     )
 

@@ -6,6 +6,7 @@ from enum import IntEnum
 
 from rich.text import Text
 
+from aimfuse.manager.held import Held, delay_text
 from aimfuse.manager.layout import Look, bar, between, files, middle, paragraph, row, safe, spark
 from aimfuse.manager.model import Destination, Level, Problem, Store, Sync
 from aimfuse.units import format_bytes, format_seconds
@@ -114,6 +115,22 @@ def sync_lines(sync: Sync, look: Look) -> Lines:
     if sync.eta_s is not None:
         chunks.append(Text(f"{format_seconds(sync.eta_s)} left"))
     return row("sync", chunks, look) + lines
+
+
+def held_lines(held: Held, scene: Scene) -> Lines:
+    """Return what a store holds back on purpose; nothing where it holds nothing back."""
+    chunks = []
+    for one in held.paused:
+        since = f" since {scene.clock(one.since_ns)}" if one.since_ns else ""
+        why = f" ({safe(one.reason)})" if one.reason else ""
+        chunks.append(Text(f"{one.kind} paused{since}{why}", style="yellow"))
+    if held.delay_s:
+        chunks.append(Text(delay_text(held)))
+    if held.files:
+        chunks.append(Text(f"{counted(held.files, 'file')} held back"))
+    if held.next_ns:
+        chunks.append(Text(f"next at {scene.clock(held.next_ns)}"))
+    return row("on purpose", chunks, scene.look, 12) if chunks else []
 
 
 def records_lines(label: str, values: Sequence[float], look: Look, style: str) -> Lines:

@@ -16,6 +16,7 @@ from aimfuse.manager.scene import (
     behind,
     counted,
     heading,
+    held_lines,
     problem_lines,
     records_lines,
     sparkline,
@@ -136,6 +137,7 @@ def _stages(one: Destination, source: Source, scene: Scene) -> Lines:
         lines += _received(one, scene)
     else:
         lines += _on_the_way(one, scene)
+    lines += held_lines(one.held, scene)
     lines += _applied(one, scene)
     if one.lag.seconds is not None and full:
         lines += _lag(one.lag, scene)

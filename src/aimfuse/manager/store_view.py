@@ -14,6 +14,7 @@ from aimfuse.manager.scene import (
     behind,
     counted,
     heading,
+    held_lines,
     problem_lines,
     records_lines,
     sync_lines,
@@ -43,6 +44,7 @@ def _stages(store: Store, scene: Scene) -> Lines:
         lines += row("mirror", _mirror(store, scene), look)
         lines += row("inbox", [Text(amount(store.arrived.files, store.arrived.bytes))], look)
         lines += _received(store, scene)
+    lines += held_lines(store.held, scene)
     lines += row("applied", _applied(store), look)
     lines += records_lines("rate", scene.rates.get((store.path,), ()), look, "green")
     lines += _checks(store, scene)

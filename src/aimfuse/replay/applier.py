@@ -50,7 +50,12 @@ class Applier:
     """Brings an open store's mirror forward. `progress_ns`: when it last did, in Unix ns."""
 
     def __init__(
-        self, store: Store, findings: Findings, time_left: RoundTime, clock: Callable[[], int]
+        self,
+        store: Store,
+        findings: Findings,
+        time_left: RoundTime,
+        clock: Callable[[], int],
+        monotonic: Callable[[], float],
     ) -> None:
         """Take up what the last run left. *clock* gives Unix ns.
 
@@ -62,7 +67,7 @@ class Applier:
         self.switch = Switch(store, self.work, self.staged)
         self.forward = Forward(store)
         self.history = History(store, clock)
-        self.brake = Brake(store, self.work, lambda: self.history.settings, clock)
+        self.brake = Brake(store, self.work, lambda: self.history.settings, clock, monotonic)
         self.is_cut_short = False
         self.progress_ns = clock()
         self._store = store

@@ -3,8 +3,9 @@
 With a delay a journal file is applied once its last record is that old by its source's clock.
 How old a file is, is asked once, when it comes: from then on it grows older by a clock that
 nobody sets. So a step of either end's clock neither lets files in early nor keeps them out.
-A file is never older than the one before it. The source's clock is what it last said it was, and
-the time since; without a word from it, this host's.
+A file is never older than the one before it, and is new if it was made before that one, it says.
+The source's clock is what it last said it was, and the time since; without a word from it, this
+host's.
 
 A mirror that is not consistent is finished first, whatever is paused or delayed.
 """
@@ -12,7 +13,6 @@ A mirror that is not consistent is finished first, whatever is paused or delayed
 import json
 import logging
 import os
-import time
 from collections.abc import Callable
 
 from aimfuse.config.pauses import Pauses, load_pauses
@@ -42,7 +42,7 @@ class Brake:
         work: Work,
         settings: Callable[[], StoreConfig],
         clock: Callable[[], int],
-        monotonic: Callable[[], float] = time.monotonic,
+        monotonic: Callable[[], float],
     ) -> None:
         """Look at what is paused, and how old the files are that wait. *clock*: Unix ns.
 
@@ -59,6 +59,7 @@ class Brake:
         self._looked_s = float("-inf")
         self._heard = (0, 0.0, 0)
         self._born_s: dict[FileNumber, float] = {}
+        self._newest = (0, 0)
         self.look()
         for number in sorted(work.journal):
             self.note(work.journal[number])
@@ -108,7 +109,12 @@ class Brake:
         now_s, number = self._monotonic(), copy.name.number
         age_s = max(0, self._source_ns(now_s) - copy.last_time_ns) / SECOND_NS
         before = self._born_s.get(FileNumber(number - 1), float("-inf"))
+        before_number, before_ns = self._newest
+        if number == before_number + 1 and copy.first_time_ns < before_ns:
+            age_s = 0.0  # The source's clock was set back: what it last said is of no use.
         self._born_s[number] = max(now_s - age_s, before)
+        if number > before_number:
+            self._newest = (number, copy.last_time_ns)
 
     def forget(self, copy: Copy) -> None:
         """Note that a file waits no longer."""
@@ -119,10 +125,14 @@ class Brake:
         """Tell whether *copy* may be applied now."""
         phase = self._store.state.phase
         if not isinstance(copy.name, JournalName):  # A staged one changes nothing of the mirror.
-            return not (self._is_paused() and phase in _FIRST_COPY)
+            return phase not in _FIRST_COPY or self.lets_first_copy()
         if phase is not Phase.CONSISTENT:
             return True
         return not self._is_paused() and self._wait_s(copy.name.number) <= 0
+
+    def lets_first_copy(self) -> bool:
+        """Tell whether a first copy may go on: there is no mirror yet that could stay behind."""
+        return not self._is_paused()
 
     def lets_switch(self) -> bool:
         """Tell whether a staged copy that is complete may be brought into the mirror now."""

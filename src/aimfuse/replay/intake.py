@@ -184,7 +184,8 @@ class Intake:
         The inbox has it until it is applied and durable, and there is no mirror yet that half
         of it could spoil.
         """
-        if when is Turn.NOW and not mark.staged:
+        is_first = when is Turn.NOW and not mark.staged
+        if is_first and self._applier.brake.lets_first_copy():
             self._applier.apply_first_copy(aim, mark)
             self._findings.note_sound(name)
             self._discard(name)

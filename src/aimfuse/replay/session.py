@@ -38,6 +38,7 @@ class Session:
         clock: Callable[[], int] = time.time_ns,
         *,
         read_ahead: bool = False,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Name the store; nothing is touched before the first round. *clock*: Unix ns.
 
@@ -48,6 +49,7 @@ class Session:
         self.error = ""
         self.is_gone = False
         self._clock = clock
+        self._monotonic = monotonic
         self._ahead: Ahead | None = ReadAhead() if read_ahead else None
         self._findings = Findings(self.store, clock)
         self._time = RoundTime()
@@ -128,7 +130,7 @@ class Session:
         store, findings = self.store, self._findings
         store.open()
         inbox = Inbox(store, self._clock)
-        self._applier = Applier(store, findings, self._time, self._clock)
+        self._applier = Applier(store, findings, self._time, self._clock, self._monotonic)
         self._intake = Intake(store, inbox, self._applier, findings, self._time, self._ahead)
         self._report = Report(store, self._applier, self._intake, findings, self._clock)
         self._ack = AckFile(store, self._clock)
