@@ -42,6 +42,8 @@ class FakeStore:
         self.has_replayer = True
         self.last_ack: dict[str, object] | None = None
         self.applies = True
+        self.says: dict[str, object] = {}
+        """What its report says besides."""
         self.deliveries: list[str] = []
 
     def receive(self, name: str, data: bytes) -> None:
@@ -72,7 +74,7 @@ class FakeStore:
             } if self.group else None,
             "damaged": self.damaged, "sync": self.sync, "error": self.error, "quarantined": 0,
             "queue": {"files": len(self.inbox), "bytes": sum(map(len, self.inbox.values()))},
-            "mirror_time_ns": 0, "free_bytes": 1 << 40,
+            "mirror_time_ns": 0, "free_bytes": 1 << 40, **self.says,
         }  # fmt: skip
 
     def _received(self) -> int:

@@ -297,3 +297,19 @@ def test_a_clock_that_was_set_makes_no_negative_time(made: Any, step_s: int) -> 
     shown = words(snap, 110)
     assert not any(word.startswith("-") and word[1:2].isdigit() for word in shown.split())
     assert not snap.stores[0].problems  # It was heard a second ago by the clock of its host.
+
+
+def test_what_a_store_holds_back_on_purpose_is_said_at_both_ends(made: Any) -> None:
+    said = {
+        "paused": {"apply": {"since_ns": made.now_ns, "reason": "backup\x1b[31m"}},
+        "delay_s": 3600.0,
+        "held": {"files": 12, "bytes": 5, "next_ns": made.now_ns + 60 * made.second},
+    }
+    source = made.source(made.destination(ack={"phase": "consistent", **said}))
+    for sources, stores in (([source], []), ([], [made.store(**said)])):
+        shown = words(snapshot(sources, stores, made.now_ns))
+        for part in (
+            "on purpose apply paused since", "(backup\\x1b[31m)", "12 files held back",
+            " behind (delay)",
+        ):  # fmt: skip
+            assert part in shown

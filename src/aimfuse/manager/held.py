@@ -47,4 +47,4 @@ def read_held(ack: Fields) -> Held:
 
 def delay_text(held: Held) -> str:
     """Return what is said of the delay."""
-    return f"{format_seconds(held.delay_s)} behind on purpose (delay)"
+    return f"{format_seconds(held.delay_s)} behind (delay)"
