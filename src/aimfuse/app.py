@@ -30,6 +30,7 @@ from aimfuse.driver.mount import Companion, Mount, MountOptions
 from aimfuse.driver.pins import ACCOUNTS, Pins
 from aimfuse.driver.process import become_part_of_the_io_path
 from aimfuse.driver.pump import Pump, PumpLimits
+from aimfuse.driver.scrub import Scrub
 from aimfuse.driver.status import SourceStatus
 from aimfuse.driver.verifier import Verifier, VerifyRequests
 from aimfuse.errors import AimfuseError, ConfigError, StateLost, SupersededError
@@ -55,6 +56,11 @@ class MountRequest:
     writeback: bool = False
     resync: bool = False
     diverge: bool = False
+
+    @property
+    def options(self) -> MountOptions:
+        """Return how to mount."""
+        return MountOptions(self.mountpoint, self.allow_other, self.writeback)
 
 
 def paths_of(config: GroupConfig) -> GroupPaths:
@@ -111,10 +117,12 @@ def run_mount(request: MountRequest, mounted: Callable[[], None]) -> None:
             destinations.told,
             lambda: {"pid": supervisor.pid, "restarts": supervisor.restarts},
         )
-        options = MountOptions(request.mountpoint, request.allow_other, request.writeback)
         reload = Reload(config, keeper, pump, destinations)
-        verifying = VerifyRequests(engine, Verifier(engine, pump))
-        mount = Mount(disk, engine, pump, status, options, reload, {"verify": verifying})
+        verifier = Verifier(engine, pump)
+        scrub = reload.scrub = Scrub(disk, config.state_dir, engine, verifier, journal.scrub_s)
+        status.scrub = scrub.status
+        verifying = VerifyRequests(engine, verifier)
+        mount = Mount(disk, engine, pump, status, request.options, reload, {"verify": verifying})
 
         async def coordinate() -> None:
             await destinations.some()
@@ -128,6 +136,7 @@ def run_mount(request: MountRequest, mounted: Callable[[], None]) -> None:
         companions: list[Companion] = [
             coordinate,
             partial(_give_back_memory, engine.journal),
+            partial(scrub.run, lambda: bool(destinations.now())),
             partial(_heed_ending, disk, config, engine, diverge=request.diverge),
         ]
         trio.run(mount.run, config.state_dir, companions, mounted)
@@ -239,6 +248,7 @@ class Reload:
         self._keeper = keeper
         self._pump = pump
         self._destinations = destinations
+        self.scrub: Scrub | None = None
 
     def __call__(self) -> dict[str, Any]:
         """Read the settings once and take them over; destinations are the coordinator's.
@@ -262,6 +272,8 @@ class Reload:
         live = replace(self._config, destinations=read.destinations)
         self._keeper.policies = _policies(live)
         self._pump.limits = _pump_limits(self._config)
+        if self.scrub is not None:
+            self.scrub.period_s = self._config.journal.scrub_s
         self._destinations.look_again()
         return {"applied": applied, "at_next_mount": later, "digest": read.digest}
 
@@ -270,6 +282,7 @@ _LIVE = {
     "file_age": "file_age_s", "commit_interval": "commit_interval_s",
     "checkpoint_interval": "checkpoint_interval_s", "spool_bytes_max": "spool_bytes_max",
     "spool_reserve": "spool_reserve_bytes", "when_full": "when_full",
+    "scrub": "scrub_s", "scrub_repair": "scrub_repair",
 }  # fmt: skip
 """Keys of the journal that a mounted group takes over, and their attributes."""
 

@@ -61,7 +61,9 @@ class MountConfig:
 class JournalConfig:
     """How the journal is cut and kept; sizes in bytes, times in seconds.
 
-    `size_bytes_max` is how large a volume may grow; None leaves each at its size.
+    `size_bytes_max` is how large a volume may grow; None leaves each at its size. `scrub_s` is
+    the time in which the mirrors are compared once, 0 for never; with `scrub_repair` what
+    differs there is copied to them unasked.
     """
 
     file_bytes: int = 16 * MIB
@@ -74,6 +76,8 @@ class JournalConfig:
     size_bytes_max: int | None = None
     memory_bytes_max: int = 256 * MIB
     checkpoint_interval_s: float = 30.0
+    scrub_s: float = 30 * 86400.0
+    scrub_repair: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,22 @@ def _duration_key(attribute: str, low_s: float, high_s: float) -> Key:
     return Key(attribute, parse, remedy, lambda _base, seconds: _render_duration(seconds))
 
 
+def _scrub_key(attribute: str) -> Key:
+    """Return the key of a time in which everything is compared once, or "off", which is 0."""
+    day_s = 86400
+    duration = _duration_key(attribute, 60.0, 3660.0 * day_s)
+
+    def parse(given: object) -> Any:  # noqa: ANN401 - as `Key.parse`
+        return 0.0 if given == "off" else duration.parse(given)
+
+    def render(base: Path, seconds: float) -> Any:  # noqa: ANN401 - as above
+        if not seconds:
+            return "off"
+        return f"{seconds / day_s:.0f}d" if seconds % day_s == 0 else duration.render(base, seconds)
+
+    return Key(attribute, parse, 'Give a time such as "30d", from a minute on, or "off".', render)
+
+
 def _rate_key(attribute: str, low: int, high: int) -> Key:
     size = _size_key(attribute, low, high)
 
@@ -213,6 +229,8 @@ JOURNAL: Keys = {
     "size_max": _size_key("size_bytes_max", 0, VOLUME_BYTES_MAX),
     "memory_bytes_max": _size_key("memory_bytes_max", MIB, TIB),
     "checkpoint_interval": _duration_key("checkpoint_interval_s", 0.05, 86400.0),
+    "scrub": _scrub_key("scrub_s"),
+    "scrub_repair": _flag_key("scrub_repair"),
 }
 STORE: Keys = {
     "keep": _duration_key("keep_s", 0.0, 100 * 366 * 86400.0),

@@ -57,6 +57,15 @@ class AckSync:
 
 
 @dataclass(frozen=True, slots=True)
+class AckMismatch:
+    """A range of a volume, which goes by its name there, that differs from ours; in bytes."""
+
+    volume: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ack:
     """One acknowledgement; `received` is the highest number of an unbroken row of durable files."""
 
@@ -82,6 +91,7 @@ class Ack:
     """The store is a source of its own now, and takes nothing more."""
     differs: str | None = None
     """The file in the store that says where a rejoined mirror differs from its position."""
+    mismatches: tuple[AckMismatch, ...] = ()
     raw: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
@@ -149,6 +159,7 @@ def _ack(raw: dict[str, Any]) -> Ack:
         None if needs_sync is None else str(needs_sync)[:1000],
         None if promoted is None else Promotion.from_json(promoted),
         DIFFERS_NAME if raw.get("differs") == DIFFERS_NAME else None,
+        _mismatches(raw.get("verified")),
         raw,
     )
 
@@ -171,6 +182,15 @@ def _sync(raw: dict[str, Any] | None) -> AckSync | None:
         (_number(volume), _number(offset)), bool(raw["done"]), _number(raw.get("round") or 0),
         bool(raw.get("staged")), _number(raw.get("received") or 0),
     )  # fmt: skip
+
+
+def _mismatches(raw: dict[str, Any] | None) -> tuple[AckMismatch, ...]:
+    """Return what differs; of a volume that is gone there the name is missing."""
+    return tuple(
+        AckMismatch(str(one["name"]), _number(one["offset"]), _number(one["length"]))
+        for one in ((raw or {}).get("mismatches") or ())[:LISTED_MAX]
+        if one["name"] is not None
+    )
 
 
 def _number(value: object) -> int:

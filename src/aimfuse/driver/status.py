@@ -42,6 +42,8 @@ class SourceStatus:
         self._mountpoint = mountpoint
         self._destinations = destinations
         self._coordinator = coordinator
+        self.scrub: Callable[[], dict[str, Any]] = dict
+        """Tells how far the scrub is."""
 
     def __call__(self) -> dict[str, Any]:
         """Return the status now; sizes in bytes, times in Unix ns."""
@@ -81,6 +83,7 @@ class SourceStatus:
             ],
             "memory_bytes": engine.unapplied_bytes,
             "coordinator": self._coordinator(),
+            "scrub": self.scrub(),
             "destinations": [_told(path, url) for path, url in self._destinations().items()],
             "time_ns": time.time_ns(),
         }

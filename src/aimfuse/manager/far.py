@@ -56,6 +56,7 @@ def store_status(store: Path) -> State:
         "mirror_time_ns": ack.get("mirror_time_ns"),
         "lag": _lag(applied, ack, source, now_ns),
         "free_bytes": free_bytes(store),
+        "verified": ack.get("verified"),
         "source": source,
         "heard_ns": _changed_ns(store / INBOX / "source.json"),
         "paused": ack.get("paused"),

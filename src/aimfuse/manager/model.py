@@ -11,6 +11,7 @@ from typing import Any
 
 from aimfuse.manager.fields import Fields
 from aimfuse.manager.held import Held, read_held
+from aimfuse.manager.verified import Scrub, compared_ns, differing, scrub_of, unreadable
 from aimfuse.units import SECOND_NS, format_seconds
 
 STALE_S = 5.0
@@ -154,6 +155,7 @@ class Source:
     memory_bytes: int
     volumes: tuple[Volume, ...]
     shipper: str
+    scrub: Scrub | None
     destinations: tuple[Destination, ...]
     problems: tuple[Problem, ...]
 
@@ -187,6 +189,7 @@ class Store:
     source_spool: Amount
     free_bytes: int | None
     held: Held
+    compared_ns: int
     problems: tuple[Problem, ...]
 
 
@@ -240,6 +243,7 @@ def _source(status: Fields, now_ns: int) -> Source:
         memory_bytes=status.count("memory_bytes"),
         volumes=_volumes(status),
         shipper=_shipper(shipper),
+        scrub=scrub_of(status),
         destinations=destinations,
         problems=tuple(_source_problems(status, state, level, destinations)),
     )
@@ -265,6 +269,9 @@ def _source_problems(
     if reason or level >= Level.BAD:
         hint = _SOURCE_HINTS.get(state, "")
         found.append(Problem(reason or state, hint, max(level, Level.WARN) if reason else level))
+    if text := unreadable(status):
+        hint = "Look at its disk. What cannot be read may still be right in a mirror."
+        found.append(Problem(text, hint))
     if problem := status.text("settings_error"):
         hint = "Correct it: until then the settings before stay in force."
         found.append(Problem(problem, hint, Level.WARN))
@@ -351,8 +358,17 @@ def _destination_problems(
         found.append(Problem(text, "", Level.WARN))
     elif age_s > STALE_S and state != "stopped":
         found.append(Problem(f"no news from the shipper for {age_s:.0f} s", "", Level.WARN))
+    return found + _ack_problems(ack)
+
+
+def _ack_problems(ack: Fields) -> list[Problem]:
+    """Return what a store says is wrong there."""
+    found = []
     if text := ack.text("error"):
         found.append(Problem(f"the store says: {text}", "", Level.BAD))
+    if text := differing(ack):
+        hint = "Find out which is right; `aimfuse verify IMAGE --repair` takes the image for it."
+        found.append(Problem(text, hint))
     for key, what in (("missing", "waits for missing files"), ("damaged", "got damaged files")):
         if names := ack.items(key):
             found.append(Problem(f"the store {what}: {_listed(names)}", "", Level.WARN))
@@ -398,6 +414,7 @@ def _store(status: Fields, now_ns: int) -> Store:
         source_spool=_amount(source.part("spool")),
         free_bytes=status.maybe("free_bytes"),
         held=read_held(status),
+        compared_ns=compared_ns(status),
         problems=tuple(problems),
     )
 
@@ -407,6 +424,9 @@ def _store_problems(status: Fields, level: Level, pid: int | None, now_ns: int) 
     error = status.text("error") or status.text("reason")
     if error or level >= Level.BAD:
         found.append(Problem(error or "halted", "", max(level, Level.WARN)))
+    if text := differing(status):
+        hint = "`aimfuse verify` at its source compares it again, and repairs it if told to."
+        found.append(Problem(text, hint))
     if pid is None:
         hint = "Run `aimfuse replay` on the directory it lies in."
         found.append(Problem("no replayer is running", hint, Level.WARN))

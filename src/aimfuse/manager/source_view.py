@@ -22,6 +22,7 @@ from aimfuse.manager.scene import (
     sparkline,
     sync_lines,
 )
+from aimfuse.manager.verified import Scrub
 from aimfuse.units import format_bytes, format_seconds
 
 SPOOL_SOON_S = 4 * 3600.0
@@ -47,6 +48,8 @@ def draw_source(source: Source, scene: Scene) -> Lines:
         values = scene.rates.get((source.image,), ())
         body += records_lines("writes", values, inner.look, "cyan")
     body += _spool(source, inner)
+    if scene.detail is Detail.FULL and source.scrub is not None:
+        body += _scrub(source.scrub, inner)
     lines = heading(source.image, source.state, source.level, Text(), scene.look)
     lines += indent(body, MARGIN)
     if not source.destinations:
@@ -90,6 +93,13 @@ def _spool(source: Source, scene: Scene) -> Lines:
         text = f"full in {format_seconds(soon)} at this rate"
         chunks.append(Text(text, style="yellow" if soon < SPOOL_SOON_S else ""))
     return row("spool", chunks, scene.look)
+
+
+def _scrub(scrub: Scrub, scene: Scene) -> Lines:
+    chunks = [Text(f"{scrub.done_ratio:.0%} of its round")]
+    if scrub.finished_ns:
+        chunks.append(Text(f"the last one ended at {scene.clock(scrub.finished_ns)}", style="dim"))
+    return row("scrub", chunks, scene.look)
 
 
 def _columns(blocks: Sequence[_Block], scene: Scene) -> Lines:

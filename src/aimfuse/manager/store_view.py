@@ -50,6 +50,9 @@ def _stages(store: Store, scene: Scene) -> Lines:
     lines += _checks(store, scene)
     if not full:
         return lines
+    if store.compared_ns:
+        text = f"with its image, last at {scene.clock(store.compared_ns)}"
+        lines += row("compared", [Text(text)], look)
     free = format_bytes(store.free_bytes) if store.free_bytes is not None else "unknown"
     lines += row("disk", [Text(f"{free} free")], look)
     return lines + _source(store, scene)
