@@ -25,6 +25,7 @@ from aimfuse.coordinator.decide import (
 from aimfuse.coordinator.parts import Parts
 from aimfuse.coordinator.place import Place
 from aimfuse.coordinator.place_report import PlaceReport
+from aimfuse.coordinator.repair import repair
 from aimfuse.coordinator.request import forget_request, read_request
 from aimfuse.coordinator.route import rule_of
 from aimfuse.coordinator.session import TICK_S, Session
@@ -266,6 +267,7 @@ class Destination:
         try:
             self.place.look_at_fold(now=False)
             self._report.write_status()
+            repair(self.place)
         except (OSError, StateLost) as exc:
             problem = problem or exc
         self._books_complaint.note(problem)

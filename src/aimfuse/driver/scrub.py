@@ -109,8 +109,10 @@ class Scrub:
         even_s = self.period_s * burst / max(1, all_bytes)
         if not burst or time.monotonic() < self._burst_at_s + even_s / HURRY:
             return False
+        if place.done_bytes >= all_bytes:
+            return True  # What is left is holes.
         passed = (now_ns - place.begun_ns) / (self.period_s * SECOND_NS)
-        wanted = min(burst, max(1, all_bytes - place.done_bytes))
+        wanted = min(burst, all_bytes - place.done_bytes)
         return all_bytes * passed - place.done_bytes >= wanted
 
     async def burst(self) -> None:
@@ -191,7 +193,7 @@ class Scrub:
     def _read_place(self) -> ScrubPlace:
         with suppress(OSError, ValueError, TypeError, RecursionError):
             known = json.loads(read_file(self._disk, self._path, _PLACE_BYTES_MAX))
-            return ScrubPlace(**{name: max(0, int(value)) for name, value in known.items()})
+            return ScrubPlace(**{name: max(0, int(value)) for name, value in dict(known).items()})
         return ScrubPlace()
 
     def _write_place(self) -> None:
