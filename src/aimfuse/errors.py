@@ -17,6 +17,7 @@ AimfuseError                 an expected failure: one line and a hint, never a t
 ├── StoreError               a store cannot go on without its operator            exit 14
 ├── OutOfReach               the past does not go back there, or not yet          exit 15
 ├── SupersededError          a mirror was promoted: this history has ended        exit 16
+├── MirrorDiffers            a mirror does not hold what its image holds          exit 17
 └── TransportError           a destination could not be reached or said no
     ├── Unavailable          try again later, with backoff                        exit 20
     └── Refused              do not try again before somebody acted               exit 21
@@ -167,6 +168,12 @@ class SupersededError(AimfuseError):
 
     exit_code = 16
     kernel_errno = errno.EROFS
+
+
+class MirrorDiffers(AimfuseError):
+    """A mirror and its image were compared and differ; which one is right nobody here can tell."""
+
+    exit_code = 17
 
 
 class TransportError(AimfuseError):

@@ -15,6 +15,7 @@ FAMILIES = {
     "source_ship": ("ship",),
     "destination": ("destination", "reload"),
     "sync": ("sync",),
+    "verify": ("verify",),
     "sides": ("switchover", "rejoin", "branch"),
     "watch": ("status", "dashboard", "flush", "umount"),
     "mark": ("bookmark",),

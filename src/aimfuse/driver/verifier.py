@@ -118,7 +118,8 @@ class VerifyRequests:
     """Answers `verify` on the control socket: one bounded part of one volume at a time.
 
     ``volume`` is its name; from ``offset`` to ``end`` it is to be hashed, ``bytes`` at most. The
-    answer says where the ``next`` part begins, how large the volume is, and the last record.
+    answer says where the ``next`` part begins, how large the volume is and how much of it is
+    ``allocated``, and the last record.
     """
 
     def __init__(self, engine: Engine, verifier: Verifier) -> None:
@@ -153,6 +154,7 @@ class VerifyRequests:
             "ok": True,
             "next": at,
             "size": 0 if volume.removed else volume.size_bytes,
+            "allocated": self._engine.images.blocks(volume.volume) * 512,
             "epoch": last.epoch,
             "seq": last.seq,
             "read_bytes": read_bytes,

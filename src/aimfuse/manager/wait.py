@@ -84,7 +84,7 @@ def flush(state_dir: Path, stage: Stage, timeout_s: float, only: Sequence[str] =
     end_s = time.monotonic() + timeout_s
     names: list[str] = []
     if stage is not Stage.DURABLE:
-        names = _names(state_dir, only)
+        names = destination_names(state_dir, only)
     answer = control_client.call(state_dir, {"cmd": "roll"}, timeout_s)
     number = Fields(answer).count("number")
     while behind := [b for name in names if (b := _behind(state_dir, name, stage, number))]:
@@ -101,7 +101,13 @@ def flush(state_dir: Path, stage: Stage, timeout_s: float, only: Sequence[str] =
     }
 
 
-def _names(state_dir: Path, only: Sequence[str]) -> list[str]:
+def destination_names(state_dir: Path, only: Sequence[str]) -> list[str]:
+    """Return the names of a mounted group's destinations, or the *only* ones that are wanted.
+
+    Raises:
+        BusyError: the group is not mounted.
+        UsageError: there is none, or none of that name.
+    """
     status = Fields(control_client.call(state_dir, {"cmd": "status"}))
     known = [
         one.text("name") for one in status.parts("destinations") if one.text("state") != "removed"

@@ -1,0 +1,174 @@
+"""`verify`: hold every mirror of a mounted group against its image, now and all of it."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aimfuse.cli.boundary import exit_on_error
+from aimfuse.cli.progress import shown_progress
+from aimfuse.errors import MirrorDiffers, Unavailable
+from aimfuse.units import format_bytes
+
+if TYPE_CHECKING:
+    from aimfuse.manager.verify import Difference, Mirror, Report, Verdict
+
+WHY = "it differs from the image"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to *app*."""
+    app.command("verify")(verify)
+
+
+def verify(
+    image: Annotated[
+        Path,
+        typer.Argument(metavar="IMAGE", help="The image, its mountpoint or its state directory."),
+    ],
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Copy what differs from the image to the mirror."),
+    ] = False,
+    dest: Annotated[
+        list[str] | None,
+        typer.Option("--dest", metavar="NAME", help="This destination only; may be repeated."),
+    ] = None,
+    volume: Annotated[
+        list[str] | None,
+        typer.Option("--volume", metavar="NAME", help="This volume only; may be repeated."),
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            "--state", metavar="DIR", help="State directory, if not IMAGE.aim beside the image."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare every byte of the mirrors with the image, while both are in use.
+
+    Where they differ nobody can tell which is right: look before --repair, which takes the image
+    for it, and ends what the mirror's history knows. Exit 17 if they differ, 20 if one is away.
+    """
+    with exit_on_error():
+        # Imported when needed: the other commands do without.
+        from aimfuse.manager.target import find_source  # noqa: PLC0415
+        from aimfuse.manager.verify import verify as compare  # noqa: PLC0415
+        from aimfuse.manager.verify import whole_volumes  # noqa: PLC0415
+
+        state_dir = find_source(image, state)
+        with shown_progress() as report:
+            parts = whole_volumes(state_dir, volume or [])
+            verdict = compare(state_dir, parts, dest or [], report)
+            repaired = [one for one in verdict.mirrors if repair and one.differences]
+            if repaired:
+                verdict.mirrors = _after_repair(state_dir, verdict, repaired, report)
+        if as_json:
+            typer.echo(json.dumps(_as_json(verdict, repaired), indent=2))
+        else:
+            _show(verdict, repaired)
+        _judge(verdict, image)
+
+
+def _after_repair(
+    state_dir: Path, verdict: "Verdict", wrong: "list[Mirror]", report: "Report"
+) -> "list[Mirror]":
+    """Copy what differs to each mirror that is *wrong*, and compare that again."""
+    from aimfuse.config import load  # noqa: PLC0415 - as above
+    from aimfuse.coordinator.request import Range, Request, write_request  # noqa: PLC0415
+    from aimfuse.disk import Disk  # noqa: PLC0415
+    from aimfuse.manager.copying import follow  # noqa: PLC0415
+    from aimfuse.manager.verify import Part  # noqa: PLC0415
+    from aimfuse.manager.verify import verify as compare  # noqa: PLC0415
+
+    config = load(state_dir)
+    after = {one.name: one for one in verdict.mirrors}
+    for one in wrong:
+        found = one.differences
+        ranges = tuple(Range(each.volume, each.offset, each.length) for each in found)
+        write_request(Disk(), config.destination_dir(one.name), Request(False, ranges, WHY))
+    for one in wrong:
+        follow(state_dir, one.name, report)
+        parts = [Part(each.volume, each.offset, each.offset + each.length)
+                 for each in one.differences]  # fmt: skip
+        (again,) = compare(state_dir, parts, [one.name], report).mirrors
+        after[one.name] = again
+    return list(after.values())
+
+
+def _as_json(verdict: "Verdict", repaired: "list[Mirror]") -> dict[str, Any]:
+    mended = {one.name: [asdict(each) for each in one.differences] for one in repaired}
+    return {
+        "ok": not (verdict.unreadable or any(map(_is_wrong, verdict.mirrors))),
+        "volumes": verdict.volumes,
+        "read_bytes": verdict.read_bytes,
+        "unreadable": [
+            {"volume": one.volume, "offset": one.offset, "length": one.end - one.offset}
+            for one in verdict.unreadable
+        ],
+        "destinations": [
+            {
+                "name": one.name,
+                "compared": not one.problem,
+                "problem": one.problem or None,
+                "differences": [asdict(each) for each in one.differences],
+                "repaired": mended.get(one.name, []),
+            }
+            for one in verdict.mirrors
+        ],
+    }
+
+
+def _is_wrong(mirror: "Mirror") -> bool:
+    return bool(mirror.problem or mirror.differences)
+
+
+def _show(verdict: "Verdict", repaired: "list[Mirror]") -> None:
+    from aimfuse.manager.layout import safe  # noqa: PLC0415 - as above
+
+    many = "1 volume" if len(verdict.volumes) == 1 else f"{len(verdict.volumes)} volumes"
+    typer.echo(f"Hashed {many}, {format_bytes(verdict.read_bytes)} of data.")
+    for part in verdict.unreadable:
+        where = f"{safe(part.volume)}:{part.offset}+{part.end - part.offset}"
+        typer.echo(f"The image cannot be read at {where}.")
+    for mirror in repaired:
+        for one in mirror.differences:
+            typer.echo(f"{safe(mirror.name)}: {_place(one)} differed, and was copied.")
+    for mirror in verdict.mirrors:
+        for one in mirror.differences:
+            typer.echo(f"{safe(mirror.name)}: {_place(one)} differs.")
+        if mirror.problem:
+            typer.echo(f"{safe(mirror.name)}: not compared: {safe(mirror.problem)}")
+        elif not mirror.differences:
+            typer.echo(f"{safe(mirror.name)}: the same.")
+
+
+def _place(one: "Difference") -> str:
+    """Return where it is, as `aimfuse sync --range` takes it, and at which record."""
+    from aimfuse.manager.layout import safe  # noqa: PLC0415 - as above
+
+    return f"{safe(one.volume)}:{one.offset}+{one.length} (at {one.epoch}:{one.seq})"
+
+
+def _judge(verdict: "Verdict", image: Path) -> None:
+    """End with the code of the worst that was found."""
+    wrong = [one.name for one in verdict.mirrors if one.differences]
+    if verdict.unreadable:
+        raise MirrorDiffers(
+            "the image cannot be read everywhere",
+            hint="Look at its disk. What cannot be read may still be right in a mirror.",
+        )
+    if wrong:
+        raise MirrorDiffers(
+            f"{', '.join(wrong)} and the image differ",
+            hint="Find out which of them is right. If it is the image: "
+            f"`aimfuse verify {image} --repair`.",
+        )
+    away = [one.name for one in verdict.mirrors if one.problem]
+    if away:
+        raise Unavailable(
+            f"not compared: {', '.join(away)}", hint="Run it again once they can be reached."
+        )
