@@ -79,6 +79,7 @@ ROWS = (
     Row("map-file", "map-file", "dirty map of 1 TiB at random, file", "MB", 64.0),
     Row("queue-start", "queue-start", f"{_QUEUE}: start of the coordinator", "s", 3.0),
     Row("queue-status", "queue-status", f"{_QUEUE}: status", "s", 0.5),
+    Row("view", "view", "view after 1,000,000 records: to the first byte", "s", 1.0),
     Row("rss-driver", "rss-driver", f"{_RSS}: driver", "MB", 150.0),
     Row("rss-coordinator", "rss-coordinator", f"{_RSS}: coordinator", "MB", 150.0),
     Row("rss-replayer", "rss-replayer", f"{_RSS}: replayer", "MB", 150.0),

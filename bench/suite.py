@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import copies, lag, load, memory, rows, waiting
+from bench import copies, lag, load, memory, rows, views, waiting
 from bench.backlog import Backlog
 from bench.bare import bare
 from bench.load import GIB, MIB, Work
@@ -69,6 +69,10 @@ class Bench:
         if self._wants("fan-out"):
             self._fan_out(memory_dir)
         self._copies(memory_dir)
+        self._large(memory_dir, disk_dir)
+
+    def _large(self, memory_dir: Path, disk_dir: Path) -> None:
+        """Measure what has to be quick, or small, where there is much of something."""
         if self._wants("queue"):
             with self._attempt("queue"), self._directory(disk_dir) as near:
                 for name, seconds in waiting.measure(
@@ -76,6 +80,10 @@ class Bench:
                 ).items():
                     for one in seconds:
                         self._note(f"queue-{name}", OURS, one, "s")
+        if self._wants("view"):
+            with self._attempt("view"), self._directory(disk_dir) as place:
+                for one in views.first_byte_s(self._runner, place, self._options.rounds):
+                    self._note("view", OURS, one, "s")
         if self._wants("rss"):
             with self._attempt("rss"), self._directory(memory_dir) as near:
                 for name, megabytes in memory.measure(self._runner, near).items():

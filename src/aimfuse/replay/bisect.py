@@ -17,7 +17,7 @@ from aimfuse.replay.look import Look
 from aimfuse.replay.point import Wanted
 from aimfuse.replay.state import Json
 from aimfuse.replay.timeline import Spot, Timeline
-from aimfuse.replay.trial import Trial
+from aimfuse.replay.trial import Trial, check_command
 
 Check = Callable[[Spot], bool]
 """Tells whether the state at a spot is good."""
@@ -156,8 +156,7 @@ def find_last_good(disk: Disk, request: Request, report: Callable[[Json], None])
         AimfuseError: the check was ended by a signal, or a point could not be shown.
         OSError: a disk failed.
     """
-    trial = Trial(request.store, request.check, request.scratch, request.volume)
-    trial.check_command()
+    check_command(request.check)
     look = Look()
     with contextlib.ExitStack() as held:
         pin = held.enter_context(pinned(disk, request.store))
@@ -165,6 +164,8 @@ def find_last_good(disk: Disk, request: Request, report: Callable[[Json], None])
         line = Timeline(disk, past)
         if pin and past.reach:
             pin.move(past.reach.base)
+        as_directory = request.volume is None and len(past.state.volumes) != 1
+        trial = Trial(request.store, request.check, request.scratch, request.volume, as_directory)
         good, bad = (line.spot(one) if one else None for one in (request.good, request.bad))
 
         def check(spot: Spot) -> bool:

@@ -39,18 +39,17 @@ class TrialFailed(AimfuseError):
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What is tried on each point: *command*, with ``{}`` for the path of its volume or volumes."""
+    """What is tried on each point: *command*, with ``{}`` for a path.
+
+    It is that of *volume*, or of the only one that there is; with *as_directory* that of the
+    directory in which all of them are. What is written goes to *scratch*; without, nothing is.
+    """
 
     store: Path
     command: str
     scratch: Path | None
     volume: str | None = None
-
-    def check_command(self) -> None:
-        """Refuse a command that does not say where the path goes."""
-        if PLACE not in self.command:
-            hint = f"Write {PLACE} where the path of the volume belongs: 'e2fsck -fn {PLACE}'."
-            raise UsageError(f"{self.command!r} names no volume", hint=hint)
+    as_directory: bool = False
 
     def run(self, position: str) -> bool:
         """Tell whether the command succeeds on the state behind record *position*.
@@ -63,7 +62,9 @@ class Trial:
             BusyError: what it left behind uses the view and does not let go.
         """
         with _mountpoint() as mountpoint, self._shown(position, mountpoint):
-            command = self.command.replace(PLACE, shlex.quote(str(self._target(mountpoint))))
+            command = self.command.replace(
+                PLACE, shlex.quote(str(self._target(position, mountpoint)))
+            )
             code = subprocess.run(
                 ["/bin/sh", "-c", command], check=False, stdin=subprocess.DEVNULL, stdout=sys.stderr
             ).returncode
@@ -76,11 +77,16 @@ class Trial:
             raise TrialFailed(f"the check was ended by signal {number}", hint=hint)
         return code == 0
 
-    def _target(self, mountpoint: Path) -> Path:
+    def _target(self, position: str, mountpoint: Path) -> Path:
         if self.volume is not None:
             return mountpoint / self.volume
-        names = os.listdir(mountpoint)  # noqa: PTH208 - names are enough
-        return mountpoint / names[0] if len(names) == 1 else mountpoint
+        if self.as_directory:
+            return mountpoint
+        paths = list(mountpoint.iterdir())
+        if len(paths) != 1:
+            raise UsageError(f"{len(paths)} volumes were there at {position}",
+                             hint="Name one of them with --volume.")  # fmt: skip
+        return paths[0]
 
     @contextmanager
     def _shown(self, position: str, mountpoint: Path) -> Iterator[None]:
@@ -112,6 +118,13 @@ class Trial:
                 child.wait()
                 if mounted_source(mountpoint, VIEW_FSTYPE) is not None:  # It was killed.
                     _fusermount("-uz", mountpoint)
+
+
+def check_command(command: str) -> None:
+    """Refuse a command that does not say where the path goes."""
+    if PLACE not in command:
+        hint = f"Write {PLACE} where the path of the volume belongs: 'e2fsck -fn {PLACE}'."
+        raise UsageError(f"{command!r} names no volume", hint=hint)
 
 
 def _failure(code: int, said: IO[bytes]) -> AimfuseError:
