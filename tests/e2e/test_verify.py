@@ -37,7 +37,7 @@ def source(tmp_path: Path) -> Iterator[Source]:
 
 def verify(source: Source, *options: str, code: int = 0) -> dict[str, Any]:
     done = aimfuse("verify", source.image, "--json", *options)
-    assert done.returncode == code, done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
@@ -134,8 +134,8 @@ def test_a_scrub_finds_what_was_edited_and_repairs_it_where_told_to(
     source.mount()
     source.wait_mirrored(far)
     flip(far, MIB)
-    found = verify(source, code=17)  # As the scrub does, but now.
-    assert places(found) == [("v.img", MIB, GRAIN)]
+    aimfuse("verify", source.image)  # As the scrub does it, but now.
+    until(lambda: "256.0 KiB are copied to it" in source.log.read_text())
     until(lambda: not far.ack()["verified"]["mismatches"])
     assert far.mirror().read_bytes() == source.volume.read_bytes()
 
@@ -155,4 +155,4 @@ def test_volumes_of_a_directory_are_compared_each_by_its_name(tmp_path: Path, fa
             file.write(b"more")
         found = verify(source, code=17)
         assert found["volumes"] == ["two", "uno"]
-        assert places(found) == [("uno", 0, GRAIN), ("uno", GRAIN, 300_000 - GRAIN)]
+        assert places(found) == [("uno", 0, 300_000)]

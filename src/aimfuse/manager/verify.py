@@ -27,6 +27,7 @@ AWAY_S_MAX = 20.0
 """A destination that is away for so long is not waited for."""
 
 _AWAY = {"retrying", "stopped", "connecting", "waiting", "new", "removed", "silent", ""}
+_WITHOUT_MIRROR = {"empty", "syncing", "promoting", "promoted"}
 
 Report = Callable[[str, int, int], None]
 
@@ -203,12 +204,12 @@ class _Round:
         now = time.monotonic()
         if state in HOPELESS and not (state == "paused" and not is_paused(self._state_dir, name)):
             self._lost[name] = state
-        elif phase in {"empty", "syncing", "promoting", "promoted"}:
-            self._lost[name] = f"there is no mirror yet ({phase})"
-        elif state in _AWAY:
+        elif state in _AWAY or phase in _WITHOUT_MIRROR:
             since = self._away_since.setdefault(name, now)
             if now - since >= AWAY_S_MAX:
                 self._lost[name] = state or "nothing is known of it"
+                if phase in _WITHOUT_MIRROR:
+                    self._lost[name] += ", there is no mirror yet"
         else:
             self._away_since.pop(name, None)
         if name in self._lost and (error := status.text("error")):
