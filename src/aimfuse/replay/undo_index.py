@@ -1,14 +1,15 @@
 """Find in undo files, without executing them, what bytes of a volume were behind an older file.
 
-Of each undo file the ranges are kept, 16 bytes for each of its records, and for each MiB of a
-volume which undo files touch it. The first undo file behind the point that covers a byte has it
-as it was at the point. Every record that is used is read again from its file, and checked.
+Of each undo file the ranges are kept, 20 bytes for each of its records; which files have
+something of a stretch of a volume is found out when that is first read. The first undo file behind
+the point that covers a byte has it as it was at the point. Every record that is used is read
+again from its file, and checked.
 """
 
 import json
 from array import array
-from bisect import bisect_right
-from collections import OrderedDict, defaultdict
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -29,10 +30,9 @@ from aimfuse.units import MIB, VolumeId
 PAYLOADS_MAX = 16
 """Payloads of up to 1 MiB that are kept, since readers come back for the rest of one."""
 
-_REGION_BYTES = MIB
-_REGION_SHIFT = 20
-_WIDE_BYTES = 64 * MIB
-"""A record above this is kept apart, instead of being noted for each MiB of it."""
+REGION_BYTES = 16 * MIB
+REGIONS_MAX = 16384
+"""Stretches of a volume for which it is remembered which undo files have something of them."""
 
 _MARKS = 2
 _ONLY_CHANGES = bytes([RecordType.WRITE, RecordType.ZERO])
@@ -74,10 +74,7 @@ class UndoIndex:
         self._disk = disk
         self._history = history
         self._layers: list[Layer] = []
-        self._regions: defaultdict[VolumeId, defaultdict[int, list[int]]] = defaultdict(
-            lambda: defaultdict(list)
-        )
-        self._wide: defaultdict[VolumeId, list[int]] = defaultdict(list)
+        self._regions: dict[tuple[VolumeId, int], tuple[int, array[int]]] = {}
         self._files = OpenFiles(disk, "view:undo")
         self._payloads: OrderedDict[tuple[int, int], bytes] = OrderedDict()
 
@@ -111,8 +108,7 @@ class UndoIndex:
 
     def add(self, loaded: Loaded) -> None:
         """Add what was loaded; its journal file is behind those of all that were added before."""
-        for layer in loaded.layers:
-            self._note(layer)
+        self._layers.extend(loaded.layers)
         for volume in loaded.mark.gone:
             self.gone[volume] = self._history / str(GoneName(loaded.name, volume))
 
@@ -146,23 +142,6 @@ class UndoIndex:
             raise CorruptRecord(path, 0, "it holds what no undo file has")
         return portion
 
-    def _note(self, layer: Layer) -> None:
-        number = len(self._layers)
-        self._layers.append(layer)
-        for volume, (low, high) in layer.spans.items():
-            starts, lengths = layer.portion.offsets[low:high], layer.portion.lengths[low:high]
-            touched = {start >> _REGION_SHIFT for start in starts}
-            if max(lengths) <= _REGION_BYTES:
-                ends = map(add, starts, lengths)
-                touched.update((end - 1) >> _REGION_SHIFT for end in ends)
-            else:
-                touched.update(*map(_inner_regions, starts, lengths))
-                if max(lengths) > _WIDE_BYTES:
-                    self._wide[volume].append(number)
-            regions = self._regions[volume]
-            for region in touched:
-                regions[region].append(number)
-
     # Finding.
 
     def find(self, volume: VolumeId, start: int, end: int, first: int = 0) -> Iterator[Piece]:
@@ -170,12 +149,9 @@ class UndoIndex:
 
         Layers in front of number *first* are left out.
         """
-        regions = self._regions.get(volume)
-        if regions is None:
-            return
-        layers = set(self._wide.get(volume, ()))
-        for region in range(start >> _REGION_SHIFT, ((end - 1) >> _REGION_SHIFT) + 1):
-            layers.update(regions.get(region, ()))
+        layers: set[int] = set()
+        for region in range(start // REGION_BYTES, (end - 1) // REGION_BYTES + 1):
+            layers.update(self._touching(volume, region))
         missing = [(start, end)]
         for number in sorted(one for one in layers if one >= first):
             left: list[tuple[int, int]] = []
@@ -191,6 +167,19 @@ class UndoIndex:
             missing = left
             if not missing:
                 return
+
+    def _touching(self, volume: VolumeId, region: int) -> "array[int]":
+        """Return the layers that have something of a region; each is asked once."""
+        key = (volume, region)
+        asked, found = self._regions.pop(key, (0, array("I")))
+        low, high = region * REGION_BYTES, (region + 1) * REGION_BYTES
+        for number in range(asked, len(self._layers)):
+            if _touches(self._layers[number], volume, low, high):
+                found.append(number)
+        self._regions[key] = (len(self._layers), found)
+        if len(self._regions) > REGIONS_MAX:
+            del self._regions[next(iter(self._regions))]
+        return found
 
     def _in_layer(self, number: int, volume: VolumeId, start: int, end: int) -> Iterator[Piece]:
         portion, spans = self._layers[number]
@@ -261,7 +250,10 @@ def _is_rising(portion: Portion, low: int, high: int) -> bool:
     return all(map(le, map(add, starts, lengths), islice(starts, 1, None)))
 
 
-def _inner_regions(start: int, length: int) -> range:
-    if length > _WIDE_BYTES:
-        return range(0)
-    return range(start >> _REGION_SHIFT, ((start + length - 1) >> _REGION_SHIFT) + 1)
+def _touches(layer: Layer, volume: VolumeId, start: int, end: int) -> bool:
+    span = layer.spans.get(volume)
+    if span is None:
+        return False
+    starts = layer.portion.offsets
+    index = bisect_left(starts, end, *span) - 1
+    return index >= span[0] and starts[index] + layer.portion.lengths[index] > start
