@@ -91,6 +91,11 @@ def format_seconds(seconds: float) -> str:
     return f"{whole} s"
 
 
+def counted(number: int, what: str) -> str:
+    """Return a number of things for people."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 def align_down(value: int, grain: int) -> int:
     """Return the largest multiple of *grain* that is not above *value*."""
     return value - value % grain

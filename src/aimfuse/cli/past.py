@@ -20,7 +20,7 @@ from aimfuse.cli.places import (
 )
 from aimfuse.cli.progress import shown_progress
 from aimfuse.errors import UsageError
-from aimfuse.units import SECOND_NS, format_bytes, format_seconds
+from aimfuse.units import SECOND_NS, counted, format_bytes, format_seconds
 
 StoreArgument = Annotated[
     Path, typer.Argument(metavar="STORE", help="A store: the directory with inbox/ in it.")
@@ -122,7 +122,7 @@ def _restored(said: dict[str, Any]) -> list[str]:
         + (", the newest that is applied here" if said["newest"] else ""),
         *(f"  {one['name']}, {format_bytes(one['size'])}" for one in said["volumes"]),
         f"to {said['output']}" + ("/" if said["directory"] else ""),
-        f"from {mirror} of the mirror and {reads['undo_files']} undo files, {undo}",
+        f"from {mirror} of the mirror and {counted(reads['undo_files'], 'undo file')}, {undo}",
     ]
 
 
@@ -134,7 +134,7 @@ def _lines(said: dict[str, Any]) -> list[str]:
     settings = said["settings"]
     limit = f"{format_bytes(settings['keep_size'])}, {format_seconds(settings['keep_s'])}"
     lines.append(
-        f"holds  {said['files']} files, {format_bytes(said['bytes'])}; at most {limit}"
+        f"holds  {counted(said['files'], 'file')}, {format_bytes(said['bytes'])}; at most {limit}"
         if settings["keep_s"]
         else "holds  nothing: history is switched off (keep = 0)"
     )

@@ -1,23 +1,19 @@
 """The labels of all bookmarks in a group's life: none is given twice.
 
-``STATE/labels`` has one line for each: ``CRC {"label":…,"epoch":…,"seq":…}``, the CRC-32C of the
-object in eight hex digits. Lines are appended, before a checkpoint passes their records: what a
-crash has kept from the file is in the journal behind the checkpoint, and recovery notes it again.
-A line cut short at the end is dropped, a damaged one costs its own label.
+``STATE/labels`` has one line for each, ``{"label":…,"epoch":…,"seq":…}`` (see journal/lines.py),
+appended before a checkpoint passes its record: what a crash has kept from the file is in the
+journal behind the checkpoint, and recovery notes it again.
 """
 
-import json
 import logging
 import os
 import threading
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from crc32c import crc32c
-
 from aimfuse.disk import Disk, publish, read_file
 from aimfuse.errors import LabelTaken
+from aimfuse.journal.lines import Fact, decode_lines, encode_lines
 from aimfuse.units import MIB
 
 log = logging.getLogger(__name__)
@@ -27,7 +23,6 @@ LABELS_MAX = 100_000
 """Beyond these the oldest are forgotten: one an hour for eleven years."""
 
 _FILE_BYTES_MAX = 64 * MIB
-_CRC_CHARACTERS = 8
 
 
 class Label(NamedTuple):
@@ -36,6 +31,10 @@ class Label(NamedTuple):
     text: str
     epoch: int
     seq: int
+
+    def to_json(self) -> Fact:
+        """Return the form of the file."""
+        return {"label": self.text, "epoch": self.epoch, "seq": self.seq}
 
 
 class Labels:
@@ -96,11 +95,11 @@ class Labels:
         if self._lines + len(batch) > 2 * LABELS_MAX or not disk.exists(path):
             last = (batch[-1].epoch, batch[-1].seq)
             kept = [one for one in tuple(self._known.values()) if (one.epoch, one.seq) <= last]
-            data = _encode(kept)
+            data = encode_lines(one.to_json() for one in kept)
             publish(disk, "labels", path, data)
             self._end_at, self._lines = len(data), len(kept)
             return
-        data = _encode(batch)
+        data = encode_lines(one.to_json() for one in batch)
         fd = disk.open("labels:open", path, os.O_RDWR | os.O_NOFOLLOW)
         try:
             disk.pwrite("labels:write", fd, [data], self._end_at)
@@ -117,32 +116,9 @@ class Labels:
             del self._known[next(iter(self._known))]
 
     def _read(self, data: bytes) -> None:
-        damaged = 0
-        for line in data.splitlines(keepends=True):
-            one = _decode(line)
-            if one is not None:
-                self._remember(one)
-            elif line.endswith(b"\n"):
-                damaged += 1
-            else:
-                break  # Cut short: it is written over.
-            self._end_at += len(line)
-            self._lines += 1
-        if damaged:
-            log.warning("%s: %d lines are damaged: what they said is lost", self._path, damaged)
-
-
-def _encode(labels: Iterable[Label]) -> bytes:
-    lines = []
-    for one in labels:
-        body = json.dumps({"label": one.text, "epoch": one.epoch, "seq": one.seq}).encode()
-        lines.append(b"%08x %s\n" % (crc32c(body), body))
-    return b"".join(lines)
-
-
-def _decode(line: bytes) -> Label | None:
-    body = line[_CRC_CHARACTERS + 1 :].removesuffix(b"\n")
-    if line[:_CRC_CHARACTERS] != b"%08x" % crc32c(body) or not line.endswith(b"\n"):
-        return None
-    found = json.loads(body)
-    return Label(found["label"], found["epoch"], found["seq"])
+        lines = decode_lines(data)
+        for fact in lines.facts:
+            self._remember(Label(fact["label"], fact["epoch"], fact["seq"]))
+        self._end_at, self._lines = lines.end_at, len(lines.facts) + lines.damaged
+        if lines.damaged:
+            log.warning("%s: %d lines are damaged, and lost", self._path, lines.damaged)

@@ -10,7 +10,7 @@ from aimfuse.manager.fields import Fields
 from aimfuse.manager.files import State
 from aimfuse.manager.layout import amount, safe
 from aimfuse.manager.source import source_status
-from aimfuse.units import format_bytes
+from aimfuse.units import counted, format_bytes
 
 
 def listing(state_dir: Path) -> list[State]:
@@ -44,11 +44,7 @@ def waiting(one: State) -> str:
     """Return what the spool keeps for a destination, for people; empty if nothing."""
     pinned = Fields(one).part("pinned")
     count = pinned.count("files")
-    return (
-        f"{count:,} file{'s' * (count != 1)}, {format_bytes(pinned.count('bytes'))}"
-        if count
-        else ""
-    )
+    return f"{counted(count, 'file')}, {format_bytes(pinned.count('bytes'))}" if count else ""
 
 
 def describe(one: State) -> str:

@@ -9,7 +9,7 @@ from rich.text import Text
 from aimfuse.manager.held import Held, delay_text
 from aimfuse.manager.layout import Look, bar, between, files, middle, paragraph, row, safe, spark
 from aimfuse.manager.model import Destination, Level, Problem, Store, Sync
-from aimfuse.units import format_bytes, format_seconds
+from aimfuse.units import counted, format_bytes, format_seconds
 
 Rates = Mapping[tuple[str, ...], Sequence[float]]
 """Per thing shown, how fast it went at each look: bytes or records per second, newest last."""
@@ -143,8 +143,3 @@ def records_lines(label: str, values: Sequence[float], look: Look, style: str) -
 def sparkline(values: Sequence[float], look: Look, style: str) -> Text:
     """Return the last minute as little bars, as many as there is room for."""
     return spark(values, min(_SPARK_WIDTH, look.width - _LABEL_WIDTH), style)
-
-
-def counted(number: int, what: str) -> str:
-    """Return a number of things for people."""
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

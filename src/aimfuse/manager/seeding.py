@@ -24,7 +24,7 @@ from aimfuse.manager.files import lock_holder, read_json, read_slots
 from aimfuse.manager.reload import follow
 from aimfuse.manager.source import SHIP_LOCK
 from aimfuse.supervisor import Supervisor
-from aimfuse.units import format_bytes
+from aimfuse.units import counted, format_bytes
 
 POLL_S = 0.1
 SAY_S = 5.0
@@ -179,7 +179,7 @@ def progress_line(status: Fields) -> str:
     """Return how far the seed is, for people."""
     sync = status.part("sync")
     if not sync:
-        return f"{status.text('state')}, {status.part('lag').count('files')} files to go"
+        return f"{status.text('state')}, {counted(status.part('lag').count('files'), 'file')} to go"
     done, total, eta_s = sync.count("done_bytes"), sync.count("total_bytes"), sync.seconds("eta_s")
     left = f", {eta_s:.0f} s to go" if eta_s is not None else ""
     return f"{format_bytes(done)} of {format_bytes(max(done, total))}{left}"

@@ -14,7 +14,6 @@ from aimfuse.manager.scene import (
     Lines,
     Scene,
     behind,
-    counted,
     heading,
     held_lines,
     problem_lines,
@@ -23,7 +22,7 @@ from aimfuse.manager.scene import (
     sync_lines,
 )
 from aimfuse.manager.verified import Scrub
-from aimfuse.units import format_bytes, format_seconds
+from aimfuse.units import counted, format_bytes, format_seconds
 
 SPOOL_SOON_S = 4 * 3600.0
 TWO_COLUMNS_WIDTH = 120

@@ -12,14 +12,13 @@ from aimfuse.manager.scene import (
     Lines,
     Scene,
     behind,
-    counted,
     heading,
     held_lines,
     problem_lines,
     records_lines,
     sync_lines,
 )
-from aimfuse.units import format_bytes
+from aimfuse.units import counted, format_bytes
 
 NAMES_SHOWN_MAX = 6
 REASONS_SHOWN_MAX = 3

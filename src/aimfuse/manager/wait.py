@@ -24,6 +24,7 @@ from aimfuse.manager.control_client import Answer
 from aimfuse.manager.fields import Fields
 from aimfuse.manager.files import lock_holder, read_json, read_slots
 from aimfuse.manager.target import mounts
+from aimfuse.units import counted
 
 POLL_S = 0.1
 STOP_S_MAX = 600.0
@@ -62,7 +63,7 @@ class Behind:
     def describe(self, number: int) -> str:
         """Return how far it is from file *number*, for people."""
         left = number - self.at_number
-        what = f"{left} file{'s' * (left != 1)} behind" if left > 0 else "not consistent yet"
+        what = f"{counted(left, 'file')} behind" if left > 0 else "not consistent yet"
         error = f": {self.error}" if self.error else ""
         return f"{self.name} is {what} ({self.state}{error})"
 

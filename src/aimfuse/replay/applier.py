@@ -17,6 +17,7 @@ from aimfuse.replay.doubt import held_back
 from aimfuse.replay.findings import Findings
 from aimfuse.replay.forward import Forward
 from aimfuse.replay.history import History
+from aimfuse.replay.marks import Marks
 from aimfuse.replay.order import is_needless, next_copy
 from aimfuse.replay.staging import StagedFiles
 from aimfuse.replay.state import HistoryBroken, HistoryGap, Phase, UnfitFile
@@ -67,6 +68,7 @@ class Applier:
         self.switch = Switch(store, self.work, self.staged)
         self.forward = Forward(store)
         self.history = History(store, clock)
+        self.marks = Marks(store, self.history.kept())
         self.brake = Brake(store, self.work, lambda: self.history.settings, clock, monotonic)
         self.is_cut_short = False
         self.progress_ns = clock()
@@ -155,6 +157,7 @@ class Applier:
     def _apply(self, copy: Copy, aim: AimFile) -> None:
         try:
             if isinstance(copy.name, JournalName):
+                self.marks.note(aim)
                 apply_journal(self._store, aim, self.history)
             else:
                 self._apply_sync(copy, aim)

@@ -31,7 +31,7 @@ from aimfuse.replay.kept import (
 from aimfuse.replay.pins import GATE, PREFIX, unpinned
 from aimfuse.replay.plan import Plan
 from aimfuse.replay.readers import Readers
-from aimfuse.replay.state import HistoryBroken, Phase
+from aimfuse.replay.state import HistoryBroken, Json, Phase
 from aimfuse.replay.store import Store
 from aimfuse.replay.undo import (
     Undo,
@@ -89,6 +89,17 @@ class History:
         with contextlib.suppress(*(() if floor.number else (OSError,))):
             self._slots.write(floor.to_json())
             self._slots.write(floor.to_json())
+
+    def kept(self) -> tuple[KeptSet, ...]:
+        """Return the sets that are kept, the oldest first."""
+        return tuple(self._sets)
+
+    def summary(self) -> Json | None:
+        """Return what whoever shows the history need not list it for; None without one."""
+        oldest = self._sets[0].name if self._sets else None
+        if oldest is None or oldest.number > self._head():
+            return None
+        return {"epoch": oldest.epoch, "oldest": oldest.number, "bytes": self._held_bytes}
 
     @property
     def settings(self) -> StoreConfig:

@@ -20,6 +20,7 @@ from aimfuse.replay.state import Json, Phase, StoreState, natural
 
 HISTORY = "history"
 FLOOR = "floor"
+PRUNED = "what was older has been pruned"
 WHY_CHARACTERS_MAX = 500
 """So that a slot never grows beyond the block that it has."""
 
@@ -140,7 +141,7 @@ def find_reach(state: StoreState, kept: Mapping[int, KeptSet], floor: Floor) -> 
     while number > first and not floor.is_off:
         one = kept.get(number)
         if one is None or not (one.has_undo and one.has_redo):
-            why = "what was older has been pruned" if one is None else "a file of it is gone"
+            why = PRUNED if one is None else "a file of it is gone"
             break
         sets.append(one)
         number -= 1

@@ -1,23 +1,15 @@
 """Look at a store's past from outside, also while a replayer is at work. Changes nothing."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from aimfuse.config.store import StoreConfig, load_store
 from aimfuse.disk import Disk
 from aimfuse.errors import ConfigError, CorruptRecord, StateLost, StoreError, UsageError
-from aimfuse.journal.header import (
-    HEADER_BYTES,
-    BadHeader,
-    Identity,
-    Seal,
-    decode_identity,
-    decode_seal,
-    identity_seed,
-)
-from aimfuse.journal.records import IOCB_BYTES, BadIocb, Iocb, RecordType, decode_iocb
 from aimfuse.journal.slots import Slots
 from aimfuse.replay.doubt import doubted, is_doubtful
+from aimfuse.replay.glance import glance
 from aimfuse.replay.kept import (
     HISTORY,
     Floor,
@@ -30,14 +22,12 @@ from aimfuse.replay.kept import (
     read_floor,
 )
 from aimfuse.replay.look import NO_INODE, Look
+from aimfuse.replay.marks import Bookmark, find_marks, read_index
 from aimfuse.replay.state import Json, StoreState
 from aimfuse.replay.undo import read_undo
 
 TRIES_MAX = 5
 """Looks at a history that is being pruned meanwhile."""
-
-_TYPE_AT = 4
-"""Where in an IOCB its type is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +44,6 @@ class Past:
     def history(self) -> Path:
         """Return the directory of the history."""
         return self.path / HISTORY
-
-
-@dataclass(frozen=True, slots=True)
-class Bookmark:
-    """A bookmark in a file of the history; *time_ns* in Unix ns."""
-
-    label: str
-    epoch: int
-    seq: int
-    number: int
-    time_ns: int
 
 
 def look_at(disk: Disk, path: Path, look: Look | None = None) -> Past:
@@ -111,51 +90,80 @@ def describe(disk: Disk, path: Path, look: Look | None = None) -> Json:
     Raises:
         JournalError: a file of the history is damaged.
     """
+    look = look or Look()
     for tries in range(TRIES_MAX):
         try:
-            return _describe(disk, look_at(disk, path, look))
+            return (None if tries else _glanced(disk, path, look)) or _listed(disk, path, look)
         except (FileNotFoundError, CorruptRecord):  # Pruned between two looks?
             if tries == TRIES_MAX - 1:
                 raise
     raise AssertionError
 
 
-def _describe(disk: Disk, past: Past) -> Json:
+def _glanced(disk: Disk, path: Path, look: Look) -> Json | None:
+    """Return the answer without a list of the history's files, None if there is none."""
+    state, history = read_state(disk, path, look), path / HISTORY
+    if state.head is None or not is_whole(state) or not disk.exists(history):
+        return None
+    seen = glance(disk, look, path, state, read_floor(floor_slots(disk, history), state))
+    index = read_index(disk, path) if seen else None
+    base = state.head.number - seen.files if seen else 0
+    if seen is None or index is None or index.behind > base:
+        return None
+    return _said(disk, path, state) | {
+        "oldest": _position(seen.oldest.to_json()),
+        "files": seen.files,
+        "bytes": seen.size_bytes,
+        "gaps": [{"behind": base, "why": seen.why}],
+        "bookmarks": _shown(index.between(base, state.head.number)),
+    }
+
+
+def _listed(disk: Disk, path: Path, look: Look) -> Json:
+    past = look_at(disk, path, look)
     state, reach = past.state, past.reach
-    said: Json = {
-        "store": str(past.path),
+    if reach is None:
+        why = state.doubt or state.reason or "the store has no consistent mirror now"
+        gaps = [{"behind": None, "why": why}]
+        return _said(disk, path, state) | {"newest": None, "gaps": gaps}
+    assert state.head is not None
+    oldest = state.head
+    if reach.sets:
+        oldest = read_undo(disk, past.history, reach.sets[-1].name).mark.head
+    return _said(disk, path, state) | {
+        "oldest": _position(oldest.to_json()),
+        "files": len(reach.sets),
+        "bytes": sum(one.size_bytes for one in past.kept.values()),
+        "gaps": [{"behind": reach.base, "why": reach.why}],
+        "bookmarks": _shown(find_bookmarks(disk, past)),
+    }
+
+
+def _said(disk: Disk, path: Path, state: StoreState) -> Json:
+    return {
+        "store": str(path),
         "group": state.group.hex() if state.group else None,
         "phase": state.phase.value,
-        "newest": _position(state.head.to_json()) if state.head and reach else None,
+        "newest": _position(state.head.to_json()) if state.head else None,
         "oldest": None,
         "files": 0,
         "bytes": 0,
         "gaps": [],
         "bookmarks": [],
-        **_settings(disk, past.path),
+        **_settings(disk, path),
     }
-    if reach is None:
-        why = state.doubt or state.reason or "the store has no consistent mirror now"
-        return said | {"gaps": [{"behind": None, "why": why}]}
-    assert state.head is not None
-    oldest = state.head
-    if reach.sets:
-        oldest = read_undo(disk, past.history, reach.sets[-1].name).mark.head
-    return said | {
-        "oldest": _position(oldest.to_json()),
-        "files": len(reach.sets),
-        "bytes": sum(one.size_bytes for one in past.kept.values()),
-        "gaps": [{"behind": reach.base, "why": reach.why}],
-        "bookmarks": [
-            {
-                "label": one.label,
-                "position": f"{one.epoch}:{one.seq}",
-                "file": one.number,
-                "time_ns": one.time_ns,
-            }
-            for one in find_bookmarks(disk, past)
-        ],
-    }
+
+
+def _shown(marks: Iterable[Bookmark]) -> list[Json]:
+    return [
+        {
+            "label": one.label,
+            "position": f"{one.epoch}:{one.seq}",
+            "file": one.number,
+            "time_ns": one.time_ns,
+        }
+        for one in marks
+    ]
 
 
 def _position(head: Json) -> Json:
@@ -189,39 +197,6 @@ def find_bookmarks(disk: Disk, past: Past) -> list[Bookmark]:
         JournalError: a file of the history is damaged.
         OSError: one could not be read, or has just been pruned.
     """
-    found: list[Bookmark] = []
-    for one in reversed(past.reach.sets if past.reach else ()):
-        found.extend(_bookmarks_in(disk, past.history / one.name.sealed))
-    return found
-
-
-def _bookmarks_in(disk: Disk, path: Path) -> list[Bookmark]:
-    """Return the bookmarks of one file: its IOCB portion is read, and their labels."""
-    fd = disk.open("past:open", path, 0)
-    try:
-        header = disk.pread(fd, HEADER_BYTES, 0)
-        identity, seal = _header(path, header)
-        raw = disk.pread(fd, seal.iocb_count * IOCB_BYTES, seal.iocb_at)
-        kinds, seed = raw[_TYPE_AT::IOCB_BYTES], identity_seed(header)
-        found, index = [], kinds.find(RecordType.BOOKMARK)
-        while index >= 0:
-            iocb = decode_iocb(seed, raw[index * IOCB_BYTES : (index + 1) * IOCB_BYTES])
-            label = _label(disk, fd, iocb)
-            found.append(Bookmark(label, identity.epoch, iocb.seq, identity.number, iocb.time_ns))
-            index = kinds.find(RecordType.BOOKMARK, index + 1)
-    except (BadIocb, BadHeader) as exc:
-        raise CorruptRecord(path, 0, str(exc)) from exc
-    finally:
-        disk.close(fd)
-    return found
-
-
-def _label(disk: Disk, fd: int, iocb: Iocb) -> str:
-    return disk.pread(fd, iocb.payload_bytes, iocb.data_at).decode(errors="replace")
-
-
-def _header(path: Path, header: bytes) -> tuple[Identity, Seal]:
-    identity, seal = decode_identity(header), decode_seal(header)
-    if seal is None:
-        raise CorruptRecord(path, 0, "never sealed")
-    return identity, seal
+    if past.reach is None or past.state.head is None:
+        return []
+    return find_marks(disk, past.path, past.reach.sets, past.reach.base, past.state.head.number)

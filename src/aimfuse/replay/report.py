@@ -60,6 +60,7 @@ class Report:
             "needs_sync": self._applier.needs_sync(),
             "differs": self._differs(),
             **self._applier.brake.report(),
+            "history": self._applier.history.summary(),
             "queue": {
                 "files": work.files + max(0, self._intake.files),
                 "bytes": work.size_bytes + self._intake.size_bytes,

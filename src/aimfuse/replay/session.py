@@ -124,7 +124,7 @@ class Session:
             progress = self._intake.empty() or progress
             self._again = self._intake.is_unfinished
         self._applier.forward.note()
-        return progress
+        return progress or self._applier.marks.step()
 
     def _open(self) -> None:
         store, findings = self.store, self._findings
