@@ -314,6 +314,27 @@ def test_bisect_finds_the_record_that_broke_it(tmp_path: Path) -> None:
     assert done.stderr.count("good ") + done.stderr.count("bad ") == said["checks"]
 
 
+def test_a_search_that_is_killed_leaves_no_view_behind(tmp_path: Path) -> None:
+    _source, store, _waiting = recorded(tmp_path)
+    told = tmp_path / "told"
+    check = f"echo {{}} > {told}.part; mv {told}.part {told}; exec sleep 30"
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    search = subprocess.Popen(
+        (*AIMFUSE, "bisect", str(store), "--check", check), env=environment, process_group=0
+    )
+    try:
+        until(told.exists)
+        mountpoint = Path(told.read_text().strip())
+        assert is_mountpoint(mountpoint)
+        search.kill()
+        search.wait(30)
+        until(lambda: not is_mountpoint(mountpoint))
+        until(lambda: pins_of(store) is None)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(search.pid, signal.SIGKILL)
+
+
 def run(*command: object) -> None:
     done = subprocess.run(
         list(map(str, command)), check=False, capture_output=True, text=True, timeout=60
