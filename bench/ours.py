@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+import subprocess
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
@@ -161,7 +162,8 @@ class Group:
                 self._stop(child)
 
     def _stop(self, child: Child) -> None:
-        with contextlib.suppress(AimfuseError):
+        # Whatever is left of it is ended behind this.
+        with contextlib.suppress(AimfuseError, subprocess.TimeoutExpired):
             self.call("stop", _STOP_S_MAX)
             child.wait(_STOP_S_MAX)
 

@@ -1,7 +1,7 @@
 """A bandwidth cap: a token bucket that many transfers draw from, each in its turn.
 
-What is drawn was there before, so no stretch of time carries more than the cap and one
-bucketful. A block larger than the bucket waits until so much has come together.
+What is drawn was there before, so no stretch of time carries more than the cap, one bucketful
+and one block. A block larger than the bucket waits until so much has come together.
 """
 
 import math
@@ -13,13 +13,15 @@ from aimfuse.units import KIB
 BUCKET_S = 0.2
 """How long an idle link may save up: 2 % of ten seconds."""
 
+BLOCK_S = 0.05
+"""How much of the cap one block may be: several transfers each have one begun at any time."""
 
 BLOCK_BYTES_MAX = 256 * KIB
 
 
 def block_bytes_max(rate_bytes_s: int | None) -> int | None:
     """Return how large a block may be for a cap to be kept evenly; None for any size."""
-    return None if rate_bytes_s is None else min(BLOCK_BYTES_MAX, int(rate_bytes_s * BUCKET_S))
+    return None if rate_bytes_s is None else min(BLOCK_BYTES_MAX, int(rate_bytes_s * BLOCK_S))
 
 
 class TokenBucket:
@@ -73,5 +75,6 @@ class TokenBucket:
         if self._rate_bytes_s is None:
             self._level_bytes = 0.0
             return
-        capacity = max(self._rate_bytes_s * BUCKET_S, self._wanted_bytes)
+        # Who waits is woken late on a busy machine: what came together meanwhile is his.
+        capacity = self._rate_bytes_s * BUCKET_S + self._wanted_bytes
         self._level_bytes = min(capacity, self._level_bytes + passed_s * self._rate_bytes_s)
