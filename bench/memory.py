@@ -1,4 +1,7 @@
-"""What each process takes of memory while 10,000 journal files wait to be shipped and applied."""
+"""What each process takes of memory while 10,000 journal files wait to be shipped and applied.
+
+And what the coordinator takes while it sends a first copy, whose files it makes in memory.
+"""
 
 import shutil
 import time
@@ -17,6 +20,8 @@ SIZE = 64 * MIB
 FILE_BYTES = 64 * KIB
 WRITE_BYTES = 36 * KIB
 """Two do not fit into one file."""
+COPIED_BYTES = 1024 * MIB
+COPY_S = 60.0
 NEAR_S = 3.0
 FAR_S = 25.0
 SAMPLE_S = 0.1
@@ -54,6 +59,24 @@ def measure(runner: Runner, directory: Path) -> Peaks:
             _watch(runner, pids, peaks, lambda: far.applied_number() >= FILES, FAR_S)
             group.drain(far)
     return peaks
+
+
+def copying(runner: Runner, directory: Path) -> float:
+    """Return the largest resident size in MB of the coordinator while a first copy is sent."""
+    near = directory / "copied"
+    (near / MOUNTPOINT).mkdir(parents=True)
+    far, group = FarHost(runner, directory / "copy"), Group(runner, near)
+    group.initialise(COPIED_BYTES)
+    peaks: Peaks = {}
+    with far.serving(), group.mounted():
+        group.add_destination(far.url, far.known_hosts, far.identity)
+
+        def shipper() -> int:
+            return int(group.call("status")["coordinator"]["pid"] or 0)
+
+        runner.until(shipper, "somebody ships")
+        _watch(runner, {"copy": shipper()}, peaks, lambda: far.applied_number() >= 0, COPY_S)
+    return peaks["copy"]
 
 
 def _fill_spool(runner: Runner, group: Group, report: Path) -> None:

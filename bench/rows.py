@@ -75,6 +75,7 @@ ROWS = (
     Row("fan-out", "fan-out", f"{_RANDOM}, 3 destinations, 1 dead", "IOPS", 0.9, ONE),
     Row("copy-first", "copy-first", "first copy, 4 GiB half holes, under load", "MB/s", 0.6, SCP),
     Row("copy-fold", "copy-fold", "copied after a fold, of what the map names", "x", 1.15),
+    Row("cap", "cap", "a cap of 1 and 20 MiB/s: ten seconds at worst", "% off", 5.0),
     Row("map-memory", "map-memory", "dirty map of 1 TiB at random, memory", "MB", 64.0),
     Row("map-file", "map-file", "dirty map of 1 TiB at random, file", "MB", 64.0),
     Row("queue-start", "queue-start", f"{_QUEUE}: start of the coordinator", "s", 3.0),
@@ -83,6 +84,7 @@ ROWS = (
     Row("rss-driver", "rss-driver", f"{_RSS}: driver", "MB", 150.0),
     Row("rss-coordinator", "rss-coordinator", f"{_RSS}: coordinator", "MB", 150.0),
     Row("rss-replayer", "rss-replayer", f"{_RSS}: replayer", "MB", 150.0),
+    Row("rss-copy", "rss-copy", "memory, first copy: coordinator", "MB", 150.0),
     Row("rss-serve", "rss-serve", f"{_RSS}: serve", "MB", 150.0),
 )
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import copies, lag, load, memory, rows, views, waiting
+from bench import cap, copies, lag, load, memory, rows, views, waiting
 from bench.backlog import Backlog
 from bench.bare import bare
 from bench.load import GIB, MIB, Work
@@ -73,6 +73,9 @@ class Bench:
 
     def _large(self, memory_dir: Path, disk_dir: Path) -> None:
         """Measure what has to be quick, or small, where there is much of something."""
+        if self._wants("cap"):
+            with self._attempt("cap"), self._directory(memory_dir) as near:
+                self._note("cap", OURS, max(cap.measure(self._runner, near)), "% off")
         if self._wants("queue"):
             with self._attempt("queue"), self._directory(disk_dir) as near:
                 for name, seconds in waiting.measure(
@@ -88,6 +91,7 @@ class Bench:
             with self._attempt("rss"), self._directory(memory_dir) as near:
                 for name, megabytes in memory.measure(self._runner, near).items():
                     self._note(f"rss-{name}", OURS, megabytes, "MB")
+                self._note("rss-copy", OURS, memory.copying(self._runner, near), "MB")
 
     def _volumes(self, place: Path, works: Sequence[Work]) -> None:
         """Measure loads on volumes whose images lie in *place*."""

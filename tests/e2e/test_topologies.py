@@ -1,10 +1,14 @@
 """The configurations of docs/topologies.md, as they stand there, with real processes."""
 
 import os
+import random
 import re
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,7 @@ from tests.e2e.host import AIMFUSE, FarHost, Source, aimfuse, until
 pytestmark = [pytest.mark.fuse, pytest.mark.usefixtures("require_fuse", "home")]
 
 HOSTS = ("berlin", "cairo", "delhi")
+LONG = os.environ.get("AIMFUSE_SWEEP") == "long"
 PAGE = Path(__file__).parents[2] / "docs" / "topologies.md"
 _BLOCK = re.compile(r"(?ms)^```\w+\n# (?P<where>[^\n]*)\n(?P<text>.*?)^```$")
 
@@ -110,6 +115,26 @@ def write(source: Source, at: int = MIB) -> None:
         os.fsync(file.fileno())
 
 
+def work(source: Source, seed: int) -> None:
+    """Write for a while, as an application does that syncs now and then."""
+    dice = random.Random(seed)
+    with source.volume.open("r+b", buffering=0) as file:
+        for turn in range(400):
+            file.seek(dice.randrange(2 * MIB // (4 * KIB)) * 4 * KIB)
+            file.write(dice.randbytes(4 * KIB))
+            if turn % 20 == 0:
+                os.fsync(file.fileno())
+                time.sleep(0.05)  # So that it goes on for a second, while files come and go.
+
+
+def work_at_once(sources: list[Source]) -> None:
+    loads = [threading.Thread(target=work, args=each) for each in zip(sources, count())]
+    for load in loads:
+        load.start()
+    for load in loads:
+        load.join()
+
+
 def flush(source: Source) -> None:
     done = aimfuse("flush", source.image, "--wait", "applied", "--timeout", "30s")
     assert done.returncode == 0, done.stderr
@@ -159,11 +184,13 @@ def test_many_to_one(world: World, stack: ExitStack, tmp_path: Path) -> None:
         group(stack, tmp_path, where.replace("vm1", f"vm{n}"), text.replace("vm1", f"vm{n}"))
         for n in numbers
     ]
-    mounted, others = sources[:3], sources[3:]
+    mounted, others = (sources, []) if LONG else (sources[:3], sources[3:])
     shipping = [start("ship", source.image, "--until-empty") for source in others]
     for source in mounted:
         source.mount()
         write(source)
+    if LONG:
+        work_at_once(mounted)
     assert [process.wait(60) for process in shipping] == [0] * len(others)
     for source in mounted:
         flush(source)
@@ -177,7 +204,7 @@ def test_both_ways(world: World, stack: ExitStack, tmp_path: Path) -> None:
     pair = [group(stack, tmp_path, *block) for block in blocks("Both ways").items()]
     for source in pair:
         source.mount()
-        write(source)
+    work_at_once(pair)
     for source, host, store in zip(pair, ("cairo", "berlin"), ("disk-b", "disk-c"), strict=True):
         flush(source)
         same(source, world, host, store)
