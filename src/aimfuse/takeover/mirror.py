@@ -7,22 +7,27 @@ so, and it takes nothing from its source before a copy of that has come.
 import errno
 import os
 import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from aimfuse.disk import Disk
-from aimfuse.errors import StateLost, StoreError, UsageError
+from aimfuse.disk import Disk, note_owner, try_lock
+from aimfuse.errors import BusyError, StateLost, StoreError, UsageError
 from aimfuse.journal.dirty import write_map
 from aimfuse.journal.records import VolumeEntry
 from aimfuse.journal.slots import Slots
 from aimfuse.replay.doubt import DIFFERS, REJOINED
 from aimfuse.replay.state import Head, Phase, StoreState, SyncProgress
-from aimfuse.replay.store import Store
 from aimfuse.takeover.branches import remove_tree
 from aimfuse.takeover.tail import Tail
 from aimfuse.units import VolumeId
 
 PART = ".rejoin"
+LOCK = "lock"
+LET_GO_S_MAX = 30.0
+_POLL_S = 0.05
 _INBOX_MODE = 0o750
 
 
@@ -69,16 +74,47 @@ def return_store(disk: Disk, store: Path, wanted: Wanted) -> None:
     """Make the promoted store whose mirror the images are an ordinary one again; blocks.
 
     Raises:
-        BusyError: its replayer runs. Nothing was changed.
+        BusyError: its replayer does not let go of it. Nothing was changed.
         OSError: the disk failed; calling again begins anew.
     """
-    held = Store(disk, store)
-    held.lock()
-    try:
+    with _held(disk, store):
         if not is_made(disk, store, wanted.group, wanted.images):
             _fill(disk, store, wanted, shown=wanted.present)
+
+
+@contextmanager
+def _held(disk: Disk, store: Path) -> Iterator[None]:
+    """Keep replayers off the store for the block; one that works on it lets go within moments.
+
+    It goes by its lock file: with another one in that place the store is not the one that it
+    opened, so it closes, looks again, and finds the new one taken until we are done.
+    """
+    flags = os.O_RDWR | os.O_CREAT
+    before = disk.open("rejoin:lock", store / LOCK, flags)
+    fds = [before]
+    try:
+        if not try_lock(before):
+            beside = store / f"{LOCK}{PART}"
+            fds.append(disk.open("rejoin:lock_beside", beside, flags))
+            if not try_lock(fds[-1]):
+                raise BusyError(f"{store} is being made a mirror already", hint="Look again soon.")
+            note_owner(disk, "rejoin:lock_pid", fds[-1])
+            disk.rename("rejoin:lock_rename", beside, store / LOCK)
+            _wait_for(before, store)
+        yield
     finally:
-        held.close()
+        for fd in fds:
+            disk.close(fd)
+
+
+def _wait_for(fd: int, store: Path) -> None:
+    end_s = time.monotonic() + LET_GO_S_MAX
+    while not try_lock(fd):
+        if time.monotonic() > end_s:
+            raise BusyError(
+                f"the replayer of {store} does not let go of it", hint="Stop it, then repeat this."
+            )
+        time.sleep(_POLL_S)
 
 
 def _fill(disk: Disk, place: Path, wanted: Wanted, *, shown: tuple[VolumeEntry, ...]) -> None:
