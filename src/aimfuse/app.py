@@ -155,7 +155,7 @@ def _refuse_superseded(disk: Disk, config: GroupConfig, *, diverge: bool) -> Non
         return
     error = note.error(str(config.image))
     if not note.is_final:
-        error.hint += " To serve it here all the same, as a branch: mount it with --diverge."
+        error.hint += " To serve it here all the same, as a branch: `mount` with --diverge."
     raise error
 
 

@@ -78,7 +78,7 @@ class Superseded:
         if self.step is Step.SWITCHING:
             return SupersededError(
                 f"a switch-over to {self.destination} is under way",
-                hint=f"Go on with it: aimfuse switchover {image} {self.destination}",
+                hint=f"Go on with it: `aimfuse switchover {image} {self.destination}`.",
             )
         if self.step is Step.REJOINED:
             return SupersededError(
@@ -88,12 +88,12 @@ class Superseded:
         if self.step is Step.REJOINING:
             return SupersededError(
                 f"{image} is being made a mirror of {self.url}",
-                hint=f"Go on with it: aimfuse rejoin {image} {self.url}",
+                hint=f"Go on with it: `aimfuse rejoin {image} {self.url}`.",
             )
         return SupersededError(
             f"{self.destination} was promoted: the source is {self.url} now",
-            hint=f"Make this side a mirror of it: aimfuse rejoin {image} {self.url} "
-            f"What it has written since: aimfuse branch list {image}",
+            hint=f"Make this side a mirror of it: `aimfuse rejoin {image} {self.url}`. "
+            f"What only it has: `aimfuse branch list {image}`.",
         )
 
     def to_json(self) -> dict[str, Any]:

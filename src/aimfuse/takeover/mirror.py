@@ -125,7 +125,7 @@ def _fill(disk: Disk, place: Path, wanted: Wanted, *, shown: tuple[VolumeEntry, 
     for entry in wanted.tail.volumes:
         _give(disk, wanted.images.get(entry.volume), volumes / f"{entry.volume:08d}")
     disk.sync_dir("rejoin:sync_dir", volumes)
-    if wanted.tail.differs is not None:
+    if wanted.tail.differs is not None and not wanted.tail.is_empty:
         write_map(disk, place / DIFFERS, wanted.tail.differs)
     elif disk.exists(place / DIFFERS):
         disk.unlink("rejoin:unlink", place / DIFFERS)

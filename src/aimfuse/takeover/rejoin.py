@@ -338,10 +338,15 @@ def describe(done: Json) -> list[str]:
     """Return the lines of what was done, or is planned, for people."""
     fork, lines = done["fork"], []
     if done["writes"] is not None and fork:
+        at = f"{fork['epoch']}:{fork['seq']}"
         lines.append(
-            f"Behind {fork['epoch']}:{fork['seq']}, where the other side went on, this side has "
-            f"{count_writes(done['writes'])}; {format_bytes(done['differing_bytes'])} may differ."
+            f"This side has {count_writes(done['writes'])} behind {at}, where the other side went "
+            f"on; {format_bytes(done['differing_bytes'])} may differ."
+            if done["writes"] or done["differing_bytes"]
+            else f"This side is exactly at {at}, where the other side went on."
         )
+    if not done.get("is_recovered", True):
+        lines.append("It was not unmounted cleanly: what its journal holds besides is not counted.")
     if done["is_whole"]:
         lines.append(f"Everything will be copied: {done['why_whole']}.")
     if done["branch"]:
@@ -354,6 +359,7 @@ def next_commands(done: Json) -> list[str]:
     """Return what is to be run next, here and at the new source."""
     store = done["store"]
     return [
-        f"Here: aimfuse replay {store}",
-        f"At the new source: aimfuse destination url STORE former sftp://{done['host']}{store}",
+        f"Here, unless one runs already: aimfuse replay {store}",
+        "At the new source, with the URL by which that store is reached from there:",
+        f"  aimfuse destination url STORE former sftp://{done['host']}{store}",
     ]
