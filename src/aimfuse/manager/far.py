@@ -59,6 +59,7 @@ def store_status(store: Path) -> State:
         "verified": ack.get("verified"),
         "source": source,
         "heard_ns": _changed_ns(store / INBOX / "source.json"),
+        "on_bookmark": ack.get("on_bookmark"),
         "paused": ack.get("paused"),
         "delay_s": ack.get("delay_s"),
         "held": ack.get("held"),

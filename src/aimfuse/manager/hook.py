@@ -11,12 +11,12 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Generator, Mapping
 from types import FrameType
 
 from aimfuse.errors import AimfuseError, HookFailed, UsageError
 
+STDERR = 2
 KILL_S = 5.0
 """How long a hook that took too long gets to end by itself."""
 
@@ -60,7 +60,7 @@ class Hook:
         try:
             child = subprocess.Popen(
                 [*self._words, phase],
-                stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=STDERR, start_new_session=True,
                 env={**os.environ, **environment, "AIMFUSE_PHASE": phase},
             )  # fmt: skip
         except OSError as exc:

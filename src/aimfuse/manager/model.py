@@ -374,6 +374,8 @@ def _ack_problems(ack: Fields) -> list[Problem]:
             found.append(Problem(f"the store {what}: {_listed(names)}", "", Level.WARN))
     if quarantined := ack.count("quarantined"):
         found.append(Problem(f"files that the store set aside: {quarantined}", "", Level.WARN))
+    if text := ack.part("on_bookmark").text("problem"):
+        found.append(Problem(f"the store says: {text}", "", Level.WARN))
     return found
 
 
@@ -424,6 +426,8 @@ def _store_problems(status: Fields, level: Level, pid: int | None, now_ns: int) 
     error = status.text("error") or status.text("reason")
     if error or level >= Level.BAD:
         found.append(Problem(error or "halted", "", max(level, Level.WARN)))
+    if text := status.part("on_bookmark").text("problem"):
+        found.append(Problem(text, "", Level.WARN))
     if text := differing(status):
         hint = "`aimfuse verify` at its source compares it again, and repairs it if told to."
         found.append(Problem(text, hint))

@@ -8,8 +8,10 @@ time, from those of the history.
 """
 
 import os
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from aimfuse.disk import Disk, publish, read_file
@@ -190,6 +192,11 @@ class Marks:
         elif not self._is_missing:  # It has lines of files that were never applied.
             self._write(found)
         self.known += found
+
+    def known_behind(self, number: int, seq: int) -> Iterator[Bookmark]:
+        """Yield the bookmarks behind record *seq* of file *number*, the oldest first."""
+        at = bisect_right(self.known, (number, seq), key=lambda one: (one.number, one.seq))
+        return islice(self.known, at, None)
 
     def step(self) -> bool:
         """Do a piece of what is left to be done; tell whether anything was.

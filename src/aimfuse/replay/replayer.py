@@ -111,8 +111,9 @@ class Replayer:
             raise StoreError("; ".join(problems))
 
     async def _exhaust(self, session: Session) -> None:
-        while await self._in_thread(session.round):
-            pass
+        while await self._in_thread(session.round) or session.is_busy:
+            if session.is_busy:
+                await trio.sleep(self._pace.active_s)
 
     async def _check_not_all_busy(self) -> None:
         """Notice a second replayer at once, where somebody sees the message."""

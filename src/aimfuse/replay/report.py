@@ -7,6 +7,7 @@ from aimfuse.replay.applier import Applier
 from aimfuse.replay.doubt import DIFFERS, REJOINED
 from aimfuse.replay.findings import Findings
 from aimfuse.replay.intake import Intake
+from aimfuse.replay.on_bookmark import OnBookmark
 from aimfuse.replay.state import Json, Phase, StoreState
 from aimfuse.replay.store import Store
 from aimfuse.replay.switch import Switch
@@ -22,6 +23,7 @@ class Report:
         applier: Applier,
         intake: Intake,
         findings: Findings,
+        on_bookmark: OnBookmark,
         clock: Callable[[], int],
     ) -> None:
         """Name whom to ask. *clock* gives Unix ns."""
@@ -30,6 +32,7 @@ class Report:
         self._work = applier.work
         self._intake = intake
         self._findings = findings
+        self._on_bookmark = on_bookmark
         self._clock = clock
 
     def key(self, error: str) -> object:
@@ -38,7 +41,7 @@ class Report:
         return (self._store.state, self._work.files, self._intake.files,
                 findings.quarantine.count, self._shown_error(error), findings.damaged,
                 findings.stale_count, str(self._applier.switch.progress()),
-                self._applier.brake.key())  # fmt: skip
+                self._applier.brake.key(), self._on_bookmark.key())  # fmt: skip
 
     def build(self, error: str) -> Json:
         """Return what the ack says; *error* is why the last round failed, "" if it did not."""
@@ -61,6 +64,7 @@ class Report:
             "differs": self._differs(),
             **self._applier.brake.report(),
             "history": self._applier.history.summary(),
+            "on_bookmark": self._on_bookmark.report(),
             "queue": {
                 "files": work.files + max(0, self._intake.files),
                 "bytes": work.size_bytes + self._intake.size_bytes,

@@ -20,6 +20,7 @@ from aimfuse.replay.findings import Findings
 from aimfuse.replay.inbox import Inbox
 from aimfuse.replay.intake import Ahead, Intake
 from aimfuse.replay.look import Look
+from aimfuse.replay.on_bookmark import OnBookmark
 from aimfuse.replay.report import Report
 from aimfuse.replay.state import Phase
 from aimfuse.replay.store import Store
@@ -61,6 +62,11 @@ class Session:
         """Return why the store stands still, "" if it goes on."""
         return self._findings.halted
 
+    @property
+    def is_busy(self) -> bool:
+        """Tell whether something is under way that no round can hasten."""
+        return self._ready and self._on_bookmark.is_busy
+
     def round(self) -> bool:
         """Do a bounded piece of work; return whether anything got further.
 
@@ -91,6 +97,8 @@ class Session:
         """Write what the last ack left out, and let the store go."""
         if self._ahead:
             self._ahead.drop()
+        if self._ready:
+            self._on_bookmark.close()
         self._offer_ack(force=True)
         self.store.close()
 
@@ -124,6 +132,7 @@ class Session:
             progress = self._intake.empty() or progress
             self._again = self._intake.is_unfinished
         self._applier.forward.note()
+        progress = self._on_bookmark.step() or progress
         return progress or self._applier.marks.step()
 
     def _open(self) -> None:
@@ -132,7 +141,13 @@ class Session:
         inbox = Inbox(store, self._clock)
         self._applier = Applier(store, findings, self._time, self._clock, self._monotonic)
         self._intake = Intake(store, inbox, self._applier, findings, self._time, self._ahead)
-        self._report = Report(store, self._applier, self._intake, findings, self._clock)
+        applier = self._applier
+        self._on_bookmark = OnBookmark(
+            store, applier.marks, lambda: applier.history.settings, self._clock, self._monotonic
+        )
+        self._report = Report(
+            store, applier, self._intake, findings, self._on_bookmark, self._clock
+        )
         self._ack = AckFile(store, self._clock)
         remembered = self._ack.last.get("damaged")
         listed = remembered if isinstance(remembered, list) else []
