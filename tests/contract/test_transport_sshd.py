@@ -173,6 +173,43 @@ async def test_only_files_in_an_inbox_can_be_written(embedded: EmbeddedSide, inb
     assert (inbox / "b").read_text() == "rude"
 
 
+def limit_key(side: EmbeddedSide, option: str) -> None:
+    """Write *option* in front of the client's key."""
+    keys = side.root / ".aimfuse" / "authorized_keys"
+    keys.write_text(f"{option} {keys.read_text()}")
+
+
+async def test_a_key_that_is_for_one_store_reaches_no_other(
+    embedded: EmbeddedSide, inbox: Path
+) -> None:
+    other = embedded.root / "other" / "inbox"
+    other.mkdir(parents=True)
+    (other / "a").write_text("others'")
+    (embedded.root / "stores").mkdir()
+    limit_key(embedded, 'store="store"')
+    await attempt(embedded, write, "/store/inbox/b")
+    assert names(inbox) == ["b"]
+    assert await attempt(embedded, listdir, "/") == ["store"]
+    for action, *words in (
+        (read, "/other/inbox/a"), (write, "/other/inbox/b"), (listdir, "/other"),
+        (mkdir, "/new"), (mkdir, "/stores/inbox"), (read, "/store/../other/inbox/a"),
+        (rename, "/store/inbox/b", "/other/inbox/b"), (size, "/other/inbox/a"),
+    ):  # fmt: skip
+        with pytest.raises(asyncssh.SFTPPermissionDenied):
+            await attempt(embedded, action, *words)
+    assert names(other) == ["a"]
+
+
+async def test_a_key_may_be_for_several_stores_or_for_none(embedded: EmbeddedSide) -> None:
+    for name in ("one", "two", "three"):
+        (embedded.root / name).mkdir()
+    limit_key(embedded, 'store="one",store="three"')
+    assert await attempt(embedded, listdir, "/") == ["one", "three"]
+    keys = embedded.root / ".aimfuse" / "authorized_keys"
+    keys.write_text(keys.read_text().replace('store="one",store="three"', "store"))
+    assert await attempt(embedded, listdir, "/") == []
+
+
 @pytest.mark.parametrize(
     "action",
     [

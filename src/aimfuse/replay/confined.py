@@ -5,15 +5,18 @@ is followed anywhere, so none can lead out, whoever made it and whenever. Each d
 way is opened without following links, and the last step is taken from that descriptor (by
 ``/proc/self/fd``), so nothing can be exchanged in between.
 
+A view that is limited to some stores shows nothing else right beneath the root.
+
 Only files directly inside a directory called ``inbox`` can be written and renamed; directories
 can be made, nothing can be removed: a stolen source key adds files and harms nothing else.
 """
 
+import copy
 import errno
 import os
 import posixpath
 import stat
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,11 +67,18 @@ class ConfinedTree:
 
     def __init__(self, root: Path, disk: Disk | None = None) -> None:
         self._disk = disk or Disk()
+        self._stores: frozenset[bytes] | None = None
         self._root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def close(self) -> None:
         """Let go of the root; handles stay valid until they are closed."""
         self._disk.close(self._root_fd)
+
+    def limited(self, stores: Iterable[str]) -> "ConfinedTree":
+        """Return a view with only these names beneath the root; it is not to be closed."""
+        view = copy.copy(self)
+        view._stores = frozenset(map(os.fsencode, stores))  # noqa: SLF001 - one of us
+        return view
 
     def open(self, path: bytes, flags: int) -> Handle:
         """Open a regular file, or a directory for syncing it."""
@@ -125,6 +135,7 @@ class ConfinedTree:
             flags = os.O_RDONLY | os.O_DIRECTORY | spot.no_links
             fd = self._disk.open("serve:list", spot.path, flags)
         found = []
+        is_limited = self._stores is not None and normalise(path) == b"/"
         try:
             with os.scandir(fd) as entries:
                 for entry in entries:
@@ -133,7 +144,7 @@ class ConfinedTree:
                         info = entry.stat(follow_symlinks=False)
                     except FileNotFoundError:
                         continue
-                    if name != PRIVATE:
+                    if name != PRIVATE and not (is_limited and name not in (self._stores or ())):
                         found.append((name, info))
         finally:
             self._disk.close(fd)
@@ -161,6 +172,8 @@ class ConfinedTree:
         steps = normalise(path).split(b"/")[1:]
         if PRIVATE in steps:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        if self._stores is not None and steps != [b""] and steps[0] not in self._stores:
+            raise PermissionError(errno.EACCES, "this key is for another store")
         if len(steps) > _DEPTH_MAX:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         fd = os.dup(self._root_fd)

@@ -2,7 +2,8 @@
 
 It serves one directory tree, confined, over SFTP and nothing else: no shell, no commands, no
 forwarding. Clients come in with a public key from the authorised keys file, which is read
-again for every connection. asyncssh runs on its own thread, file operations in worker threads.
+again for every connection; what stands in front of a key there may limit it to some stores.
+asyncssh runs on its own thread, file operations in worker threads.
 """
 
 import asyncio
@@ -36,6 +37,9 @@ _KEEPALIVE_S = 15
 _DEFAULT_PORT = 22
 _WILDCARDS = {"", "0.0.0.0", "::"}  # noqa: S104 - compared with, not listened on
 _OTHERS = 0o077
+
+STORE_OPTION = "store"
+"""In front of a key: ``store="NAME"``, once or more, lets it in to these stores alone."""
 
 log = logging.getLogger(__name__)
 
@@ -221,6 +225,11 @@ class _ConfinedSftp(asyncssh.SFTPServer):
 
     def __init__(self, channel: "asyncssh.SSHServerChannel[bytes]", tree: ConfinedTree) -> None:
         super().__init__(channel)
+        connection = channel.get_connection()
+        assert isinstance(connection, asyncssh.SSHServerConnection)
+        stores = connection.get_key_option(STORE_OPTION)
+        if stores is not None:  # True, if no store was named.
+            tree = tree.limited(stores if isinstance(stores, list) else ())
         self._tree = tree
 
     async def open(self, path: bytes, pflags: int, attrs: asyncssh.SFTPAttrs) -> object:
