@@ -70,13 +70,11 @@ def switchover(disk: Disk, config: GroupConfig, name: str, say: Say) -> Json:
         raise note.error(str(config.image))
     if note is not None and note.promotion is not None:
         return _done(config, destination, note.promotion)
-    if note is None:
-        _end_mount(config, name, say)
+    _end_mount(config, name, say)
     lock = GroupLock(GroupPaths(config.image, config.state_dir, config.spool))
     try:
         checkpoint = _settled(disk, config, say)
-        if note is None:
-            run_in_trio(lambda: _drain(config, name, int(checkpoint.head.number), say))
+        run_in_trio(lambda: _drain(config, name, int(checkpoint.head.number), say))
         promotion = run_in_trio(lambda: _hand_over(disk, config, destination, checkpoint, say))
     finally:
         lock.release()
@@ -148,8 +146,10 @@ async def _drain(config: GroupConfig, name: str, number: int, say: Say) -> None:
     Raises:
         StoreError, Unavailable: it will not come there before somebody acts.
     """
+    directory = config.destination_dir(name)
+    if _is_there(directory, number):
+        return
     async with _shipping(config):
-        directory = config.destination_dir(name)
         moved, moved_s, said_s = "", time.monotonic(), 0.0
         while not _is_there(directory, number):
             status = Fields(read_json(directory / "status.json"))
@@ -189,7 +189,8 @@ def _check_hope(config: GroupConfig, name: str, status: Fields, unmoved_s: float
         raise StoreError(f"{name} does not get there: {error or status.text('state')}", hint=again)
     if unmoved_s >= GIVE_UP_S:
         raise Unavailable(f"{name} does not get there: {error or 'nothing moves'}", hint=again)
-    if read_superseded(Disk(), config.state_dir) is not None:
+    note = read_superseded(Disk(), config.state_dir)
+    if note is not None and note.promotion is not None:
         raise SupersededError(f"{name} was promoted meanwhile", hint="See `aimfuse status`.")
 
 
