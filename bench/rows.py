@@ -14,6 +14,7 @@ BARE = "bare pass-through"
 QEMU = "qemu mirror"
 SCP = "scp"
 ONE = "one destination"
+QUIET = "without the scrub"
 
 Samples = Mapping[tuple[str, str], Sequence[float]]
 """What was measured, by (work, contestant), one figure per round."""
@@ -73,6 +74,7 @@ ROWS = (
     Row("lag", "lag", "lag at a steady 5 MB/s, p99", "s", 2.0),
     Row("backlog", "backlog", "shipping a backlog of 1 GiB", "MB/s", 0.8, SCP),
     Row("fan-out", "fan-out", f"{_RANDOM}, 3 destinations, 1 dead", "IOPS", 0.9, ONE),
+    Row("scrub", "scrub", f"{_RANDOM}, beside a scrub", "IOPS", 0.97, QUIET),
     Row("copy-first", "copy-first", "first copy, 4 GiB half holes, under load", "MB/s", 0.6, SCP),
     Row("copy-fold", "copy-fold", "copied after a fold, of what the map names", "x", 1.15),
     Row("cap", "cap", "a cap of 1 and 20 MiB/s: ten seconds at worst", "% off", 5.0),

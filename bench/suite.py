@@ -16,14 +16,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import cap, copies, lag, load, memory, rows, views, waiting
+from bench import cap, copies, lag, load, memory, rows, scrubs, views, waiting
 from bench.backlog import Backlog
 from bench.bare import bare
 from bench.load import GIB, MIB, Work
 from bench.ours import aimfuse, with_three_destinations
 from bench.qemu import qemu
 from bench.rig import Places, Rig
-from bench.rows import BARE, ONE, OURS, QEMU, ROWS, SCP, Row
+from bench.rows import BARE, ONE, OURS, QEMU, QUIET, ROWS, SCP, Row
 from bench.running import Failed, Interrupted, Runner
 
 LATEST = Path(__file__).with_name("latest.json")
@@ -68,6 +68,12 @@ class Bench:
                 self._backlog(near)
         if self._wants("fan-out"):
             self._fan_out(memory_dir)
+        if self._wants("scrub"):
+            with self._attempt("scrub"), self._directory(memory_dir) as place:
+                ours, theirs = scrubs.iops(self._runner, place, self._options.rounds)
+                for name, values in ((OURS, ours), (QUIET, theirs)):
+                    for value in values:
+                        self._note("scrub", name, value, "IOPS")
         self._copies(memory_dir)
         self._large(memory_dir, disk_dir)
 
