@@ -8,7 +8,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from aimfuse.manager.reload import follow
+from aimfuse.manager.reload import reload
 from bench import load
 from bench.load import MIB
 from bench.ours import Answer, FarHost, Group
@@ -39,7 +39,7 @@ def iops(runner: Runner, directory: Path, rounds: int) -> tuple[list[float], lis
                 group.drain(far)
                 config = group.config()
                 group.save(replace(config, journal=replace(config.journal, scrub_s=period_s)))
-                follow(group.state_dir)
+                reload(group.state_dir)
                 found.append(load.measure(runner, load.RANDOM, group.volume, LOAD_S, report))
         _check(group.call("status")["scrub"], rounds)
     return beside, without
