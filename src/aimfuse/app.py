@@ -28,12 +28,12 @@ from aimfuse.driver.keeper import SpoolKeeper, SpoolLimits
 from aimfuse.driver.ladder import Policy
 from aimfuse.driver.mount import Companion, Mount, MountOptions
 from aimfuse.driver.pins import ACCOUNTS, Pins
-from aimfuse.driver.process import become_part_of_the_io_path
 from aimfuse.driver.pump import Pump, PumpLimits
 from aimfuse.driver.scrub import Scrub
 from aimfuse.driver.status import SourceStatus
 from aimfuse.driver.verifier import Verifier, VerifyRequests
 from aimfuse.errors import AimfuseError, ConfigError, StateLost, SupersededError
+from aimfuse.io_path import become_part_of_the_io_path
 from aimfuse.journal.journal import Journal
 from aimfuse.journal.superseded import read_superseded
 from aimfuse.mountpoint import check_mountpoint

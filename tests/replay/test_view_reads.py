@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aimfuse.disk import Disk
-from aimfuse.errors import JournalError, OutOfReach
+from aimfuse.errors import BusyError, JournalError, OutOfReach
 from aimfuse.replay.exhibit import opened as opened_past
 from aimfuse.replay.frozen import Frozen, PastLost
 from aimfuse.replay.past import describe
 from aimfuse.replay.point import Wanted
 from aimfuse.replay.session import Session
+from aimfuse.replay.store import Store
+from aimfuse.replay.watch import Watch
 from tests.replay.faults import Steps, dying
 from tests.replay.recorder import Position, Recorder, Snapshot, at, position, recorded, restored
 from tests.replay.source import Source, deliver
@@ -47,9 +49,19 @@ def seen(frozen: Frozen) -> Snapshot:
 
 
 @contextmanager
-def viewed(store: Path, wanted: Wanted, disk: Disk | None = None) -> Iterator[Frozen]:
-    with opened_past(disk or Disk(), store, wanted) as frozen:
+def viewed(
+    store: Path, wanted: Wanted, disk: Disk | None = None, watch: type[Watch] = Watch
+) -> Iterator[Frozen]:
+    with opened_past(disk or Disk(), store, wanted, watch=watch) as frozen:
         yield frozen
+
+
+class Blind(Watch):
+    """A watch where the kernel tells nothing, as on a network file system."""
+
+    def __init__(self, store: Path) -> None:
+        super().__init__(store)
+        self.close()
 
 
 def check_all(store: Path, states: dict[Position, Snapshot]) -> int:
@@ -117,14 +129,15 @@ class Beside(Steps):
             exhaust(self.session)
 
 
+@pytest.mark.parametrize("watch", [Watch, Blind], ids=["told", "not told"])
 @pytest.mark.parametrize("where", [(1, 4), (1, 10), (1, 12), (1, 13), (1, 20), NEWEST])
 def test_a_view_stays_what_it_was_while_files_are_applied_and_pruned(
-    tmp_path: Path, where: Position
+    tmp_path: Path, where: Position, watch: type[Watch]
 ) -> None:
     source, store, waiting = recorded(tmp_path)
     with opened(store) as session:
         disk = Beside(session, store, list(waiting))
-        with viewed(store, at(where), disk) as frozen:
+        with viewed(store, at(where), disk, watch) as frozen:
             for _again in range(3):
                 assert seen(frozen) == source.states[where]
             assert not disk.waiting
@@ -156,6 +169,52 @@ def test_a_view_of_a_half_applied_mirror_is_that_of_the_boundary_in_front(tmp_pa
             assert seen(frozen) == source.states[newest]
             catch_up(store)
             assert seen(frozen) == source.states[newest]
+
+
+def test_a_view_stays_what_it_was_however_often_the_replayer_is_killed(tmp_path: Path) -> None:
+    source, store, waiting = recorded(tmp_path)
+    deliver(store, *waiting)
+    with viewed(store, at(NEWEST)) as newest, viewed(store, at((1, 12))) as older:
+        for die_at in (3, 9, 14, 17, 19, 20, 21, 22, 23, 25, 30):
+            run_into(dying(die_at), store)
+            assert seen(newest) == source.states[NEWEST]
+            assert seen(older) == source.states[1, 12]
+        assert not catch_up(store).halted
+        assert seen(newest) == source.states[NEWEST]
+        assert seen(older) == source.states[1, 12]
+
+
+def test_a_view_of_a_store_that_was_moved_shows_that_store(tmp_path: Path) -> None:
+    source, store, waiting = recorded(tmp_path)
+    with viewed(store, at((1, 12))) as frozen:
+        store.rename(tmp_path / "moved")
+        _other, another, _waiting = recorded(tmp_path / "other")
+        (another / "volumes" / "00000001").write_bytes(b"another" * 5000)
+        another.rename(store)
+        assert seen(frozen) == source.states[1, 12]
+        deliver(tmp_path / "moved", *waiting)
+        catch_up(tmp_path / "moved")
+        assert seen(frozen) == source.states[1, 12]
+
+
+def test_a_store_without_history_shows_its_newest_state_while_nobody_replays(
+    tmp_path: Path,
+) -> None:
+    source, store, waiting = recorded(tmp_path)
+    (store / "store.toml").write_text("keep = 0")
+    deliver(store, *waiting)
+    catch_up(store)
+    held = Store(Disk(), store)
+    held.lock()
+    held.close()
+    with viewed(store, Wanted("now")) as frozen:
+        assert seen(frozen) == source.snapshot()
+        with pytest.raises(BusyError):
+            held.lock()
+    held.lock()
+    with pytest.raises(BusyError, match="replayed without history"), viewed(store, Wanted("now")):
+        pass
+    held.close()
 
 
 # What ends a view.
@@ -198,8 +257,9 @@ def test_an_undo_file_that_somebody_removed_ends_the_view(tmp_path: Path) -> Non
         deliver(store, *waiting[:2])
         catch_up(store)
         sorted((store / "history").glob("*.undo"))[-2].unlink()
-        with pytest.raises(PastLost, match="gone"):
+        with pytest.raises(PastLost, match="gone") as caught:
             seen(frozen)
+        assert "/proc" not in str(caught.value)
 
 
 def test_damage_in_the_history_is_never_shown(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,14 +12,17 @@ import trio
 
 from aimfuse.disk import Disk, weakness
 from aimfuse.errors import JournalError, OutOfReach, UsageError
+from aimfuse.io_path import become_part_of_the_io_path
 from aimfuse.mountpoint import VIEW_FSTYPE, check_mountpoint
-from aimfuse.replay.frozen import Frozen, FrozenVolume
+from aimfuse.replay.frozen import Frozen, FrozenVolume, named_as
 from aimfuse.replay.hold import pinned, readable
 from aimfuse.replay.look import Look
 from aimfuse.replay.past import TRIES_MAX
+from aimfuse.replay.pins import Pin
 from aimfuse.replay.point import Finder, Wanted
 from aimfuse.replay.rebuild import DAMAGED_HINT
 from aimfuse.replay.state import Json
+from aimfuse.replay.store import INBOX
 from aimfuse.replay.tree import Tree
 from aimfuse.replay.view import FIRST_INODE, ViewOptions, serve
 from aimfuse.replay.watch import Watch
@@ -57,6 +61,8 @@ def show(disk: Disk, request: ViewRequest, mounted: Callable[[Json], None]) -> N
     check_mountpoint(request.mountpoint, request.store, [], VIEW_FSTYPE)
     with opened(disk, request.store, request.at) as frozen:
         tree = Tree(disk, frozen, _chosen(frozen, request.volume), FIRST_INODE, _scratch(request))
+        if tree.scratch is not None:
+            become_part_of_the_io_path()
         try:
             said = _describe(request, frozen, tree)
             options = ViewOptions(
@@ -68,30 +74,58 @@ def show(disk: Disk, request: ViewRequest, mounted: Callable[[Json], None]) -> N
 
 
 @contextmanager
-def opened(disk: Disk, store: Path, wanted: Wanted, look: Look | None = None) -> Iterator[Frozen]:
-    """Hold a point of the past while the block reads it; errors as for `show`."""
-    look = look or Look()
-    with contextlib.ExitStack() as held, pinned(disk, store) as pin:
-        for tries in range(1, TRIES_MAX + 1):
-            with contextlib.ExitStack() as attempt:
-                watch = Watch(store)
-                attempt.callback(watch.close)
-                past = readable(disk, store, look, held)
-                point = Finder(disk, past).find(wanted)
-                if pin:
-                    pin.move(point.base)
-                try:
-                    frozen = Frozen(disk, past, point, watch, look)
-                except JournalError as exc:
-                    exc.hint = DAMAGED_HINT
-                    raise
-                except FileNotFoundError:  # Something was removed right now: look again.
-                    if tries == TRIES_MAX:
-                        raise
-                    continue
-                attempt.callback(frozen.close)
-                yield frozen
-                return
+def opened(
+    disk: Disk,
+    store: Path,
+    wanted: Wanted,
+    look: Look | None = None,
+    watch: Callable[[Path], Watch] = Watch,
+) -> Iterator[Frozen]:
+    """Hold a point of the past while the block reads it; errors as for `show`.
+
+    All of it is reached by way of the directory's descriptor: a store that is moved is read on,
+    and never what lies at its path then.
+    """
+    with contextlib.ExitStack() as held:
+        fd = disk.open("view:hold", store, os.O_RDONLY | os.O_DIRECTORY)
+        held.callback(disk.close, fd)
+        # The way round by inbox/ ends at the directory itself, and not at a link to it.
+        home = Path(f"/proc/self/fd/{fd}/{INBOX}/..")
+        with named_as(home, store):
+            pin = held.enter_context(pinned(disk, home))
+            frozen = _open(disk, home, wanted, look or Look(), watch, held, pin)
+        frozen.store = store
+        yield frozen
+
+
+def _open(
+    disk: Disk,
+    home: Path,
+    wanted: Wanted,
+    look: Look,
+    begin_watch: Callable[[Path], Watch],
+    held: contextlib.ExitStack,
+    pin: Pin | None,
+) -> Frozen:
+    for tries in range(1, TRIES_MAX + 1):
+        watch = begin_watch(home)
+        held.callback(watch.close)
+        past = readable(disk, home, look, held)
+        point = Finder(disk, past).find(wanted)
+        if pin:
+            pin.move(point.base)
+        try:
+            frozen = Frozen(disk, past, point, watch, look)
+        except JournalError as exc:
+            exc.hint = DAMAGED_HINT
+            raise
+        except FileNotFoundError:  # Something was removed right now: look again.
+            if tries == TRIES_MAX:
+                raise
+            continue
+        held.callback(frozen.close)
+        return frozen
+    raise AssertionError
 
 
 def _chosen(frozen: Frozen, volume: str | None) -> list[FrozenVolume]:

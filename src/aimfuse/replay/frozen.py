@@ -9,7 +9,11 @@ and from then on every read is refused.
 """
 
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from aimfuse.disk import Disk
 from aimfuse.errors import AimfuseError, CorruptRecord, StoreError
@@ -48,7 +52,7 @@ class FrozenVolume:
 class Frozen:
     """One point of one store's past. Whoever uses it holds a pin on that point's base.
 
-    `lost` says why nothing can be read any more, or "".
+    `lost` says why nothing can be read any more, or ""; `store` is how errors name the store.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class Frozen:
             OSError: one could not be read.
         """
         self.lost = ""
+        self.store = past.path
         self.point = point
         self._disk = disk
         self._past = past
@@ -106,7 +111,17 @@ class Frozen:
             JournalError: what is needed of the history is damaged.
             OSError: a disk failed.
         """
-        self._check()
+        with named_as(self._past.path, self.store):
+            self._check()
+            return self._read(volume, offset, length)
+
+    def refresh(self) -> None:
+        """Take note of what the replayer did since; errors as for `read`."""
+        with named_as(self._past.path, self.store):
+            self._check()
+            self._hear()
+
+    def _read(self, volume: FrozenVolume, offset: int, length: int) -> bytes:
         end = min(offset + length, volume.size_bytes)
         if end <= offset:
             return b""
@@ -119,11 +134,6 @@ class Frozen:
             at = one.end
         self._read_base(volume, at, end, found[at - offset :])
         return bytes(found)
-
-    def refresh(self) -> None:
-        """Take note of what the replayer did since; errors as for `read`."""
-        self._check()
-        self._hear()
 
     def _check(self) -> None:
         if self.lost:
@@ -206,7 +216,7 @@ class Frozen:
                     raise _gone(self._known_head + 1)
                 number = self._look_at_state()
         except (AimfuseError, FileNotFoundError) as exc:
-            self._lose(str(exc))
+            self._lose(str(exc).replace(str(self._past.path), str(self.store)))
 
     def _note_news(self) -> bool:
         """Index undo files that came to be; return whether the state is to be looked at."""
@@ -221,7 +231,7 @@ class Frozen:
     def _lose(self, why: str) -> None:
         """Refuse every read from now on."""
         self.lost = why
-        log.error("%s: the view has ended: %s", self._past.path, why)
+        log.error("%s: the view has ended: %s", self.store, why)
         raise PastLost(why)
 
     def _take_stock(self, past: Past) -> None:
@@ -285,6 +295,20 @@ class Frozen:
             raise StoreError(f"the mirror went back to file {head.number}")
         if newest and head.number == newest.name.number and newest.mark.of != head.digest:
             raise StoreError(f"file {head.number} is another one than its undo file takes back")
+
+
+@contextmanager
+def named_as(home: Path, store: Path) -> Iterator[None]:
+    """Have errors of the block name *store* where they name *home*, the way that is taken there."""
+    try:
+        yield
+    except AimfuseError as exc:
+        exc.args = tuple(str(one).replace(str(home), str(store)) for one in exc.args)
+        raise
+    except OSError as exc:
+        if exc.filename is not None:
+            exc.filename = os.fsdecode(exc.filename).replace(str(home), str(store))
+        raise
 
 
 def _gone(number: int) -> StoreError:
