@@ -6,6 +6,7 @@ AimfuseError                 an expected failure: one line and a hint, never a t
 │   └── LabelTaken           a bookmark of that name exists already               exit 2
 ├── BusyError                somebody else holds it, or it is not mounted         exit 3
 ├── HookFailed               a hook of the operator's failed or took too long     exit 4
+├── NotCaughtUp              a store could not apply all that has arrived         exit 5
 ├── JournalError             local history cannot be trusted or extended          exit 10
 │   ├── TornRecord           the last write was cut short: drop it, go on
 │   ├── CorruptRecord        bytes changed after they were written: stop
@@ -84,6 +85,12 @@ class HookFailed(AimfuseError):
     """A hook failed or took too long; the message says what became of the rest."""
 
     exit_code = 4
+
+
+class NotCaughtUp(AimfuseError):
+    """What has arrived at a store cannot all be applied yet; what could be was."""
+
+    exit_code = 5
 
 
 class JournalError(AimfuseError):

@@ -1,5 +1,6 @@
 """`replay` and `serve`: the commands of a far host."""
 
+import json
 import logging
 import signal
 from collections.abc import Awaitable, Callable
@@ -11,6 +12,7 @@ import typer
 
 from aimfuse.cli.boundary import exit_on_error
 from aimfuse.disk import weakness
+from aimfuse.replay.once import Caught, gravest
 from aimfuse.replay.replayer import Replayer
 from aimfuse.replay.serve import serve as serve_directory
 from aimfuse.replay.serve import split_address
@@ -30,20 +32,47 @@ def register(app: typer.Typer) -> None:
 def replay(
     directory: DirectoryArgument,
     once: Annotated[
-        bool, typer.Option("--once", help="Apply what has arrived, then exit.")
+        bool, typer.Option("--once", help="Apply what has arrived, say how far, then exit.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --once: print JSON.")] = False,
 ) -> None:
-    """Apply what arrives in DIR to its mirrors, until stopped."""
+    """Apply what arrives in DIR to its mirrors, until stopped.
+
+    With --once the exit code is 0 when every store has applied all that had arrived, but for what
+    a delay or a pause holds back; 5 when something cannot be applied yet, 3 when a store
+    has a replayer already, 14 when one has halted. One line, or one JSON object, for each.
+    """
     _log_to_stderr()
     if problem := weakness(directory):
         logging.getLogger(__name__).warning("%s is %s", directory, problem)
 
+    found: list[Caught] = []
+
     async def work() -> None:
         replayer = Replayer(directory)
-        await (replayer.run_once() if once else replayer.run())
+        if once:
+            found.extend(await replayer.run_once())
+        else:
+            await replayer.run()
 
     with exit_on_error():
         trio.run(_until_signal, work)
+        if once:
+            _tell(found, as_json=as_json)
+
+
+def _tell(found: list[Caught], *, as_json: bool) -> None:
+    """Print how each store stands, and end with what is worst."""
+    problem = gravest(found)
+    if as_json:
+        stores = [one.to_json() for one in found]
+        said = {"caught_up": problem is None, "stores": stores}
+        typer.echo(json.dumps(said, indent=2))
+    else:
+        for one in found:
+            typer.echo(one.describe())
+    if problem is not None:
+        raise problem
 
 
 def serve(

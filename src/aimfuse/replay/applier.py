@@ -71,6 +71,7 @@ class Applier:
         self.marks = Marks(store, self.history.kept())
         self.brake = Brake(store, self.work, lambda: self.history.settings, clock, monotonic)
         self.is_cut_short = False
+        self.applied_files = 0
         self.progress_ns = clock()
         self._store = store
         self._findings = findings
@@ -159,6 +160,7 @@ class Applier:
             if isinstance(copy.name, JournalName):
                 self.marks.note(aim)
                 apply_journal(self._store, aim, self.history)
+                self.applied_files += 1
             else:
                 self._apply_sync(copy, aim)
         except HistoryGap as exc:

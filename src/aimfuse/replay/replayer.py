@@ -17,8 +17,9 @@ from typing import TypeVar
 import trio
 
 from aimfuse.disk import Disk, process_disk
-from aimfuse.errors import BusyError, StoreError, UsageError
+from aimfuse.errors import BusyError, UsageError
 from aimfuse.replay.look import Look
+from aimfuse.replay.once import Caught, caught, unopened
 from aimfuse.replay.session import Session
 from aimfuse.replay.store import INBOX
 
@@ -90,25 +91,25 @@ class Replayer:
                         nursery.start_soon(self._keep_open, path)
                 await trio.sleep(self._pace.discover_s)
 
-    async def run_once(self) -> None:
-        """Apply what is here and can be applied, then return.
+    async def run_once(self) -> list[Caught]:
+        """Apply what is here and can be applied; return how each store stands then.
 
         Raises:
             UsageError: the directory is none.
-            BusyError: a store has a replayer already.
-            StoreError: a store is halted, or its disk failed. The others were finished.
         """
-        problems = []
+        found = []
         for path in await self._in_thread(self._find):
-            session = await self._in_thread(partial(self._open, path))
+            try:
+                session = await self._in_thread(partial(self._open, path))
+            except BusyError as exc:
+                found.append(unopened(str(path), exc))
+                continue
             try:
                 await self._exhaust(session)
+                found.append(await self._in_thread(partial(caught, session)))
             finally:
                 await self._shielded(session)
-            if problem := session.halted or session.error:
-                problems.append(f"{path}: {problem}")
-        if problems:
-            raise StoreError("; ".join(problems))
+        return found
 
     async def _exhaust(self, session: Session) -> None:
         while await self._in_thread(session.round) or session.is_busy:

@@ -22,7 +22,7 @@ from aimfuse.replay.intake import Ahead, Intake
 from aimfuse.replay.look import Look
 from aimfuse.replay.on_bookmark import OnBookmark
 from aimfuse.replay.report import Report
-from aimfuse.replay.state import Phase
+from aimfuse.replay.state import Json, Phase
 from aimfuse.replay.store import Store
 
 log = logging.getLogger(__name__)
@@ -61,6 +61,15 @@ class Session:
     def halted(self) -> str:
         """Return why the store stands still, "" if it goes on."""
         return self._findings.halted
+
+    @property
+    def applied_files(self) -> int:
+        """Return how many journal files were applied since the opening."""
+        return self._applier.applied_files if self._ready else 0
+
+    def report(self) -> Json | None:
+        """Return what the ack says now, None as long as the store could not be opened."""
+        return self._report.build(self.error) if self._ready else None
 
     @property
     def is_busy(self) -> bool:
