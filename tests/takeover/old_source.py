@@ -24,7 +24,7 @@ from aimfuse.units import KIB, MIB
 
 BLOCK = 4 * KIB
 BLOCKS = 64
-_LIMITS = GroupLimits(file_bytes=64 * KIB, memory_bytes_max=MIB, size_max=2 * BLOCKS * BLOCK)
+LIMITS = GroupLimits(file_bytes=64 * KIB, memory_bytes_max=MIB, size_max=2 * BLOCKS * BLOCK)
 
 
 class OldSource:
@@ -55,7 +55,7 @@ class OldSource:
     @contextmanager
     def served(self, *, clean: bool = True) -> Iterator[Engine]:
         """Open the group for the block; an end that is not *clean* leaves it to recovery."""
-        engine = open_group(Disk(), self.paths, _LIMITS)
+        engine = open_group(Disk(), self.paths, LIMITS)
         yield engine
         if clean:
             close_group(Disk(), engine)
@@ -75,7 +75,7 @@ class OldSource:
         """Do *count* random things of all kinds."""
         with self.served() as engine:
             for _ in range(count):
-                _do_something(engine, dice, is_directory=self.image.is_dir())
+                do_something(engine, dice, is_directory=self.image.is_dir())
                 if dice.random() < 0.2:
                     roll(engine)
 
@@ -110,7 +110,7 @@ def roll(engine: Engine) -> None:
         drain(engine)
 
 
-def _do_something(engine: Engine, dice: random.Random, *, is_directory: bool) -> None:
+def do_something(engine: Engine, dice: random.Random, *, is_directory: bool) -> None:
     drain(engine)
     volumes = [one for one in engine.volumes if not one.removed]
     kind = dice.random()

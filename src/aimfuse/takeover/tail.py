@@ -87,7 +87,7 @@ def survey(
     return Tail(
         fork,
         found[-1].head() if found else checkpoint.head,
-        volumes,
+        tuple(sorted(volumes, key=lambda one: one.volume)),  # As journal and stores list them.
         files,
         sum(iocb.type in _CHANGING for one in found for iocb in one.iocbs),
         sum(one.seal.payload_bytes for one in found),
