@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -250,6 +251,38 @@ def test_a_file_system_in_a_scratch_is_mounted_and_repaired(tmp_path: Path) -> N
     assert digests(store / "volumes", store / "history") == before
 
 
+@pytest.mark.parametrize("mode", ["wal", "delete"])
+def test_a_database_in_a_scratch_is_recovered_and_written_to(tmp_path: Path, mode: str) -> None:
+    source, store = Recorder(tmp_path / "spool"), tmp_path / "store"
+    source.roll()
+    begin(store, source)
+    for name, data in a_database_in_use(tmp_path / "app.db").items():
+        source.write(source.create(name), 0, data)
+    deliver(store, source.roll())
+    catch_up(store)
+    with view(store, tmp_path / "mnt", "--scratch") as shown:
+        with contextlib.closing(sqlite3.connect(shown.place / "app.db")) as database:
+            assert database.execute("SELECT count(*) FROM t").fetchone() == (500,)
+            assert database.execute(f"PRAGMA journal_mode = {mode}").fetchone() == (mode,)
+            with database:
+                database.execute("INSERT INTO t SELECT x + 500 FROM t")
+            assert database.execute("SELECT count(*) FROM t").fetchone() == (1000,)
+            assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert shown.end() == 0
+    assert (store / "mirror" / "app.db").read_bytes() == source.snapshot()["app.db"]
+
+
+def a_database_in_use(path: Path) -> dict[str, bytes]:
+    """Return the files of a database whose last commits are only in its log."""
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA journal_mode = wal")
+        database.execute("CREATE TABLE t (x INTEGER)")
+        with database:
+            database.executemany("INSERT INTO t VALUES (?)", [(one,) for one in range(500)])
+        names = (path.name, f"{path.name}-wal")
+        return {name: path.with_name(name).read_bytes() for name in names}
+
+
 # Its end.
 
 
@@ -287,14 +320,15 @@ def test_a_view_ends_with_a_signal_unless_it_is_used(tmp_path: Path) -> None:
 def test_a_view_in_the_background_says_where_it_is_or_why_not(tmp_path: Path) -> None:
     _source, store, _waiting = recorded(tmp_path)
     (tmp_path / "mnt").mkdir()
-    done = aimfuse("view", store, tmp_path / "mnt", "--at", "1:12", "--background")
+    (tmp_path / "link").symlink_to(tmp_path / "mnt")
+    done = aimfuse("view", store, tmp_path / "link", "--at", "1:12", "--background")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("1:12 in file")
     assert f"is mounted at {tmp_path / 'mnt'} (read only)" in done.stdout
     refused = aimfuse("view", store, tmp_path / "mnt", "--background")
     assert refused.returncode == 3
     assert f"aimfuse umount {tmp_path / 'mnt'}" in refused.stderr
-    assert aimfuse("umount", tmp_path / "mnt").returncode == 0
+    assert aimfuse("umount", tmp_path / "link").returncode == 0
     refused = aimfuse("view", store, tmp_path / "mnt", "--at", "9:1", "--background")
     assert refused.returncode == 15
     assert "Traceback" not in (store / "view.log").read_text()

@@ -1,5 +1,6 @@
 """What a view reads is what was there, whatever the replayer does meanwhile."""
 
+import contextlib
 import os
 import random
 import tempfile
@@ -104,6 +105,35 @@ def test_every_record_can_be_viewed_whenever_the_replayer_was_killed(
             check_all(store, source.states)
         assert not catch_up(store).halted
         assert check_all(store, source.states) == len(source.states)
+
+
+@settings(max_examples=1000 if os.environ.get("AIMFUSE_SWEEP") == "long" else 8)
+@given(
+    history=st.lists(files, min_size=2, max_size=6),
+    epochs=st.sets(st.integers(0, 5)),
+    chance=st.randoms(use_true_random=False),
+)
+def test_views_that_stay_open_never_change(
+    history: list[list[tuple[str, int, int, int]]], epochs: set[int], chance: random.Random
+) -> None:
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as held:
+        source, store = Recorder(Path(scratch, "spool")), Path(scratch, "store")
+        driver = Driver(source)
+        source.create("first", 15000)
+        source.roll()
+        source.states = {key: state for key, state in source.states.items() if key[1] == 2}
+        begin(store, source)
+        views: list[tuple[Position, Frozen]] = []
+        with opened(store) as session:
+            for made in driver.play(history, epochs):
+                deliver(store, made)
+                exhaust(session)
+                views += [
+                    (where, held.enter_context(viewed(store, at(where))))
+                    for where in {max(source.states), chance.choice(sorted(source.states))}
+                ]
+                for where, frozen in views:
+                    assert seen(frozen) == source.states[where], where
 
 
 class Beside(Steps):

@@ -100,7 +100,7 @@ def view(
         is_scratch = scratch or scratch_dir is not None
         request = ViewRequest(
             store.absolute(),
-            mountpoint.absolute(),
+            Path(os.path.realpath(mountpoint)),  # As the mount table will have it.
             wanted,
             volume,
             scratch_directory(scratch_dir) if is_scratch else None,

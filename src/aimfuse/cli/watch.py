@@ -1,6 +1,7 @@
 """The commands that look at a running mirror, wait for it and stop it."""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -139,9 +140,9 @@ def unmount_group(
     Never forced, never lazy. What is not with the destinations yet stays in the journal.
     """
     with exit_on_error():
-        gone: Path | None = target.absolute()
-        if mounted_source(target.absolute(), VIEW_FSTYPE) is not None:
-            unmount_view(target.absolute(), parse_duration_s(timeout))
+        gone: Path | None = Path(os.path.realpath(target))
+        if gone and mounted_source(gone, VIEW_FSTYPE) is not None:
+            unmount_view(gone, parse_duration_s(timeout))
         else:
             state_dir = find_mounted(target, state)
             gone = unmount(state_dir, parse_duration_s(timeout))

@@ -333,7 +333,7 @@ async def _refresh(frozen: Frozen) -> None:
 
 
 async def _stop_on_signal(mountpoint: Path) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         async for number in signals:
             try:
                 await _unmount(mountpoint)
