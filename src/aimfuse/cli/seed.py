@@ -50,6 +50,7 @@ def export_seed(
         from aimfuse.disk import Disk  # noqa: PLC0415
         from aimfuse.manager.seeding import begin, fill  # noqa: PLC0415
         from aimfuse.manager.target import find_source  # noqa: PLC0415
+        from aimfuse.replay.once import gravest  # noqa: PLC0415
         from aimfuse.replay.replayer import Replayer  # noqa: PLC0415
         from aimfuse.replay.seed import finish_seed, reopen_seed  # noqa: PLC0415
 
@@ -61,7 +62,8 @@ def export_seed(
 
         async def run() -> None:
             await fill(filling, Replayer(directory).run, typer.echo)
-            await Replayer(directory).run_once()
+            if problem := gravest(await Replayer(directory).run_once()):
+                raise problem
 
         trio.run(run)
         finish_seed(disk, directory, filling.number(), typer.echo)
