@@ -173,6 +173,19 @@ def test_a_shorter_delay_counts_within_moments(far: Far) -> None:
     assert far.said()["delay_s"] == 0
 
 
+def test_whoever_takes_over_has_all_that_was_received_at_once(far: Far) -> None:
+    number = far.write(b"newest")
+    save_pauses(far.store, {"apply": Pause(1), "receive": Pause(1)}, Disk())
+    deliver(far.store, far.source.roll())
+    far.session.close()
+    far.session = Session(Disk(), far.store, clock=lambda: far.wall_ns, monotonic=lambda: far.up_s)
+    far.session.hold_nothing_back()
+    exhaust(far.session)
+    assert far.applied == number + 1
+    said = far.said()
+    assert (said["paused"], said["delay_s"], said["held"]) == (None, 0.0, None)
+
+
 def test_what_is_held_back_has_no_limit_but_the_disk(
     far: Far, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,12 +55,19 @@ class Session:
         self._findings = Findings(self.store, clock)
         self._time = RoundTime()
         self._ready = False
+        self._is_released = False
         self._again = True
 
     @property
     def halted(self) -> str:
         """Return why the store stands still, "" if it goes on."""
         return self._findings.halted
+
+    def hold_nothing_back(self) -> None:
+        """Apply from now on whatever is here, also what a delay or a pause holds back."""
+        self._is_released = True
+        if self._ready:
+            self._applier.brake.release()
 
     @property
     def applied_files(self) -> int:
@@ -149,6 +156,8 @@ class Session:
         store.open()
         inbox = Inbox(store, self._clock)
         self._applier = Applier(store, findings, self._time, self._clock, self._monotonic)
+        if self._is_released:
+            self._applier.brake.release()
         self._intake = Intake(store, inbox, self._applier, findings, self._time, self._ahead)
         applier = self._applier
         self._on_bookmark = OnBookmark(
