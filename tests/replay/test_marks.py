@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from aimfuse.disk import Disk
-from aimfuse.replay.marks import MARKS, find_marks, read_index
+from aimfuse.driver.labels import Labels
+from aimfuse.errors import LabelTaken
+from aimfuse.replay.marks import MARKS, find_marks, labels_of_store, read_index
 from aimfuse.replay.past import describe, find_bookmarks, look_at
 from tests.disks.faults import Crash
 from tests.replay.faults import dying
@@ -161,3 +163,13 @@ def test_the_index_forgets_the_oldest_and_they_are_found_in_the_files(
     assert index is not None
     assert len(index.marks) <= 4
     assert labels_of(store) == [f"{number}" for number in range(7)]
+
+
+def test_a_source_that_goes_on_from_a_store_knows_its_labels(
+    tmp_path: Path, store: Path, source: Source
+) -> None:
+    deliver(store, marked(source, "one", "two"))
+    catch_up(store)
+    (tmp_path / "labels").write_bytes(labels_of_store(Disk(), store))
+    with pytest.raises(LabelTaken, match="'two' already, at 1:6"):
+        Labels(Disk(), tmp_path).check("two")

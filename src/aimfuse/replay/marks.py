@@ -249,3 +249,16 @@ class Marks:
         self._behind, self._end_at, self._is_whole = behind, len(data), True
         self.known = [one for one in known if one.number > behind]
         self._scanned, self._is_missing = [], False
+
+
+def labels_of_store(disk: Disk, store: Path) -> bytes:
+    """Return the contents of ``labels`` for a source that goes on from this store.
+
+    Raises:
+        OSError: the index could not be read.
+    """
+    index = read_index(disk, store)
+    return encode_lines(
+        {"label": one.label, "epoch": one.epoch, "seq": one.seq}
+        for one in (index.marks if index else ())
+    )
