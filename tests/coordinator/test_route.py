@@ -115,6 +115,7 @@ def test_whatever_happens_across_its_border_and_whenever_it_restarts(
                 exhaust(session)
                 assert not session.halted, session.halted
                 assert mirror_of(half.store) == expected
+                assert not session.store.state.verified.mismatches
 
 
 @pytest.fixture

@@ -21,7 +21,9 @@ from tests.replay.faults import Steps, dying
 from tests.replay.source import Record, Source, deliver, mirror_of
 from tests.replay.stores import begin, begun, catch_up, made_source, opened, report
 from tests.replay.test_crash import copy_store, run_into, steps_of
+from tests.replay.test_model import Driver
 
+LONG = os.environ.get("AIMFUSE_SWEEP") == "long"
 Named = list[tuple[int, int, int]]
 
 
@@ -251,3 +253,44 @@ def test_many_mismatches_are_kept_as_few_ranges_that_hold_them_all(tmp_path: Pat
     assert len(found) == 64
     covered = {page for _v, at, n in found for page in range(at // 4096, (at + n) // 4096)}
     assert set(range(0, 200, 2)) <= covered
+
+
+def scribbled(source: Source, dice: random.Random) -> Path:
+    """Make a file of random changes, with VERIFY records between them."""
+    driver = Driver(source)
+    for _ in range(dice.randrange(12)):
+        kind = dice.choice(["write", "write", "zero", "truncate", "create", "rename", "unlink"])
+        driver.act((kind, dice.randrange(8), dice.randrange(20_000), dice.randrange(1, 9000)))
+        if dice.random() < 0.6:
+            driver.act(("verify", dice.randrange(8), 0, 0))
+    return source.roll()
+
+
+@pytest.mark.parametrize("seed", range(1000 if LONG else 12))
+def test_at_random_no_crash_makes_a_mismatch_and_no_flipped_bit_goes_unnoticed(
+    tmp_path: Path, seed: int
+) -> None:
+    dice = random.Random(seed)
+    source, store = made_source(tmp_path / "spool"), tmp_path / "store"
+    source.write(1, 0, dice.randbytes(9000))
+    source.roll()
+    begin(store, source)
+    for _ in range(3):
+        deliver(store, *(scribbled(source, dice) for _file in range(2)))
+        run_into(dying(dice.randrange(150)), store)
+        assert found_in(store) == []
+        assert mirror_of(store) == source.snapshot()
+    volume = source.create("last", 0)
+    source.write(volume, 5000, dice.randbytes(3000))
+    source.truncate(volume, 40_000)
+    deliver(store, source.roll())
+    catch_up(store)
+    volume = dice.choice([one for one, held in source.volumes.items() if held.data])
+    at = dice.randrange(len(source.volumes[volume].data))
+    flip(store, volume, at)
+    for one in source.volumes:
+        source.verify(one)
+    deliver(store, source.roll())
+    ((named, offset, length),) = found_in(store)
+    assert named == volume
+    assert offset <= at < offset + length <= offset + 4096

@@ -25,6 +25,7 @@ actions = st.one_of(
     st.tuples(st.just("unlink"), picks, st.just(0), st.just(0)),
     st.tuples(st.just("late_write"), picks, offsets, st.integers(1, 100)),
     st.tuples(st.just("mark"), picks, st.just(0), st.just(0)),
+    st.tuples(st.just("verify"), picks, st.just(0), st.just(0)),
 )
 files = st.lists(actions, max_size=8)
 
@@ -75,6 +76,8 @@ class Driver:
             source.zero(volume, offset, length)
         elif what == "truncate":
             source.truncate(volume, offset)
+        elif what == "verify":
+            source.verify(volume)
         elif what == "unlink":
             source.unlink(volume)
             self.dead.append(volume)
@@ -111,6 +114,7 @@ def test_the_mirror_equals_the_model_at_every_file_boundary(
                 exhaust(session)
                 assert not session.halted
                 assert mirror_of(store) == source.snapshot()
+                assert not session.store.state.verified.mismatches
 
 
 @given(file=files, again=st.integers(1, 3))

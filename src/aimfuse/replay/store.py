@@ -123,7 +123,7 @@ class Store:
             self._make_directory(self.home / name)
         data = self._read_slots()
         self.state = self._read_state(data)
-        self._begun = self._number_at_work()
+        self._begun = self._number_at_work(is_open=bool((data or {}).get("open")))
         self._settle(data)
         self._tidy()
 
@@ -161,9 +161,15 @@ class Store:
         before, self._begun = self._begun, number
         return before == number
 
-    def _number_at_work(self) -> int:
-        """Return the file that the run before may have been at: its private copy is here."""
+    def _number_at_work(self, *, is_open: bool) -> int:
+        """Return the file that the run before may have been at, 0 if it was at none.
+
+        Its private copy is here. Without an orderly end the state may even be the one in front
+        of a file that is in the mirror: should the newest slot be damaged.
+        """
         number = self.state.head.number + 1 if self.state.head else 0
+        if is_open:
+            return number
         names = map(parse, self.disk.listdir(self.work))
         is_here = any(isinstance(one, JournalName) and one.number == number for one in names)
         return number if is_here else 0
