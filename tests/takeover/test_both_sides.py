@@ -19,7 +19,7 @@ from aimfuse.journal.slots import Slots
 from aimfuse.journal.spool import release, sealed_names
 from aimfuse.replay.replayer import Replayer
 from aimfuse.replay.state import Head, Phase, StoreState
-from aimfuse.takeover.rejoin import Request, rejoin
+from aimfuse.takeover.rejoin import Json, Request, rejoin
 from tests.coordinator.samples import make_dice
 from tests.e2e.promoted import promote
 from tests.takeover.old_source import LIMITS, OldSource, do_something, roll
@@ -31,14 +31,24 @@ SEEDS = range(25 if LONG else 3)
 
 
 class NewSource:
-    """What went on from the old source's fork, in a store that was promoted there."""
+    """A source in a store that was promoted."""
 
-    def __init__(self, root: Path, old: OldSource) -> None:
-        self.store = root / "new"
+    def __init__(self, store: Path, *, is_directory: bool) -> None:
+        """Promote *store*, which nobody replays now."""
+        self.store = store
+        self.home = promote(store)
+        if is_directory:
+            edit(self.home, lambda config: replace(config, image=store / "mirror"))
+        journal = replace(JournalConfig(), file_bytes=64 * 1024)
+        edit(self.home, lambda config: replace(config, journal=journal))
+
+    @classmethod
+    def behind(cls, old: OldSource, store: Path) -> "NewSource":
+        """Return what goes on from the old source's fork, in a store made for it."""
         for name in ("mirror", "volumes", "inbox"):
-            (self.store / name).mkdir(parents=True)
+            (store / name).mkdir(parents=True)
         for name, data in old.at_fork.items():
-            (self.store / "mirror" / name).write_bytes(data)
+            (store / "mirror" / name).write_bytes(data)
         checkpoint = CheckpointFile(Disk(), old.config.state_dir).read()
         assert checkpoint is not None
         at = old.head
@@ -50,13 +60,9 @@ class NewSource:
             volume_id_max=checkpoint.next_volume - 1,
             volume_ids_exact=True,
         )
-        slots = Slots(Disk(), self.store / "state", "state")
+        slots = Slots(Disk(), store / "state", "state")
         slots.write({**state.to_json(), "place": None, "open": False})
-        self.home = promote(self.store)
-        if old.image.is_dir():
-            edit(self.home, lambda config: replace(config, image=self.store / "mirror"))
-        journal = replace(JournalConfig(), file_bytes=64 * 1024)
-        edit(self.home, lambda config: replace(config, journal=journal))
+        return cls(store, is_directory=old.image.is_dir())
 
     def live(self, dice: random.Random, count: int) -> None:
         config = load(self.home)
@@ -90,7 +96,16 @@ class NewSource:
             nursery.cancel_scope.cancel()
 
     def contents(self) -> dict[str, bytes]:
-        return {one.name: one.read_bytes() for one in (self.store / "mirror").iterdir()}
+        return contents(self.store / "mirror")
+
+
+async def join(state_dir: Path, request: Request) -> Json:
+    config = load(state_dir)
+    return await trio.to_thread.run_sync(rejoin, Disk(), config, request, lambda _line: None)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {one.name: one.read_bytes() for one in directory.iterdir()}
 
 
 def _is_there(store: Path, home: Path) -> bool:
@@ -111,21 +126,52 @@ async def test_whatever_both_sides_did_the_mirror_is_the_new_source_and_nothing_
     old = OldSource(tmp_path / "old", names)
     old.live(dice, 8)
     old.fork()
-    new = NewSource(tmp_path, old)
+    new = NewSource.behind(old, tmp_path / "new")
     old.live(dice, dice.randrange(10))
     new.live(dice, dice.randrange(1, 10))
     if dice.random() < 0.5:
         new.fold(dice, int(old.head.number))
     request = Request(old.url)
-    done = await trio.to_thread.run_sync(
-        rejoin, Disk(), load(old.config.state_dir), request, lambda _line: None
-    )
+    done = await join(old.config.state_dir, request)
     at_end = old.contents()
     store = Path(done["store"])
     await new.mirror_to(store)
-    assert {one.name: one.read_bytes() for one in (store / "mirror").iterdir()} == new.contents()
+    assert contents(store / "mirror") == new.contents()
     if done["branch"]:
-        kept = Path(done["branch"]) / "volumes"
-        assert {one.name: one.read_bytes() for one in kept.iterdir()} == at_end
+        assert contents(Path(done["branch"]) / "volumes") == at_end
     else:
         assert at_end == old.at_fork
+
+
+@pytest.mark.parametrize("names", [(), ("a", "b")], ids=["image", "directory"])
+@pytest.mark.parametrize("seed", range(10 if LONG else 1))
+async def test_a_promoted_store_rejoins_where_it_lies_beside_a_replayer_that_runs(
+    tmp_path: Path, names: tuple[str, ...], seed: int
+) -> None:
+    dice = make_dice(seed)
+    old = OldSource(tmp_path / "old", names)
+    old.live(dice, 5)
+    old.fork()
+    first = NewSource.behind(old, tmp_path / "first")
+    first.live(dice, 5)
+    request = Request(old.url, store=tmp_path / "old" / "mirror")
+    await join(old.config.state_dir, request)
+    await first.mirror_to(tmp_path / "old" / "mirror")
+
+    second = NewSource(tmp_path / "old" / "mirror", is_directory=bool(names))
+    await Replayer(second.store).run_once()  # It says that it is promoted.
+    first.live(dice, dice.randrange(6))
+    second.live(dice, dice.randrange(1, 6))
+    at_end = first.contents()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Replayer(first.store).run)
+        await trio.sleep(0.2)
+        request = Request(f"dir://{second.store}")
+        done = await join(first.home, request)
+        nursery.cancel_scope.cancel()
+    assert Path(done["store"]) == first.store
+    assert not first.home.exists()
+    await second.mirror_to(first.store)
+    assert contents(first.store / "mirror") == second.contents()
+    if done["branch"]:
+        assert contents(Path(done["branch"]) / "volumes") == at_end

@@ -20,6 +20,7 @@ from aimfuse.journal.records import VolumeEntry
 from aimfuse.journal.slots import Slots
 from aimfuse.replay.doubt import DIFFERS, REJOINED
 from aimfuse.replay.state import Head, Phase, StoreState, SyncProgress
+from aimfuse.replay.store import ACK
 from aimfuse.takeover.branches import remove_tree
 from aimfuse.takeover.tail import Tail
 from aimfuse.units import VolumeId
@@ -79,6 +80,9 @@ def return_store(disk: Disk, store: Path, wanted: Wanted) -> None:
     """
     with _held(disk, store):
         if not is_made(disk, store, wanted.group, wanted.images):
+            if disk.exists(store / ACK):  # It says that the store is promoted: it is no more.
+                disk.unlink("rejoin:ack", store / ACK)
+                disk.sync_dir("rejoin:sync_dir", store)
             _fill(disk, store, wanted, shown=wanted.present)
 
 
