@@ -12,10 +12,13 @@ from aimfuse.config import DestinationConfig
 from aimfuse.config.keys import RESERVED
 from aimfuse.coordinator.acks import parse_ack
 from aimfuse.coordinator.cursor import Cursor, CursorFile
+from aimfuse.coordinator.decide import Promoted
+from aimfuse.coordinator.ending import Ending
 from aimfuse.coordinator.run import run_ship
 from aimfuse.disk import Disk
 from aimfuse.errors import SupersededError, Unavailable
 from aimfuse.journal.journal import Head
+from aimfuse.journal.slots import Slots
 from aimfuse.journal.superseded import (
     NAME,
     Promotion,
@@ -96,6 +99,19 @@ async def test_a_switch_over_that_is_asked_for_goes_on_shipping(
     note = read_superseded(Disk(), source.state_dir)
     assert note is not None
     assert note.step is Step.SUPERSEDED
+
+
+@pytest.mark.parametrize(("epoch", "is_older"), [(3, True), (6, True), (7, False)])
+def test_a_store_that_was_promoted_before_its_source_was_is_no_successor(
+    tmp_path: Path, epoch: int, *, is_older: bool
+) -> None:
+    said = Promoted(Promotion(epoch, Head()))
+    home = tmp_path / "store" / "source"
+    home.mkdir(parents=True)
+    assert not Ending(Disk(), home, home).is_older(said)
+    Slots(Disk(), home.parent / "state", "state").write({"promoted": {"epoch": 6}})
+    assert Ending(Disk(), home, home).is_older(said) is is_older
+    assert not Ending(Disk(), tmp_path, tmp_path).is_older(said)
 
 
 async def test_a_note_that_is_damaged_stops_a_coordinator(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from aimfuse.coordinator.decide import (
     Ship,
     decide,
 )
+from aimfuse.coordinator.ending import older
 from aimfuse.coordinator.parts import Parts
 from aimfuse.coordinator.place import Place
 from aimfuse.coordinator.place_report import PlaceReport
@@ -222,6 +223,8 @@ class Destination:
     async def _after(self, failure: Failure) -> None:
         """Wait as long as this failure asks for."""
         place, name = self.place, self.place.config.name
+        if isinstance(failure, Promoted) and self._parts.ending.is_older(failure):
+            failure = older(place.config)
         if isinstance(failure, Promoted):
             try:
                 self._parts.ending.take(place.config, failure)
