@@ -13,6 +13,7 @@ from aimfuse.coordinator.forecast import Trend
 from aimfuse.coordinator.lag import Lag, Stage, seconds_behind
 from aimfuse.coordinator.place import Place
 from aimfuse.coordinator.race import Race
+from aimfuse.errors import Unavailable
 from aimfuse.journal.spool import full_mark, full_reserve
 
 STATUS_NAME = "status.json"
@@ -57,7 +58,7 @@ class PlaceReport:
         applied = ack.applied if ack else None
         rate = place.meter.bytes_per_s(now)
         self._race.note(now, place.parts.backlog.total_bytes, place.meter.total_bytes)
-        error = place.error or self._race.verdict(place.cursor.sync)
+        error = place.error or self._endless()
         return {
             "name": place.config.name,
             "url": place.config.url,
@@ -92,6 +93,12 @@ class PlaceReport:
             "updated_ns": place.parts.wall_ns(),
             "stuck": pending and now - place.moved_at >= STUCK_S,
         }  # fmt: skip
+
+    def _endless(self) -> Unavailable | None:
+        """Return why a copy will not end, where nobody waits for it."""
+        place = self._place
+        when_full = place.config.when_full or place.parts.config.journal.when_full
+        return self._race.verdict(place.cursor.sync) if when_full == "fold" else None
 
     @property
     def _received(self) -> int:

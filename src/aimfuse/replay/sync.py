@@ -100,9 +100,8 @@ def _staged_turn(state: StoreState, mark: SyncMark) -> Turn:
         return next_turn(state.staging.progress, mark)
     if mark.index > 0:
         return Turn.LATER
-    if mark.origin.number < state.head.number:
-        raise UnfitFile("a copy that is older than the mirror")
-    return Turn.NOW
+    # Files that were on their way have come after all: the source sees it by the ack, too.
+    return Turn.NEVER if mark.origin.number < state.head.number else Turn.NOW
 
 
 def apply_sync(store: Store, aim: AimFile, mark: SyncMark) -> None:

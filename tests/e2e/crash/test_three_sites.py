@@ -83,7 +83,9 @@ class Site:
         self.source.flush()
         image = self.source.volume.read_bytes()
         for other in self.others:
-            assert (other.far.stores / self.name / "mirror" / "v.img").read_bytes() == image
+            store = other.far.stores / self.name
+            assert (store / "mirror" / "v.img").read_bytes() == image
+            assert not list((store / "quarantine").iterdir()), "nothing came damaged"
         assert self.history.recovered(image) == self.history.completed
         copies = self.machine.log("mount").count("a resync begins")
         print(f"{self.name}: {self.history.completed} writes, {copies} copies")
