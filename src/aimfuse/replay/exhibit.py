@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ def show(disk: Disk, request: ViewRequest, mounted: Callable[[Json], None]) -> N
         tree = Tree(disk, frozen, _chosen(frozen, request.volume), FIRST_INODE, _scratch(request))
         if tree.scratch is not None:
             become_part_of_the_io_path()
+            _open_as_many_files_as_may_be()
         try:
             said = _describe(request, frozen, tree)
             options = ViewOptions(
@@ -71,6 +73,12 @@ def show(disk: Disk, request: ViewRequest, mounted: Callable[[Json], None]) -> N
             trio.run(serve, frozen, tree, options, lambda: mounted(said))
         finally:
             tree.close()
+
+
+def _open_as_many_files_as_may_be() -> None:
+    """Each file that is written to in a scratch has one of ours open."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @contextmanager
@@ -110,6 +118,8 @@ def _open(
     for tries in range(1, TRIES_MAX + 1):
         watch = begin_watch(home)
         held.callback(watch.close)
+        if not watch.is_told and tries == 1:
+            log.info("the kernel does not tell what a replayer does: reads take longer")
         past = readable(disk, home, look, held)
         point = Finder(disk, past).find(wanted)
         if pin:

@@ -51,6 +51,7 @@ class Timeline:
         self._portion = lru_cache(FILES_KEPT)(self._read)
         head = read_undo(disk, past.history, self._names[0]).mark.head
         self.oldest = Spot(-1, head.seq, head.epoch)
+        self._oldest_ns = head.time_ns
         self._base: int = reach.base
 
     @property
@@ -88,7 +89,7 @@ class Timeline:
         """Return a spot for people and programs: where, when, and which record it is behind."""
         said: Json = {"position": spot.position, "file": self._base + 1 + spot.file}
         if spot.file < 0:
-            return said | {"time_ns": None, "type": None}
+            return said | {"time_ns": self._oldest_ns or None, "type": None}
         portion = self._portion(spot.file)
         path = portion.path
         fd = self._disk.open("timeline:open", path, os.O_RDONLY)

@@ -46,6 +46,11 @@ class Watch:
         if _FAR_AWAY not in weakness(store):  # Of what another host does, nothing is told.
             self._begin(store)
 
+    @property
+    def is_told(self) -> bool:
+        """Tell whether the kernel says what happens; else whoever reads has to look each time."""
+        return self._fd >= 0
+
     def _begin(self, store: Path) -> None:
         self._fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
