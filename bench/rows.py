@@ -15,6 +15,8 @@ QEMU = "qemu mirror"
 SCP = "scp"
 ONE = "one destination"
 QUIET = "without the scrub"
+FORGETFUL = "without history"
+CP = "cp"
 
 Samples = Mapping[tuple[str, str], Sequence[float]]
 """What was measured, by (work, contestant), one figure per round."""
@@ -83,6 +85,8 @@ ROWS = (
     Row("queue-start", "queue-start", f"{_QUEUE}: start of the coordinator", "s", 3.0),
     Row("queue-status", "queue-status", f"{_QUEUE}: status", "s", 0.5),
     Row("view", "view", "view after 1,000,000 records: to the first byte", "s", 1.0),
+    Row("history", "history", "replaying 1 GiB of 4 KiB writes, in memory", "MB/s", 0.5, FORGETFUL),
+    Row("restore", "restore", "4 GiB restored, 1 GiB of history back", "MB/s", 0.5, CP),
     Row("rss-driver", "rss-driver", f"{_RSS}: driver", "MB", 150.0),
     Row("rss-coordinator", "rss-coordinator", f"{_RSS}: coordinator", "MB", 150.0),
     Row("rss-replayer", "rss-replayer", f"{_RSS}: replayer", "MB", 150.0),

@@ -21,9 +21,10 @@ from bench.backlog import Backlog
 from bench.bare import bare
 from bench.load import GIB, MIB, Work
 from bench.ours import aimfuse, with_three_destinations
+from bench.past import Past
 from bench.qemu import qemu
 from bench.rig import Places, Rig
-from bench.rows import BARE, ONE, OURS, QEMU, QUIET, ROWS, SCP, Row
+from bench.rows import BARE, CP, FORGETFUL, ONE, OURS, QEMU, QUIET, ROWS, SCP, Row
 from bench.running import Failed, Interrupted, Runner
 
 LATEST = Path(__file__).with_name("latest.json")
@@ -89,6 +90,9 @@ class Bench:
                 ).items():
                     for one in seconds:
                         self._note(f"queue-{name}", OURS, one, "s")
+        if self._wants("history") or self._wants("restore"):
+            with self._attempt("history"), self._directory(memory_dir) as place:
+                self._past(Past(self._runner, place))
         if self._wants("view"):
             with self._attempt("view"), self._directory(disk_dir) as place:
                 for one in views.first_byte_s(self._runner, place, self._options.rounds):
@@ -167,6 +171,17 @@ class Bench:
         if self._wants("map"):
             for name, megabytes in zip(("memory", "file"), copies.map_megabytes(), strict=True):
                 self._note(f"map-{name}", OURS, megabytes, "MB")
+
+    def _past(self, past: Past) -> None:
+        """Measure what history costs, and how fast it comes back."""
+        replayed = past.replay(self._options.rounds)
+        restored = past.restore(self._options.rounds) if self._wants("restore") else ([], [])
+        for work, yardstick, taken in (
+            ("history", FORGETFUL, replayed), ("restore", CP, restored),
+        ):  # fmt: skip
+            for name, values in zip((OURS, yardstick), taken, strict=True):
+                for value in values:
+                    self._note(work, name, value, "MB/s")
 
     def _wants(self, work: str) -> bool:
         return any(row.work == work or row.work.startswith(f"{work}-") for row in self._wanted)

@@ -93,6 +93,8 @@ class Proxy:
                 near.close()
                 continue
             far.settimeout(None)
+            for end in (near, far):  # Small requests must not wait for acknowledgements.
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
                 self._sockets |= {near, far}
             self._spawn(self._serve, near, far)

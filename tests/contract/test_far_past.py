@@ -1,25 +1,30 @@
 """Restoring over SFTP gives what restoring on the store's host does, or nothing at all."""
 
+import contextlib
 import json
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from aimfuse.disk import Disk
+from aimfuse.errors import Unavailable
 from aimfuse.replay.past import describe
 from aimfuse.replay.readers import READER_NS, Wish, reader_name
 from aimfuse.replay.restore import Request, restore_from
 from aimfuse.units import MIB, SECOND_NS
 from tests.contract.far_past import reaching, replaying, restored_from
 from tests.contract.far_sides import EmbeddedSide, OpensshSide
+from tests.contract.proxy import Proxy
 from tests.replay.faults import Steps
 from tests.replay.recorder import Recorder, at, recorded, silent
 from tests.replay.source import deliver
 from tests.replay.stores import begin, catch_up, exhaust, opened
 
 Server = OpensshSide | EmbeddedSide
+RESUMED = 30 if os.environ.get("AIMFUSE_SWEEP") == "long" else 1
 POINTS = 60 if os.environ.get("AIMFUSE_SWEEP") == "long" else 4
 TOKEN = "0123456789abcdef"
 
@@ -77,6 +82,76 @@ async def test_without_a_replayer_all_is_read_and_holes_are_still_holes(
     assert said["reads"]["mirror_bytes"] == MIB
     assert request.output.stat().st_blocks * 512 < MIB // 8
     assert request.output.read_bytes() == source.states[1, 3]["v.img"]
+
+
+# A link that is cut.
+
+
+def long_past(root: Path) -> tuple[Recorder, Path]:
+    """Return a source and a store with a volume of several runs, and files that change it."""
+    source, store = Recorder(root / "spool"), root / "store"
+    source.create("v.img", 3 * MIB)
+    for at_mib in range(3):
+        source.write(1, at_mib * MIB, random.Random(at_mib).randbytes(MIB))
+    source.roll()
+    begin(store, source)
+    source.states.clear()
+    for index in range(4):
+        source.write(1, 500_000 * index, bytes([index]) * 300_000)
+        source.create(f"extra-{index}", 3000)
+        source.truncate(1, 2 * MIB + index)
+        source.write(1, 2 * MIB + 5000, b"end")
+        source.zero(1, 600_000 * index, 50_000)
+        deliver(store, source.roll())
+    catch_up(store)
+    return source, store
+
+
+async def test_a_connection_that_is_cut_is_made_again_and_nothing_is_lost(
+    server: Server, tmp_path: Path
+) -> None:
+    source, store = long_past(server.root)
+    where = sorted(source.states)[2]
+    with Proxy(server.port) as proxy:
+        server.trust(proxy.port)
+        every_third = Steps(lambda number, _label: proxy.cut() if number % 15 == 0 else None)
+        with reaching(server, store, proxy.port, every_third, answer_s_max=0.1) as access:
+            assert restored_from(access, at(where), tmp_path / "out") == source.states[where]
+
+
+class Ending(Steps):
+    """Lets the link end for good at a step, or before it: `Crash` stands for a killed process."""
+
+    def __init__(self, at_step: int, end: Callable[[], None]) -> None:
+        super().__init__(lambda number, _label: end() if number == at_step else None)
+
+
+async def test_a_restore_whose_link_does_not_come_back_goes_on_the_next_time(
+    openssh: OpensshSide, tmp_path: Path
+) -> None:
+    source, store = long_past(openssh.root)
+    where = sorted(source.states)[2]
+    rehearsal = Steps()
+    with reaching(openssh, store, disk=rehearsal, answer_s_max=0.1) as access:
+        restored_from(access, at(where), tmp_path / "rehearsal")
+    low, high = (rehearsal.labels.index(one) for one in ("restore:copy", "restore:link"))
+    for at_step in (high - 1, *random.sample(range(low + 2, high - 1), RESUMED)):
+        output = tmp_path / f"{at_step}"
+        with Proxy(openssh.port) as proxy:
+            openssh.trust(proxy.port)
+            disk = Ending(at_step, lambda: proxy.__exit__(None, None, None))
+            with (
+                reaching(openssh, store, proxy.port, disk, 0.3, 0.1) as access,
+                contextlib.suppress(Unavailable),
+            ):
+                restored_from(access, at(where), output)
+        assert output.exists() != (tmp_path / f"{at_step}.part").exists()
+        if not output.exists():
+            again = Steps()
+            with reaching(openssh, store, disk=again, answer_s_max=0.1) as access:
+                assert restored_from(access, at(where), output) == source.states[where]
+            assert len(again.labels) < len(rehearsal.labels) + 10 - (at_step - low)
+        assert not [*tmp_path.glob("*.part*")]
 
 
 # Nothing that is needed is pruned.

@@ -12,6 +12,9 @@ from aimfuse.replay.hold import pinned
 from aimfuse.replay.look import Look
 from aimfuse.replay.pins import Movable
 
+COPIERS = 2
+"""One waits for the disk, or for memory, while the other works."""
+
 Hold = Callable[[Disk, Path], AbstractContextManager[Movable | None]]
 """Keeps what is read from being pruned, while its block runs."""
 
@@ -25,11 +28,16 @@ class Access:
     path: Path
     name: str
     hold: Hold
+    copiers: int = 0
+    """Threads that copy from it, beside one that reads ahead; with 0 one does everything."""
+
+    is_far: bool = False
+    """Whether the way there may be cut: what has come is kept for the next time."""
 
     @classmethod
     def here(cls, path: Path, disk: Disk | None = None) -> "Access":
         """Return the way to a store of this host."""
-        return cls(disk or process_disk(), Look(), path, str(path), pinned)
+        return cls(disk or process_disk(), Look(), path, str(path), pinned, copiers=COPIERS)
 
     @classmethod
     def afar(
@@ -46,4 +54,6 @@ class Access:
         path = Path(url)
         hold = FarHold(files, answer_s_max)
         far_disk = FarDisk(files, path, hold.data_of, disk)
-        return cls(far_disk, FarLook(files, path), path, url, hold)
+        return cls(
+            far_disk, FarLook(files, path), path, url, hold, copiers=int(disk is None), is_far=True
+        )

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -100,7 +101,7 @@ class FarDisk(Disk):
         self._store = store
         self._local = local or Disk()
         self._opened: dict[int, _Opened] = {}
-        self._next_fd = _FD_MIN
+        self._fds = count(_FD_MIN)
 
     def step(self, label: str) -> None:
         """Pass it on."""
@@ -116,9 +117,9 @@ class FarDisk(Disk):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
         with _named(path):
             opened = _Opened(self._files.open(inside), inside)
-        self._next_fd += 1
-        self._opened[self._next_fd] = opened
-        return self._next_fd
+        fd = next(self._fds)
+        self._opened[fd] = opened
+        return fd
 
     def close(self, fd: int) -> None:
         """Close it."""

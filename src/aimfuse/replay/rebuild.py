@@ -7,29 +7,32 @@ executed on it, the newest first. No lock holds the replayer up.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import TypeVar
 
 from aimfuse.disk import Disk
-from aimfuse.errors import BusyError, CorruptRecord, JournalError, StoreError
+from aimfuse.errors import BusyError, CorruptRecord, JournalError, StoreError, TransportError
+from aimfuse.journal.names import JournalName
 from aimfuse.journal.reader import AimFile, read_sealed
 from aimfuse.journal.records import Iocb
+from aimfuse.replay.ahead import ReadAhead
 from aimfuse.replay.apply import execute, set_size
+from aimfuse.replay.copying import Copying
 from aimfuse.replay.kept import KeptSet
 from aimfuse.replay.look import Look
 from aimfuse.replay.past import Past, look_at
 from aimfuse.replay.plan import Plan, plan_until, start
 from aimfuse.replay.point import Point
+from aimfuse.replay.resume import Resume, Stage
 from aimfuse.replay.state import StoreState
 from aimfuse.replay.undo import Undo, parts_of, read_undo
-from aimfuse.units import MIB, VolumeId
+from aimfuse.units import VolumeId
 
 T = TypeVar("T")
-
-COPY_BYTES = 16 * MIB
-"""Bytes that one call copies, and between two reports of progress."""
 
 _AGAIN = "Run it again: it begins from what the mirror is now."
 
@@ -55,8 +58,19 @@ class Rebuild:
     the point do to that.
     """
 
-    def __init__(self, disk: Disk, past: Past, point: Point, look: Look | None = None) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        past: Past,
+        point: Point,
+        look: Look | None = None,
+        *,
+        copiers: int = 0,
+    ) -> None:
         """Find out what was there; nothing is copied yet.
+
+        So many threads copy as *copiers* says, and one reads and checks what is executed next;
+        with 0 all of it is done by the caller's.
 
         Raises:
             JournalError: a file of the history is damaged.
@@ -76,9 +90,16 @@ class Rebuild:
             self.plan = plan_until(self.then, self.redo, point.seq)
         self._done = 0
         self._total = 0
+        self._ahead: ReadAhead[JournalName, Undo] | None = ReadAhead() if copiers else None
+        self._copiers = max(1, copiers)
+        self._resume: Resume | None = None
+        self._targets: list[int] = []
+        self._stage: Stage | None = None
 
     def close(self) -> None:
         """Close what is open of the mirror."""
+        if self._ahead:
+            self._ahead.drop()
         for fd in self._fds:
             self._disk.close(fd)
         self._fds.clear()
@@ -113,8 +134,16 @@ class Rebuild:
         found = [reach.open_set] if reach.open_set else []
         return [*found, *(one for one in reach.sets if one.name.number > self.point.base)]
 
-    def build(self, pieces: list[Piece], targets: list[int], report: Report) -> None:
-        """Write each piece into the empty file *targets* has open for it; nothing is synced.
+    def build(
+        self,
+        pieces: list[Piece],
+        targets: list[int],
+        report: Report,
+        resume: Resume | None = None,
+    ) -> None:
+        """Write each piece into the file that *targets* has open for it; nothing is synced.
+
+        What is in the files already counts for as much as *resume* knows of it.
 
         Raises:
             BusyError: the mirror got a staged copy meanwhile, or its history began anew.
@@ -124,13 +153,44 @@ class Rebuild:
         undo_bytes = sum(one.size_bytes for one in self.undo_sets())
         self._total = sum(piece.source_bytes for piece in pieces) + undo_bytes
         files = dict(zip((piece.volume for piece in pieces), targets, strict=True))
-        for piece in pieces:
-            if piece.source >= 0:
-                self._copy(piece, files[piece.volume], report)
         # What the records in front of the point create was not there when they began.
         old = {piece.volume: files[piece.volume] for piece in pieces if piece.source >= 0}
-        self._take_back(old, report)
-        self._go_forward(files, report)
+        self._resume, self._targets = resume, targets
+        self._stage = self._found_stage(old.keys())
+        for volume, fd in files.items():
+            if self._stage is None or volume not in old:
+                self._disk.truncate("restore:empty", fd, 0)
+        self._stage = self._stage or self._new_stage(old.keys())
+        try:
+            for piece in pieces:
+                if piece.source >= 0 and self._stage.back_to is None:
+                    self._copy(piece, files[piece.volume], report)
+            self._take_back(old, report)
+            self._go_forward(files, report)
+        except (TransportError, KeyboardInterrupt):
+            self._note_stage(now=True)
+            raise
+
+    def _new_stage(self, volumes: Iterable[VolumeId]) -> Stage:
+        state = self._past.state
+        assert state.head is not None
+        assert state.group is not None
+        copied = dict.fromkeys(map(int, volumes), 0)
+        return Stage(state.group.hex(), _sync_id(state), state.head.number, copied)
+
+    def _found_stage(self, volumes: Iterable[VolumeId]) -> Stage | None:
+        """Return how far the files are already, or None if they are of no use."""
+        stage = self._resume.load() if self._resume else None
+        new = self._new_stage(volumes)
+        return stage if stage and stage.serves(new, self.point.base, self._forward()) else None
+
+    def _forward(self) -> tuple[int, int] | None:
+        redo = self.point.redo
+        return (redo.name.number, self.point.seq) if redo else None
+
+    def _note_stage(self, *, now: bool = False) -> None:
+        if self._resume and self._stage:
+            self._resume.note(self._stage, self._targets, now=now)
 
     # What was there.
 
@@ -179,19 +239,21 @@ class Rebuild:
     # Building.
 
     def _copy(self, piece: Piece, target: int, report: Report) -> None:
-        disk, what = self._disk, f"copying {piece.name}"
-        begun = self._done
-        if not disk.clone("restore:clone", piece.source, target):
-            for low, high in disk.data_ranges(piece.source, 0, disk.size(piece.source)):
-                at = low
-                while at < high:
-                    wanted = min(COPY_BYTES, high - at)
-                    got = disk.copy_range("restore:copy", piece.source, target, at, wanted)
-                    if not got:  # The replayer has cut it; what was there is in an undo file.
-                        break
-                    at += got
-                    self._done += got
-                    report(what, self._done, self._total)
+        what, begun, stage = f"copying {piece.name}", self._done, self._stage
+        assert stage is not None
+
+        def told(got: int, at: int) -> None:
+            self._done += got
+            report(what, self._done, self._total)
+            if self._resume:
+                stage.copied[piece.volume] = at
+                self._note_stage()
+
+        if not self._disk.clone("restore:clone", piece.source, target):
+            begin = stage.copied[piece.volume]
+            Copying(self._disk, piece.source, target, begin, told).run(self._copiers)
+            if self._resume:
+                stage.copied[piece.volume] = max(begin, self._disk.size(piece.source))
         self._done = begun + piece.source_bytes
         report(what, self._done, self._total)
 
@@ -199,9 +261,13 @@ class Rebuild:
         """Execute every undo file behind the point that is there now, the newest first."""
         past = self._look_again()
         behind: Undo | None = None
-        for one in self._later_sets(past):
-            undo = self._read_undo(one)
+        assert self._stage is not None
+        end = self._stage.back_to
+        later = [one for one in self._later_sets(past) if end is None or one.name.number <= end]
+        for one, following in zip_longest(later, later[1:]):
+            undo = self._read_next(one, following)
             self._check_place(past, undo, behind)
+            self._check_stage(undo)
             if behind is None and undo.mark.sync_id != _sync_id(past.state):
                 continue  # Left from in front of a switch: its file will get another.
             for entry in undo.table:
@@ -210,8 +276,20 @@ class Rebuild:
             for part in parts_of(self._disk, past.history, undo):
                 self._execute(part, files)
             behind = undo
+            self._stage.back_to = undo.name.number - 1
+            self._stage.digest = undo.mark.head.digest.hex()
+            self._note_stage()
             self._done += one.size_bytes
             report(f"taking back file {undo.name.number}", self._done, self._total)
+
+    def _read_next(self, one: KeptSet, following: KeptSet | None) -> Undo:
+        """Read an undo file, and have the one that is needed after it read meanwhile."""
+        if self._ahead is None:
+            return self._read_undo(one)
+        undo = self._ahead.take(one.name, partial(self._read_undo, one))
+        if following is not None:
+            self._ahead.start(following.name, partial(self._read_undo, following))
+        return undo
 
     def _look_again(self) -> Past:
         past, then = look_at(self._disk, self._past.path, self._look), self._past
@@ -254,7 +332,19 @@ class Rebuild:
         if after is not None and mark.of != after:
             raise _damaged(undo.aim.path, "it takes back another file than the one that was here")
 
+    def _check_stage(self, undo: Undo) -> None:
+        """Make sure that *undo* goes on from what an interrupted restore had taken back."""
+        stage = self._stage
+        if stage and stage.back_to == undo.name.number and undo.mark.of.hex() != stage.digest:
+            raise _damaged(undo.aim.path, "it takes back another file than before")
+
     def _go_forward(self, files: dict[VolumeId, int], report: Report) -> None:
+        if self._stage and self._forward():
+            self._stage.forward = self._forward()
+            self._note_stage(now=True)
+            for entry in self.then.volumes:  # An interrupted attempt may have left more.
+                if self._resume and entry.volume in files:
+                    set_size(self._disk, "restore:size", files[entry.volume], entry.size_bytes)
         for volume, fd in files.items():
             if self.redo is not None and volume in self.plan.changes:
                 execute(self._disk, fd, self.redo, self.plan.changes[volume])

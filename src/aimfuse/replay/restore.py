@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aimfuse.disk import Disk
-from aimfuse.errors import BusyError, OutOfReach, UsageError
+from aimfuse.errors import BusyError, OutOfReach, TransportError, UsageError
 from aimfuse.replay.access import Access
 from aimfuse.replay.hold import pinned, readable
 from aimfuse.replay.look import Look
 from aimfuse.replay.past import TRIES_MAX
 from aimfuse.replay.point import Finder, Wanted
 from aimfuse.replay.rebuild import Piece, Rebuild, Report
+from aimfuse.replay.resume import Resume
 from aimfuse.replay.state import Json
 
 PART = ".part"
+STAGE = ".stage"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +70,12 @@ def restore_from(
             point = Finder(disk, past).find(request.at)
             if pin:
                 pin.move(point.base)
-            rebuild = Rebuild(disk, past, point, look)
+            rebuild = Rebuild(disk, past, point, look, copiers=access.copiers)
             try:
                 pieces = _chosen(rebuild, request)
                 said = _describe(store, request, rebuild, pieces)
                 if not dry_run:
-                    _write(disk, look, request, rebuild, pieces, report)
+                    _write(access, request, rebuild, pieces, report)
             except FileNotFoundError:  # A volume was removed right now: it is in the history.
                 if tries == TRIES_MAX - 1:
                     raise
@@ -138,18 +140,17 @@ def _describe(store: Path, request: Request, rebuild: Rebuild, pieces: list[Piec
 
 
 def _write(
-    disk: Disk,
-    look: Look,
+    access: Access,
     request: Request,
     rebuild: Rebuild,
     pieces: list[Piece],
     report: Report,
 ) -> None:
     """Build beside the output, make it durable, then give it its name."""
-    output = request.output
+    disk, output = access.disk, request.output
     part = output.with_name(output.name + PART)
     is_directory = _is_directory(request, pieces)
-    entry = look.entry(output)
+    entry = access.look.entry(output)
     if entry is not None and is_directory != (entry.kind == "directory"):
         raise UsageError(f"{output} exists as a {entry.kind}", hint="Choose another name.")
     with contextlib.ExitStack() as held:
@@ -157,25 +158,36 @@ def _write(
             disk.mkdir("restore:mkdir", part, 0o750)
             flags = os.O_RDONLY | os.O_DIRECTORY
             _lock(disk, part, _opened(disk, held, part, flags))
-            for left in disk.listdir(part):
+            for left in sorted({*disk.listdir(part)} - {one.name for one in pieces}):
                 disk.unlink("restore:unlink_left", part / left)
         paths = [part / one.name for one in pieces] if is_directory else [part]
+        resume = Resume(disk, part.with_name(part.name + STAGE))
+        if not (access.is_far and all(map(disk.exists, paths))):
+            resume.drop()  # It tells of other files than those that are written now.
         fds = [_opened(disk, held, path, os.O_RDWR | os.O_CREAT) for path in paths]
         if not is_directory:
             _lock(disk, part, fds[0])
         try:
-            for fd in fds:
-                disk.truncate("restore:empty", fd, 0)
-            rebuild.build(pieces, fds, report)
+            rebuild.build(pieces, fds, report, resume if access.is_far else None)
             for fd in fds:
                 disk.fsync("restore:sync", fd)
             if is_directory:
                 disk.sync_dir("restore:sync_dir", part)
+            resume.drop()
             _publish(disk, part, output, request)
-        except BaseException:
-            _remove(disk, part, paths if is_directory else [])
+        except BaseException as exc:
+            if not _goes_on(access, exc, part):
+                _remove(disk, part, paths if is_directory else [])
+                resume.drop()
             raise
         disk.sync_dir("restore:sync_dir", output.parent)
+
+
+def _goes_on(access: Access, exc: BaseException, part: Path) -> bool:
+    """Tell whether the next attempt can go on with what has come, and say so."""
+    if isinstance(exc, TransportError):
+        exc.hint = f"What has come is in {part}: the same command goes on from there."
+    return access.is_far and isinstance(exc, (TransportError, KeyboardInterrupt))
 
 
 def _publish(disk: Disk, part: Path, output: Path, request: Request) -> None:

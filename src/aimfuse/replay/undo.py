@@ -124,7 +124,7 @@ def survey(store: Store, plan: Plan) -> Survey:
         ranges = overwritten(changes, entry.size_bytes)
         fd = _open_volume(store, entry.volume)
         try:
-            found[entry.volume] = list(_stretches(store.disk, fd, ranges, entry.size_bytes))
+            found[entry.volume] = _told_apart(store.disk, fd, ranges, entry.size_bytes)
         finally:
             store.disk.close(fd)
     return found
@@ -269,6 +269,13 @@ def _images_of(disk: Disk, fd: int, volume: VolumeId, one: Stretch) -> Iterator[
         if len(data) < wanted:
             raise Unreadable(f"volume {volume} ends at byte {at + len(data)}")
         yield Frame(RecordType.WRITE, volume, ByteOffset(at), wanted, data)
+
+
+def _told_apart(disk: Disk, fd: int, ranges: list[tuple[int, int]], size: int) -> list[Stretch]:
+    """Return *ranges*, holes told from data; looking for holes is slow, so only if there are."""
+    if disk.allocated(fd) >= size:
+        return [Stretch(start, end, is_data=True) for start, end in ranges]
+    return list(_stretches(disk, fd, ranges, size))
 
 
 def _stretches(
