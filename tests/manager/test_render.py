@@ -309,7 +309,7 @@ def test_what_a_store_holds_back_on_purpose_is_said_at_both_ends(made: Any) -> N
     for sources, stores in (([source], []), ([], [made.store(**said)])):
         shown = words(snapshot(sources, stores, made.now_ns))
         for part in (
-            "on purpose apply paused since", "(backup\\x1b[31m)", "12 files held back",
-            " behind (delay)",
+            "held back apply paused since", "(backup\\x1b[31m)", "by a delay of 1 h 0 min",
+            "12 files next at",
         ):  # fmt: skip
             assert part in shown

@@ -12,6 +12,7 @@ import typer
 
 from aimfuse.cli.boundary import exit_on_error
 from aimfuse.disk import weakness
+from aimfuse.errors import UsageError
 from aimfuse.replay.once import Caught, gravest
 from aimfuse.replay.replayer import Replayer
 from aimfuse.replay.serve import serve as serve_directory
@@ -49,6 +50,8 @@ def replay(
     found: list[Caught] = []
 
     async def work() -> None:
+        if as_json and not once:
+            raise UsageError("--json says how a run ended: it goes with --once")
         replayer = Replayer(directory)
         if once:
             found.extend(await replayer.run_once())

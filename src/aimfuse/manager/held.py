@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from aimfuse.manager.fields import Fields
-from aimfuse.units import format_seconds
 
 KINDS = ("receive", "apply")
 
@@ -43,8 +42,3 @@ def read_held(ack: Fields) -> Held:
         held.count("files"),
         held.maybe("next_ns"),
     )
-
-
-def delay_text(held: Held) -> str:
-    """Return what is said of the delay."""
-    return f"{format_seconds(held.delay_s)} behind (delay)"

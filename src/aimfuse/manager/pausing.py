@@ -53,7 +53,10 @@ def resume(store: Path, kinds: Iterable[str], timeout_s: float) -> Outcome:
 
 def _check_store(store: Path) -> None:
     if not (store / INBOX).is_dir():
-        hint = "Name the directory of one store, the one with inbox/ and mirror/ in it."
+        hint = (
+            "Name the directory of one store, the one with inbox/ in it. To stop sending to a "
+            "destination: aimfuse destination pause IMAGE NAME."
+        )
         raise UsageError(f"{store} is no store", hint=hint)
 
 

@@ -6,7 +6,7 @@ from enum import IntEnum
 
 from rich.text import Text
 
-from aimfuse.manager.held import Held, delay_text
+from aimfuse.manager.held import Held
 from aimfuse.manager.layout import Look, bar, between, files, middle, paragraph, row, safe, spark
 from aimfuse.manager.model import Destination, Level, Problem, Store, Sync
 from aimfuse.units import counted, format_bytes, format_seconds
@@ -125,12 +125,12 @@ def held_lines(held: Held, scene: Scene) -> Lines:
         why = f" ({safe(one.reason)})" if one.reason else ""
         chunks.append(Text(f"{one.kind} paused{since}{why}", style="yellow"))
     if held.delay_s:
-        chunks.append(Text(delay_text(held)))
+        chunks.append(Text(f"by a delay of {format_seconds(held.delay_s)}"))
     if held.files:
-        chunks.append(Text(f"{counted(held.files, 'file')} held back"))
+        chunks.append(Text(counted(held.files, "file")))
     if held.next_ns:
         chunks.append(Text(f"next at {scene.clock(held.next_ns)}"))
-    return row("on purpose", chunks, scene.look, 12) if chunks else []
+    return row("held back", chunks, scene.look) if chunks else []
 
 
 def records_lines(label: str, values: Sequence[float], look: Look, style: str) -> Lines:

@@ -23,6 +23,7 @@ from aimfuse.manager import control_client, users
 from aimfuse.manager.control_client import Answer
 from aimfuse.manager.fields import Fields
 from aimfuse.manager.files import lock_holder, read_json, read_slots
+from aimfuse.manager.held import read_held
 from aimfuse.manager.target import mounts
 from aimfuse.units import counted
 
@@ -148,6 +149,8 @@ def _behind(state_dir: Path, name: str, stage: Stage, number: int) -> Behind | N
     if state == "paused" and not is_paused(state_dir, name):
         state = "stopped"  # Said by a coordinator that has gone; the next one will begin.
     error = problem or at.text("reason") or status.text("error")
+    if not error and read_held(status.part("ack")):
+        error = "held back there on purpose, by a delay or a pause"
     return Behind(name, reached, state, error)
 
 
