@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 PLACE = "scrub.json"
 BURST_BYTES = 64 * MIB
 TICK_S = 5.0
+LOOK_S = 60.0
 REST = 9.0
 """How much longer than a piece took the pause behind it is: a tenth of the disk, at most."""
 
@@ -78,6 +79,8 @@ class Scrub:
         self._unreadable: list[dict[str, Any]] = []
         self._place = self._read_place()
         self._burst_at_s = 0.0
+        self._allocated = 0
+        self._looked_at_s = -LOOK_S
 
     async def run(self, is_wanted: Callable[[], bool]) -> None:
         """Scrub until cancelled, while *is_wanted*: there has to be a mirror to compare.
@@ -100,7 +103,7 @@ class Scrub:
 
     def is_due(self) -> bool:
         """Tell whether so much time has passed that the next burst has to be done."""
-        if not self.period_s or self._engine.halted is not None:
+        if not self.period_s or self._engine.halted is not None or not self._verifier.is_welcome():
             return False
         now_ns, place, all_bytes = self._wall_ns(), self._place, self._allocated_bytes()
         if not place.begun_ns or place.begun_ns - now_ns > self.period_s * SECOND_NS:
@@ -180,10 +183,15 @@ class Scrub:
         self._place = ScrubPlace(begun_ns=begins_ns, rounds=rounds, finished_ns=now_ns)
 
     def _allocated_bytes(self) -> int:
-        engine = self._engine
-        return sum(
-            min(one.size_bytes, engine.images.blocks(one.volume) * 512) for one in engine.volumes
-        )
+        """Return what there is to read; looked up anew now and then, for volumes may be many."""
+        engine, now_s = self._engine, time.monotonic()
+        if now_s >= self._looked_at_s + LOOK_S:
+            self._looked_at_s = now_s
+            self._allocated = sum(
+                min(one.size_bytes, engine.images.blocks(one.volume) * 512)
+                for one in engine.volumes
+            )
+        return self._allocated
 
     def _note(self, problem: str) -> None:
         if problem and problem != self._problem:

@@ -47,6 +47,10 @@ class Verifier:
         self._pump = pump
         self._lane = Lane("verify", BACKGROUND_NICENESS)
 
+    def is_welcome(self) -> bool:
+        """Tell whether there is room for records that nobody waits for."""
+        return self._pump.full is None and self._pump.keeper.level == "fine"
+
     async def piece(self, volume: Volume, start: int, end: int) -> Piece:
         """Hash *volume* from *start* on, about 16 MiB of it and any holes, at most to *end*.
 
