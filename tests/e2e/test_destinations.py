@@ -131,6 +131,19 @@ def test_reload_says_what_counts_now_and_what_from_the_next_mount_on(
     assert source.status()["spool"]["bytes_max"] == 1024 * MIB
 
 
+def test_reload_tries_again_at_once_what_waits_for_its_next_try(
+    source: Source, far: FarHost, tmp_path: Path
+) -> None:
+    away = tmp_path / "away"
+    way = DestinationConfig("s", f"dir://{away}/s", retry_s_min=600, retry_s_max=600)
+    source.init(to=[way])
+    source.mount()
+    until(lambda: listed(source)["s"]["state"] == "retrying")
+    away.symlink_to(far.stores)
+    assert aimfuse("reload", source.image).returncode == 0  # Nothing has changed in the file.
+    source.wait_mirrored(far, "s")
+
+
 def test_with_one_wrong_setting_nothing_of_the_file_is_taken_over(
     source: Source, far: FarHost
 ) -> None:

@@ -13,10 +13,11 @@ from aimfuse.driver.checkpoint import CheckpointFile
 from aimfuse.driver.engine import Engine
 from aimfuse.driver.group import GroupLimits, GroupPaths, close_group, init_group, open_group
 from aimfuse.driver.keeper import SpoolKeeper, SpoolLimits
-from aimfuse.driver.ladder import Load
+from aimfuse.driver.ladder import Load, Policy
 from aimfuse.driver.pins import Pins
 from aimfuse.driver.pump import Pump, PumpLimits
 from aimfuse.errors import BusyError
+from aimfuse.journal.slots import Slots
 from aimfuse.units import MIB
 
 STEPS_MAX = 1000
@@ -145,6 +146,27 @@ async def test_once_it_has_ended_nobody_changes_the_engine(engine: Engine, tmp_p
         await pump.rolled()
     assert engine.journal.last_seq == seq
     assert engine.journal.durable_seq < seq
+
+
+@pytest.mark.parametrize(("policies", "is_waited_for"), [
+    ({"a": Policy("fold")}, True), ({"a": Policy("fold", is_awaited=False)}, False), ({}, False),
+])  # fmt: skip
+async def test_the_end_waits_for_no_destination_that_gets_nothing(
+    engine: Engine, tmp_path: Path, policies: dict[str, Policy], *, is_waited_for: bool
+) -> None:
+    """One that is paused, kept for a mirror that joins later, or removed."""
+    pump = pump_of(engine, tmp_path / "state")
+    account = tmp_path / "state" / "destinations" / "a"
+    account.mkdir()
+    Slots(Disk(), account / "cursor", "cursor").write({"state": "shipping", "pin": 0})
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pump.run)
+        engine.bookmark("something")
+        pump.commit_soon()
+        await pump.rolled()
+        nursery.cancel_scope.cancel()
+    pump.keeper.policies = policies
+    assert await pump.all_confirmed(0.0) is not is_waited_for
 
 
 async def test_writes_that_come_faster_than_the_spool_is_looked_at_find_it_full_all_the_same(

@@ -25,6 +25,8 @@ ANSWER_BYTES_MAX = 16 * MIB
 CONNECT_S_MAX = 2.0
 STATUS_S_MAX = 2.0
 APPLIED_S_MAX = 600.0
+CHECKPOINT_S_MAX = 30.0
+"""It goes on without us; whoever needs it looks again, and says what he waits for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ class Source:
     async def bring_checkpoint(self) -> bool:
         """Have the driver take a checkpoint of all there is; tell whether there is one now."""
         try:
-            await self.ask("checkpoint", APPLIED_S_MAX)
+            await self.ask("checkpoint", CHECKPOINT_S_MAX)
         except (NotServed, Unavailable):
             return False
         return True
