@@ -21,7 +21,7 @@ from aimfuse.replay.point import Wanted
 from aimfuse.replay.session import Session
 from aimfuse.replay.store import Store
 from aimfuse.replay.watch import Watch
-from tests.replay.faults import Steps, dying
+from tests.replay.faults import Steps, dying, failing_at
 from tests.replay.recorder import Position, Recorder, Snapshot, at, position, recorded, restored
 from tests.replay.source import Source, deliver
 from tests.replay.stores import begin, catch_up, exhaust, opened
@@ -212,6 +212,38 @@ def test_a_view_stays_what_it_was_however_often_the_replayer_is_killed(tmp_path:
         assert not catch_up(store).halted
         assert seen(newest) == source.states[NEWEST]
         assert seen(older) == source.states[1, 12]
+
+
+def test_a_volume_that_was_changed_and_removed_before_it_is_first_read_is_what_it_was(
+    tmp_path: Path,
+) -> None:
+    source, store = Recorder(tmp_path / "spool"), tmp_path / "store"
+    volume = source.create("v.img", 9000)
+    source.write(volume, 100, b"as it was" * 900)
+    source.roll()
+    begin(store, source)
+    right = source.snapshot()
+    with viewed(store, Wanted("now")) as frozen:
+        source.write(volume, 0, b"changed" * 1000)
+        changed = source.roll()
+        source.unlink(volume)
+        deliver(store, changed, source.roll())
+        catch_up(store)
+        assert seen(frozen) == right
+
+
+def test_a_disk_error_while_it_follows_the_replayer_ends_a_view(tmp_path: Path) -> None:
+    source, store, waiting = recorded(tmp_path)
+    disk = Steps()
+    with viewed(store, at(NEWEST), disk) as frozen:
+        assert seen(frozen) == source.states[NEWEST]
+        deliver(store, *waiting)
+        catch_up(store)
+        disk.before = failing_at("view:undo").before
+        with pytest.raises(PastLost, match="Input/output"):
+            seen(frozen)
+        with pytest.raises(PastLost):
+            seen(frozen)
 
 
 def test_a_view_of_a_store_that_was_moved_shows_that_store(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from aimfuse.replay.past import Past, read_state
 from aimfuse.replay.point import Point
 from aimfuse.replay.rebuild import Rebuild
 from aimfuse.replay.redo import Redo
-from aimfuse.replay.state import StoreState
+from aimfuse.replay.state import Phase, StoreState
 from aimfuse.replay.undo_index import Loaded, UndoIndex
 from aimfuse.replay.watch import Watch
 from aimfuse.units import VolumeId
@@ -144,7 +144,7 @@ class Frozen:
         end = min(end, volume.base_bytes)
         if start >= end:
             return
-        number, at = volume.volume, start
+        number, at, known = volume.volume, start, len(self._index)
         missing: list[tuple[int, int]] = []
         for piece in sorted(self._index.find(number, start, end)):
             if at < piece.start:
@@ -156,18 +156,22 @@ class Frozen:
         if at < end:
             missing.append((at, end))
         if missing:
-            self._read_mirror(number, missing, start, into)
+            self._read_mirror(number, missing, start, into, known)
 
     def _read_mirror(
-        self, volume: VolumeId, missing: list[tuple[int, int]], start: int, into: memoryview
+        self,
+        volume: VolumeId,
+        missing: list[tuple[int, int]],
+        start: int,
+        into: memoryview,
+        known: int,
     ) -> None:
-        """Read what no undo file has; then ask for those that came to be meanwhile."""
+        """Read what none of the *known* layers has; then ask for those that came to be since."""
         fd = self._source(volume)
         got = [
             self._disk.pread_into(fd, into[low - start : high - start], low)
             for low, high in missing
         ]
-        known = len(self._index)
         self._hear()
         for (low, high), count in zip(missing, got, strict=True):
             covered: list[tuple[int, int]] = []
@@ -205,18 +209,25 @@ class Frozen:
 
     def _hear(self) -> None:
         """Take note of everything that what was read so far can have been changed by."""
+        self.lost = "what the replayer did could not be followed"  # Unless this is done.
         try:
-            if not self._note_news():
-                return
-            number = self._look_at_state()
+            is_written = self._note_news()
+            number = self._look_at_state() if is_written else 0
             while number > self._known_head:
                 # It is newer than what was told, and of what led to it was told before it.
                 self._note_news()
                 if number > self._known_head:
                     raise _gone(self._known_head + 1)
                 number = self._look_at_state()
-        except (AimfuseError, FileNotFoundError) as exc:
+        except (AimfuseError, OSError) as exc:
             self._lose(str(exc).replace(str(self._past.path), str(self.store)))
+            raise PastLost(self.lost) from exc
+        self.lost = ""
+
+    def _lose(self, why: str) -> None:
+        """Refuse every read from now on."""
+        self.lost = why
+        log.error("%s: the view has ended: %s", self.store, why)
 
     def _note_news(self) -> bool:
         """Index undo files that came to be; return whether the state is to be looked at."""
@@ -227,12 +238,6 @@ class Frozen:
         if news.names:
             self._take_note(_named(news.names))
         return news.is_written
-
-    def _lose(self, why: str) -> None:
-        """Refuse every read from now on."""
-        self.lost = why
-        log.error("%s: the view has ended: %s", self.store, why)
-        raise PastLost(why)
 
     def _take_stock(self, past: Past) -> None:
         """Index what is there at the beginning, and make sure that nothing is missing."""
@@ -278,6 +283,11 @@ class Frozen:
         state, then = read_state(self._disk, self._past.path, self._look), self._past.state
         floor, before = read_floor(self._floor_slots, state), self._past.floor
         assert then.head is not None
+        if then.phase is Phase.PROMOTED and (state.phase, state.promoted) == (
+            then.phase,
+            then.promoted,
+        ):
+            return then.head.number  # What a promotion has left of the past stays as it is.
         if not is_whole(state) or state.sync != then.sync:
             why = f"the mirror changed in a way that cannot be taken back: {state.phase.value}"
             raise StoreError(why)

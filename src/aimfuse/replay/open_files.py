@@ -33,6 +33,11 @@ class OpenFiles:
             self._open.move_to_end(path)
         return fd
 
+    def forget(self, path: Path) -> None:
+        """Open *path* anew the next time: another file may have that name by now."""
+        if (fd := self._open.pop(path, None)) is not None:
+            self._disk.close(fd)
+
     def close(self) -> None:
         """Close all of them."""
         for fd in self._open.values():

@@ -128,6 +128,7 @@ class UndoIndex:
         return portion, said, volumes
 
     def _read(self, path: Path, name: JournalName, part: int) -> Portion:
+        self._files.forget(path)
         try:
             portion = read_portion(self._disk, path, self._files.get(path))
         except FileNotFoundError as exc:
