@@ -29,7 +29,7 @@ StateDir = Annotated[
     ),
 ]
 BranchName = Annotated[
-    str | None, typer.Argument(metavar="[BRANCH]", help="Its name, if there are several.")
+    str | None, typer.Argument(metavar="BRANCH", help="Its name, if there are several.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

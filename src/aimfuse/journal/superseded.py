@@ -82,8 +82,8 @@ class Superseded:
             )
         if self.step is Step.REJOINED:
             return SupersededError(
-                f"{image} is a mirror of {self.url} now",
-                hint=f"Its store is {self.store}; read it there, or promote it.",
+                f"{image} is a mirror of {self.url} now; its store is {self.store}",
+                hint=f"How it fares: `aimfuse status {self.store}`.",
             )
         if self.step is Step.REJOINING:
             return SupersededError(

@@ -38,7 +38,8 @@ _LEVELS = {
     "retrying": Level.WARN, "unclean": Level.WARN,
     "spool-full": Level.BAD, "refused": Level.BAD, "halted": Level.BAD, "damaged": Level.BAD,
     "silent": Level.BAD, "superseded": Level.BAD, "diverging": Level.BAD,
-    "reserved": Level.IDLE, "promoted": Level.FINE,
+    "reserved": Level.IDLE, "promoted": Level.FINE, "rejoining": Level.WARN,
+    "rejoined": Level.IDLE,
 }  # fmt: skip
 
 
@@ -268,7 +269,8 @@ def _source_problems(
     reason = status.text("reason")
     if reason or level >= Level.BAD:
         hint = _SOURCE_HINTS.get(state, "")
-        found.append(Problem(reason or state, hint, max(level, Level.WARN) if reason else level))
+        is_quiet = not reason or state == "rejoined"  # It says where the mirror is.
+        found.append(Problem(reason or state, hint, level if is_quiet else max(level, Level.WARN)))
     if text := unreadable(status):
         hint = "Look at its disk. What cannot be read may still be right in a mirror."
         found.append(Problem(text, hint))
@@ -288,6 +290,8 @@ _SOURCE_HINTS = {
     "damaged": "Correct the file that is named, or put it back from a copy.",
     "unclean": "Mount it: nothing else may use the image before that.",
     "superseded": "Make it a mirror of the new source: aimfuse rejoin IMAGE URL.",
+    "switching": "Run `aimfuse switchover` again: it goes on.",
+    "rejoining": "Run `aimfuse rejoin` again: it goes on.",
     "diverging": "What is written here goes nowhere. Unmount it and run aimfuse rejoin IMAGE URL "
     "once it is to be a mirror of the new source.",
 }

@@ -101,7 +101,7 @@ def assemble(state_dir: Path) -> State:
         ],
         "memory_bytes": 0,
         "coordinator": _coordinator(state_dir),
-        "destinations": _destinations(state_dir, settings, spool),
+        "destinations": [] if state == "rejoined" else _destinations(state_dir, settings, spool),
         "time_ns": time.time_ns(),
     }
 
