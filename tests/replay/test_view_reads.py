@@ -132,8 +132,11 @@ def test_views_that_stay_open_never_change(
                     (where, held.enter_context(viewed(store, at(where))))
                     for where in {max(source.states), chance.choice(sorted(source.states))}
                 ]
-                for where, frozen in views:
-                    assert seen(frozen) == source.states[where], where
+                for where, frozen in views:  # Some are read for the first time much later.
+                    if chance.random() < 1 / 3:
+                        assert seen(frozen) == source.states[where], where
+        for where, frozen in views:
+            assert seen(frozen) == source.states[where], where
 
 
 class Beside(Steps):

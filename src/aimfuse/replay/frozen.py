@@ -197,8 +197,9 @@ class Frozen:
 
     def _source(self, volume: VolumeId) -> int:
         """Return where the bytes of a volume are: in the mirror, or kept since its removal."""
+        path = self._index.gone.get(volume) or self._past.path / "volumes" / f"{volume:08d}"
         try:
-            return self._sources.get(self._past.path / "volumes" / f"{volume:08d}")
+            return self._sources.get(path)
         except FileNotFoundError:
             self._hear()
             if volume not in self._index.gone:
