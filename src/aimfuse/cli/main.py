@@ -23,6 +23,7 @@ FAMILIES = {
     "pausing": ("pause", "resume"),
     "past": ("history", "restore"),
     "view": ("view", "bisect"),
+    "promote": ("promote",),
     "seed": ("seed",),
     "inspect": ("inspect",),
 }

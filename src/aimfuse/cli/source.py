@@ -12,7 +12,7 @@ import typer
 from aimfuse import config as configuration
 from aimfuse.cli.background import announce, start_in_background
 from aimfuse.cli.boundary import exit_on_error
-from aimfuse.config import GroupConfig, JournalConfig, add_destination, state_dir_for
+from aimfuse.config import STORE_SOURCE, GroupConfig, JournalConfig, add_destination, state_dir_for
 from aimfuse.config.edit import edit
 from aimfuse.disk import Disk
 from aimfuse.errors import UsageError
@@ -146,7 +146,8 @@ def _configured(image: Path, state: Path | None, to: list[str]) -> GroupConfig:
     if not (state_dir / configuration.CONFIG_NAME).exists():
         return _initialise(image, state, to, None, None)
     config = configuration.load(state_dir)
-    if image.resolve() != config.image.resolve():
+    is_store = state is None and state_dir == image.absolute() / STORE_SOURCE
+    if not is_store and image.resolve() != config.image.resolve():
         raise UsageError(
             f"{state_dir} belongs to {config.image}, not to {image}",
             hint="Name another state directory with --state, or correct `image` in its group.toml.",

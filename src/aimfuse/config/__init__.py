@@ -38,6 +38,9 @@ from aimfuse.units import GIB, MIB, format_bytes
 
 CONFIG_NAME = "group.toml"
 STATE_SUFFIX = ".aim"
+STORE_SOURCE = "source"
+"""Where in a store that was promoted its state as a source lies."""
+
 DESTINATIONS_MAX = 256
 
 _CONFIG_BYTES_MAX = 4 * MIB
@@ -157,11 +160,19 @@ class GroupConfig:
 def state_dir_for(image: Path, state: Path | None = None) -> Path:
     """Return the state directory of *image*: *state* if given, else ``IMAGE.aim`` beside it.
 
+    Of a store that was promoted it is within.
+
     Raises:
-        UsageError: *image* is a device, beside which no directory may be made, or has no name.
+        UsageError: *image* is a device, beside which no directory may be made, has no name, or is
+            a store that was not promoted.
     """
     if state is not None:
         return _normal(state)
+    if (image / "inbox").is_dir() and (image / "state.0").exists():
+        if not (image / STORE_SOURCE / CONFIG_NAME).exists():
+            hint = f"Make it a source first: aimfuse promote {image}"
+            raise UsageError(f"{image} is a store, and mirrors another source", hint=hint)
+        return _normal(image / STORE_SOURCE)
     image = image.resolve()  # Two links to one image must not become two groups.
     if not image.name:
         raise UsageError(f"{image} has no name", hint="Name the state directory with --state DIR.")

@@ -202,7 +202,10 @@ def render_path(base: Path, path: Path) -> str:
     """Write what lies in or right beside the state directory so that both can be moved."""
     if path.is_relative_to(base):
         return str(path.relative_to(base))
-    return f"../{path.name}" if path.parent == base.parent else str(path)
+    if path.parent == base.parent:
+        return f"../{path.name}"
+    in_mirror = path.parent == base.parent / "mirror"  # The image of a store that is a source.
+    return f"../mirror/{path.name}" if in_mirror else str(path)
 
 
 def _render_paths(base: Path, paths: tuple[Path, ...]) -> list[str]:

@@ -296,7 +296,9 @@ class Session:
         if self._is_foreign():  # Its source's heartbeat stays there.
             return
         with _ceiling(HEARTBEAT_NAME):
-            await self.transport.put_bytes(heartbeat(self._parts, driver), HEARTBEAT_NAME)
+            confirmed = self.place.ack.confirmed if self.place.ack else 0
+            content = heartbeat(self._parts, driver, confirmed)
+            await self.transport.put_bytes(content, HEARTBEAT_NAME)
 
     def _is_foreign(self) -> bool:
         ack, checkpoint = self.place.ack, self._parts.source.checkpoint()

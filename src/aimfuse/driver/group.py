@@ -11,11 +11,11 @@ import os
 import secrets
 import stat
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aimfuse.disk import Disk, note_owner, try_lock
-from aimfuse.driver import fingerprint
 from aimfuse.driver.checkpoint import Checkpoint, CheckpointFile, KnownVolume
 from aimfuse.driver.engine import Engine, Limits
 from aimfuse.driver.images import HIDDEN_PREFIX, Images, largest_file
@@ -23,6 +23,7 @@ from aimfuse.driver.labels import Labels
 from aimfuse.driver.recovery import Namespace, redo
 from aimfuse.driver.volumes import Volumes
 from aimfuse.errors import BusyError, ImageMismatch, JournalError, StateLost, UsageError
+from aimfuse.journal import fingerprint
 from aimfuse.journal.journal import Head, Journal
 from aimfuse.journal.records import VolumeEntry, check_name
 from aimfuse.journal.recovery import recover
@@ -90,7 +91,7 @@ def init_group(disk: Disk, paths: GroupPaths) -> Checkpoint:
         next_volume=VolumeId(len(volumes) + 1),
         volumes=volumes,
         clean=True,
-        fingerprint=_fingerprint(disk, images, volumes),
+        fingerprint=_fingerprint(disk, images, _volumes(volumes)),
     )
     checkpoints.write(checkpoint)
     checkpoints.write(checkpoint)  # Both slots: later one of them may be damaged.
@@ -162,7 +163,7 @@ def close_group(disk: Disk, engine: Engine) -> None:
             clean=True,
             epoch=engine.journal.epoch,
             next_volume=engine.volumes.next_volume,
-            fingerprint=fingerprint.take(disk, engine.images, engine.volumes),
+            fingerprint=_fingerprint(disk, engine.images, engine.volumes),
         )
         # Into both slots: `ship` may release files without a mount, and one slot may get lost.
         engine.write_checkpoint(final, engine.images.take_dirty())
@@ -383,7 +384,7 @@ def _check_untouched(disk: Disk, paths: GroupPaths, before: Checkpoint) -> None:
     """Compare the images with the fingerprint of the last clean end, changing nothing."""
     images = _images_of(disk, paths)
     try:
-        now = _fingerprint(disk, images, tuple(_adopt(disk, images)))
+        now = _fingerprint(disk, images, _volumes(_adopt(disk, images)))
     finally:
         images.close()
     found = fingerprint.differences(before.fingerprint or {}, now)
@@ -412,10 +413,15 @@ def _adopt(disk: Disk, images: Images, first: VolumeId = VolumeId(1)) -> list[Kn
     return found
 
 
-def _fingerprint(
-    disk: Disk, images: Images, volumes: tuple[KnownVolume, ...]
-) -> fingerprint.Fingerprint:
-    return fingerprint.take(disk, images, Volumes((v.entry for v in volumes), VolumeId(1)))
+def _volumes(known: Iterable[KnownVolume]) -> Volumes:
+    return Volumes((one.entry for one in known), VolumeId(1))
+
+
+def _fingerprint(disk: Disk, images: Images, volumes: Volumes) -> fingerprint.Fingerprint:
+    is_open, fd = images.is_open, images.fd
+    return fingerprint.take(
+        disk, {one.name: fd(one.volume) for one in volumes if is_open(one.volume)}
+    )
 
 
 def _size_max(images: Images, volumes: Volumes, limits: GroupLimits) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from aimfuse.config import CONFIG_NAME, STATE_SUFFIX
+from aimfuse.config import CONFIG_NAME, STATE_SUFFIX, STORE_SOURCE
 from aimfuse.errors import BusyError, UsageError
 from aimfuse.manager import far
 from aimfuse.manager.files import JSON_BYTES_MAX, State
@@ -142,7 +142,7 @@ def _resolve(path: Path) -> list[Target]:
 def _inside(path: Path) -> Iterator[Target]:
     """Yield the store that *path* is, or the groups and stores right beneath it."""
     if far.is_store(path):
-        yield Target(Kind.STORE, path)
+        yield _of_store(path)
         return
     children: list[Path] = []
     with contextlib.suppress(OSError):
@@ -152,7 +152,15 @@ def _inside(path: Path) -> Iterator[Target]:
             if _is_state_dir(child):
                 yield Target(Kind.SOURCE, child)
             elif child.is_dir() and far.is_store(child):
-                yield Target(Kind.STORE, child)
+                yield _of_store(child)
+
+
+def _of_store(path: Path) -> Target:
+    """Return the store, or the source that it has become."""
+    source = path / STORE_SOURCE
+    if (source / CONFIG_NAME).exists():
+        return Target(Kind.SOURCE, source)
+    return Target(Kind.STORE, path)
 
 
 def _is_state_dir(path: Path) -> bool:

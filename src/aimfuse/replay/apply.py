@@ -24,6 +24,9 @@ from aimfuse.units import BLOCK_BYTES, VolumeId, align_up
 RUNS_MAX = 512
 """Writes that go out in one call: each may be large, so this bounds the copies in memory."""
 
+_NAMED = frozenset({Phase.CONSISTENT, Phase.REWINDING})
+"""In these phases ``mirror/`` has the volumes' names."""
+
 _WRITE = RecordType.WRITE
 _ZERO = RecordType.ZERO
 _VERIFY = RecordType.VERIFY
@@ -67,8 +70,8 @@ def apply_journal(store: Store, aim: AimFile, history: History) -> None:
     if phase is Phase.CATCHING_UP and state.sync and head.number >= (state.sync.to or 0):
         phase = Phase.CONSISTENT
     table = plan.table()
-    if phase is Phase.CONSISTENT:
-        known = state.volumes if state.phase is Phase.CONSISTENT else state.shown
+    if phase in _NAMED:
+        known = state.volumes if state.phase in _NAMED else state.shown
         store.derive_links(known, table)
     store.save(
         replace(
@@ -78,7 +81,7 @@ def apply_journal(store: Store, aim: AimFile, history: History) -> None:
             phase=phase,
             volume_id_max=plan.id_max,
             volume_ids_exact=plan.ids_exact,
-            shown=() if phase is Phase.CONSISTENT else state.shown,
+            shown=() if phase in _NAMED else state.shown,
             verified=comparison.result(state.verified, head.number)
             if is_compared
             else state.verified.interrupted(),

@@ -11,7 +11,7 @@ what was written there since. Where, says ``differs.map``, so that less has to b
 
 from dataclasses import replace
 
-from aimfuse.replay.state import Json, Phase, StoreState
+from aimfuse.replay.state import PROMOTION, Json, Phase, StoreState
 
 Place = tuple[int, int]
 
@@ -36,7 +36,7 @@ def is_doubtful(data: Json, place: Place) -> bool:
 
 def doubted(state: StoreState) -> StoreState:
     """Return what is left of *state* where its data cannot be trusted."""
-    if state.phase in {Phase.EMPTY, Phase.HALTED}:
+    if state.phase in {Phase.EMPTY, Phase.HALTED} or state.phase in PROMOTION:
         return state
     if state.phase is Phase.SYNCING:  # There is nothing yet that was worth keeping.
         return StoreState()

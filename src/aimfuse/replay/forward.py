@@ -113,3 +113,15 @@ def _volume(disk: Disk, store: Store, entry: VolumeEntry) -> Json:
     finally:
         disk.close(fd)
     return {"id": entry.volume, "name": entry.name, "size": entry.size_bytes, "inode": inode}
+
+
+def end_forwarding(store: Store) -> None:
+    """Pass nothing more on: the settings get another name, and whoever ships there ends.
+
+    Raises:
+        OSError: the disk failed; calling again goes on.
+    """
+    home = store.home / FORWARD
+    if store.disk.exists(home / _SETTINGS):
+        store.disk.rename("forward:end", home / _SETTINGS, home / f"{_SETTINGS}.ended")
+        store.disk.sync_dir("forward:end_sync_dir", home)

@@ -332,6 +332,10 @@ class History:
         if store.state.head is None:
             return
         kept = list_kept(store.look, store.history)
+        if store.state.promoted is not None:  # What was rewound over is a branch, and is kept.
+            self._sets.extend(kept.values())
+            self._held_bytes = sum(one.size_bytes for one in self._sets)
+            return
         reach = find_reach(store.state, kept, self._floor)
         self._sets.extend(reversed(reach.sets))
         if reach.open_set:
@@ -363,8 +367,9 @@ class History:
             self.problem = ""
 
     def _head(self) -> int:
-        head = self._store.state.head
-        return head.number if head else 0
+        """Return the last file whose set may be pruned."""
+        head, promoted = self._store.state.head, self._store.state.promoted
+        return max(head.number if head else 0, promoted.newest.number if promoted else 0)
 
     def _sync_id(self) -> int:
         sync = self._store.state.sync

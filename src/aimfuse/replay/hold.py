@@ -11,7 +11,7 @@ from aimfuse.disk import Disk
 from aimfuse.errors import BusyError, StoreError, UsageError
 from aimfuse.journal.names import JournalName, parse
 from aimfuse.replay.look import Look
-from aimfuse.replay.past import Past, look_at
+from aimfuse.replay.past import Past, look_at, why_out_of_reach
 from aimfuse.replay.pins import Pin
 
 
@@ -43,7 +43,7 @@ def readable(disk: Disk, store: Path, look: Look, held: contextlib.ExitStack) ->
     """
     past = look_at(disk, store, look)
     if past.reach is None:
-        why = past.state.doubt or f"it is {past.state.phase.value}"
+        why = why_out_of_reach(past.state)
         text = f"{store} has no consistent mirror now: {why}"
         raise StoreError(text, hint="Wait for it; `aimfuse history` says more.")
     assert past.state.head is not None

@@ -20,7 +20,7 @@ from aimfuse.journal.reader import FILE_BYTES_MAX, AimFile, check_sealed
 from aimfuse.replay.look import Entry
 from aimfuse.replay.readers import is_reader
 from aimfuse.replay.state import UnfitFile
-from aimfuse.replay.store import HEARTBEAT, Store
+from aimfuse.replay.store import HEARTBEAT, REQUEST, Store
 from aimfuse.units import SECOND_NS
 
 NAMES_MAX = 256
@@ -36,7 +36,9 @@ RESCAN_NS = SECOND_NS
 
 Name = TypeVar("Name", JournalName, SyncName)
 
-_HEARTBEAT_NAMES = {HEARTBEAT, HEARTBEAT + PART}
+_NOTES = {HEARTBEAT, HEARTBEAT + PART, REQUEST, REQUEST + PART}
+"""What a source sends besides AIM files."""
+
 _MTIME_GRAIN_NS = SECOND_NS // 20
 
 
@@ -210,7 +212,7 @@ def _keep_lowest(names: list[Name], name: Name, order: Callable[[Name], tuple[in
 
 def is_small_talk(text: str) -> bool:
     """Tell whether a name is that of a small file that its sender writes again and again."""
-    return text in _HEARTBEAT_NAMES or is_reader(text)
+    return text in _NOTES or is_reader(text)
 
 
 def check_name(name: JournalName | SyncName, identity: Identity) -> None:

@@ -11,6 +11,7 @@ from aimfuse.replay.chain import fork
 from aimfuse.replay.findings import Findings
 from aimfuse.replay.inbox import DamagedFile, Inbox, Later, check_name
 from aimfuse.replay.order import REPLAYING
+from aimfuse.replay.promotion import why_refused
 from aimfuse.replay.state import Head, UnfitFile
 from aimfuse.replay.store import Store
 from aimfuse.replay.sync import SyncMark, Turn, read_mark, turn
@@ -108,6 +109,12 @@ class Intake:
             self._ahead.start(behind, partial(self._inbox.read, behind))
 
     def _take(self, name: AnyName) -> bool:
+        promoted = self._store.state.promoted
+        if promoted is not None:
+            if isinstance(name, JournalName) and name.number <= promoted.fork.number:
+                return self._discard(name)
+            path = self._inbox.path(name)
+            return self._findings.set_aside(path, why_refused(self._store), expendable=True)
         try:
             if isinstance(name, JournalName):
                 return self._take_journal(name)

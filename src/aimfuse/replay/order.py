@@ -1,6 +1,6 @@
 """Which of the files that wait in ``work/`` is the next one. No side effects."""
 
-from aimfuse.replay.state import Phase, StoreState
+from aimfuse.replay.state import PROMOTION, Phase, StoreState
 from aimfuse.replay.work import Copy, Work
 from aimfuse.units import FileNumber
 
@@ -10,7 +10,7 @@ REPLAYING = frozenset({Phase.CATCHING_UP, Phase.CONSISTENT})
 
 def next_copy(state: StoreState, work: Work, held: int | None) -> Copy | None:
     """Return what to apply next, or to stage. Journal file *held* must not be: it has a gap."""
-    if state.phase is Phase.SWITCHING:
+    if state.phase is Phase.SWITCHING or state.phase in PROMOTION:
         return None
     sync = state.under_way
     for name, one in work.sync.items():

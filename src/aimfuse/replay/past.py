@@ -1,7 +1,7 @@
 """Look at a store's past from outside, also while a replayer is at work. Changes nothing."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aimfuse.config.store import StoreConfig, load_store
@@ -23,7 +23,7 @@ from aimfuse.replay.kept import (
 )
 from aimfuse.replay.look import NO_INODE, Look
 from aimfuse.replay.marks import Bookmark, find_marks, read_index
-from aimfuse.replay.state import Json, StoreState
+from aimfuse.replay.state import Json, Phase, StoreState
 from aimfuse.replay.undo import read_undo
 
 TRIES_MAX = 5
@@ -63,8 +63,32 @@ def look_at(disk: Disk, path: Path, look: Look | None = None) -> Past:
         return Past(path, state, Floor(), {}, None)
     floor = read_floor(floor_slots(disk, history), state)
     kept = list_kept(look, history)
+    if state.phase is Phase.PROMOTED:
+        return _of_promoted(disk, Past(path, state, floor, kept, None))
     reach = find_reach(state, kept, floor) if is_whole(state) else None
     return Past(path, state, floor, kept, reach)
+
+
+def _of_promoted(disk: Disk, past: Past) -> Past:
+    """Return the past in front of the fork, if a clone of the mirror was kept there.
+
+    The clone may hold records behind the fork; what undoes them is here too, and is executed.
+    """
+    state, promoted = past.state, past.state.promoted
+    assert promoted is not None
+    gone: dict[int, str] = {}
+    if promoted.seq:
+        behind = past.kept.get(promoted.fork.number + 1)
+        if behind is None or not behind.has_undo:
+            return past
+        undo = read_undo(disk, past.history, behind.name)
+        state = replace(state, head=promoted.fork, volumes=undo.table)
+        gone = behind.gone()
+    volumes = past.path / "volumes"
+    for entry in state.volumes:
+        if entry.volume not in gone and not disk.exists(volumes / f"{entry.volume:08d}"):
+            return past
+    return replace(past, state=state, reach=find_reach(state, past.kept, past.floor))
 
 
 def read_state(disk: Disk, path: Path, look: Look) -> StoreState:
@@ -123,7 +147,7 @@ def _listed(disk: Disk, path: Path, look: Look) -> Json:
     past = look_at(disk, path, look)
     state, reach = past.state, past.reach
     if reach is None:
-        why = state.doubt or state.reason or "the store has no consistent mirror now"
+        why = why_out_of_reach(state)
         gaps = [{"behind": None, "why": why}]
         return _said(disk, path, state) | {"newest": None, "gaps": gaps}
     assert state.head is not None
@@ -164,6 +188,13 @@ def _shown(marks: Iterable[Bookmark]) -> list[Json]:
         }
         for one in marks
     ]
+
+
+def why_out_of_reach(state: StoreState) -> str:
+    """Return why nothing of the past of a store in *state* can be had."""
+    if state.phase is Phase.PROMOTED:
+        return "it was promoted, and its mirror is written to as a source"
+    return state.doubt or state.reason or f"it is {state.phase.value}"
 
 
 def _position(head: Json) -> Json:

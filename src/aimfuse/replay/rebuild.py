@@ -294,6 +294,8 @@ class Rebuild:
     def _look_again(self) -> Past:
         past, then = look_at(self._disk, self._past.path, self._look), self._past
         assert then.state.head is not None
+        if past.state.promoted != then.state.promoted:
+            raise BusyError("the store was promoted while it was read", hint=_AGAIN)
         if past.reach is None or past.state.sync != then.state.sync:
             raise BusyError("the mirror got a staged copy while it was read", hint=_AGAIN)
         is_raised = past.floor != then.floor and past.floor.number > then.state.head.number

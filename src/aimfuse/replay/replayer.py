@@ -18,6 +18,7 @@ import trio
 
 from aimfuse.disk import Disk, process_disk
 from aimfuse.errors import BusyError, UsageError
+from aimfuse.replay.handover import is_wanted
 from aimfuse.replay.look import Look
 from aimfuse.replay.once import Caught, caught, unopened
 from aimfuse.replay.session import Session
@@ -113,6 +114,8 @@ class Replayer:
 
     async def _exhaust(self, session: Session) -> None:
         while await self._in_thread(session.round) or session.is_busy:
+            if await self._is_wanted(session):
+                return
             if session.is_busy:
                 await trio.sleep(self._pace.active_s)
 
@@ -153,7 +156,7 @@ class Replayer:
     async def _work(self, session: Session) -> None:
         pace = self._pace
         active_until_s = -math.inf
-        while not session.is_gone:
+        while not session.is_gone and not await self._is_wanted(session):
             if await self._in_thread(session.round):
                 active_until_s = trio.current_time() + pace.idle_after_s
                 continue
@@ -168,7 +171,12 @@ class Replayer:
         with trio.CancelScope(shield=True):
             await self._in_thread(session.close)
 
+    async def _is_wanted(self, session: Session) -> bool:
+        return await self._in_thread(partial(is_wanted, self._disk, session.store.path))
+
     def _open(self, path: Path) -> Session:
+        if is_wanted(self._disk, path):
+            raise BusyError(f"{path} is in the hands of a command", hint="Wait for it.")
         session = Session(self._disk, path, self._look, read_ahead=True)
         session.store.lock()
         return session

@@ -21,9 +21,12 @@ from aimfuse.replay.inbox import Inbox
 from aimfuse.replay.intake import Ahead, Intake
 from aimfuse.replay.look import Look
 from aimfuse.replay.on_bookmark import OnBookmark
+from aimfuse.replay.promotion import Promotion, begin
 from aimfuse.replay.report import Report
-from aimfuse.replay.state import Json, Phase
+from aimfuse.replay.state import PROMOTION, Json, Phase, Promoted
 from aimfuse.replay.store import Store
+from aimfuse.replay.switchover import Switchovers
+from aimfuse.units import Epoch
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +86,11 @@ class Session:
         """Tell whether something is under way that no round can hasten."""
         return self._ready and self._on_bookmark.is_busy
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Return the bytes that have come and are not applied, as far as they were looked at."""
+        return self._applier.work.size_bytes + self._intake.size_bytes if self._ready else 0
+
     def round(self) -> bool:
         """Do a bounded piece of work; return whether anything got further.
 
@@ -139,6 +147,8 @@ class Session:
         if self.store.state.phase is Phase.HALTED:
             self._findings.halted = self.store.state.reason
             return False
+        if self.store.state.phase in PROMOTION and self._promotion.go_on():
+            return True
         self._applier.history.prune(urgent=self.failures > 0)
         self._applier.brake.look()
         progress = self._applier.drain()
@@ -149,7 +159,20 @@ class Session:
             self._again = self._intake.is_unfinished
         self._applier.forward.note()
         progress = self._on_bookmark.step() or progress
-        return progress or self._applier.marks.step()
+        return progress or self._applier.marks.step() or self._switch_over()
+
+    def _switch_over(self) -> bool:
+        """Begin to carry a request out that the source has sent, if it is time."""
+        if self._applier.is_cut_short or self._again or self.store.state.phase in PROMOTION:
+            return False
+        position = self._switchovers.due(self._intake.files)
+        if self._switchovers.is_waiting and not self._is_released:
+            self.hold_nothing_back()
+            return True
+        if position is not None:
+            promoted = Promoted(Epoch(position.epoch + 1), position, self._clock(), 0, position)
+            begin(self.store, promoted)
+        return position is not None
 
     def _open(self) -> None:
         store, findings = self.store, self._findings
@@ -166,6 +189,8 @@ class Session:
         self._report = Report(
             store, applier, self._intake, findings, self._on_bookmark, self._clock
         )
+        self._promotion = Promotion(store, applier.work, findings, applier.history)
+        self._switchovers = Switchovers(store, applier.work, findings)
         self._ack = AckFile(store, self._clock)
         remembered = self._ack.last.get("damaged")
         listed = remembered if isinstance(remembered, list) else []

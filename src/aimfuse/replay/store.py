@@ -7,6 +7,7 @@ STORE/volumes      the mirror's data by volume id: ``00000001``
 STORE/mirror       hard links to them under the volumes' names, once they are consistent
 STORE/history      applied files and what they overwrote: the way back
 STORE/quarantine   what was refused, each with a reason
+STORE/source       once promoted: the state of the source that the store has become
 STORE/state.0, .1  the state slots; STORE/lock the one replayer; STORE/ack.json the report
 """
 
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 INBOX = "inbox"
 ACK = "ack.json"
 HEARTBEAT = "source.json"
+REQUEST = "switchover.json"
 _OWN_DIRECTORIES = ("work", "staging", "volumes", "mirror", "history", "quarantine")
 _PID_BYTES_MAX = 20
 LINK_SUFFIX = ".link"
@@ -257,6 +259,8 @@ class Store:
         """Remove what a crash left over, and make the names right that it left wrong."""
         if self.state.doubt != REJOINED and self.disk.exists(self.home / DIFFERS):
             self.disk.unlink("differs:tidy", self.home / DIFFERS)
+        if self.state.phase is Phase.PROMOTED:  # What is here belongs to the source, or the past.
+            return
         known = {f"{entry.volume:08d}" for entry in self.state.volumes}
         for name in self.disk.listdir(self.volumes):
             if name not in known:

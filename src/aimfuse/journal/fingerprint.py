@@ -1,12 +1,11 @@
 """Notice that an image was changed, replaced or restored while nobody served it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from blake3 import blake3
 
 from aimfuse.disk import Disk
-from aimfuse.driver.images import Images
-from aimfuse.driver.volumes import Volumes
 from aimfuse.units import BLOCK_BYTES, align_down
 
 SAMPLES = 32
@@ -14,16 +13,14 @@ SAMPLES = 32
 Fingerprint = dict[str, Any]
 
 
-def take(disk: Disk, images: Images, volumes: Volumes) -> Fingerprint:
-    """Return what a clean unmount leaves behind: per volume its stat and sampled blocks."""
+def take(disk: Disk, images: Mapping[str, int]) -> Fingerprint:
+    """Return what a clean end leaves behind: per volume its stat and sampled blocks.
+
+    *images* are open descriptors by the volumes' names.
+    """
     return {
-        volume.name: {
-            "size": disk.size(images.fd(volume.volume)),
-            **disk.change_marks(images.fd(volume.volume)),
-            "blocks": _sample(disk, images.fd(volume.volume)),
-        }
-        for volume in volumes
-        if images.is_open(volume.volume)
+        name: {"size": disk.size(fd), **disk.change_marks(fd), "blocks": _sample(disk, fd)}
+        for name, fd in images.items()
     }
 
 

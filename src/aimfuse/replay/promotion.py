@@ -1,0 +1,113 @@
+"""The store's way from a mirror to a source, step by step; see rewind.py and as_source.py.
+
+Once `begin` has returned it is finished whatever happens: each step can be repeated, and the
+next start goes on. Nothing that comes is applied from then on.
+"""
+
+from dataclasses import replace
+
+from aimfuse.errors import JournalError, StoreError
+from aimfuse.replay import rewind
+from aimfuse.replay.apply import apply_journal
+from aimfuse.replay.as_source import make_source, prepare_spool, write_settings
+from aimfuse.replay.findings import Findings
+from aimfuse.replay.forward import end_forwarding
+from aimfuse.replay.history import History
+from aimfuse.replay.state import Phase, Promoted
+from aimfuse.replay.store import REQUEST, Store
+from aimfuse.replay.work import Work
+
+
+def begin(store: Store, promoted: Promoted) -> None:
+    """Decide durably that the store will be a source, as *promoted* says.
+
+    A staged copy that is not complete is given up.
+
+    Raises:
+        OSError: the disk failed; nothing was decided.
+    """
+    state = store.state
+    if state.phase is Phase.CATCHING_UP:  # Forced: the data is taken as it is.
+        store.derive_links(state.shown, state.volumes)
+    store.save(
+        replace(
+            state, phase=Phase.REWINDING, promoted=promoted, staging=None, doubt="", shown=(),
+            verified=state.verified.interrupted(),
+        )
+    )  # fmt: skip
+
+
+_HINT = "Put that file back from a copy of the store, and start the replayer again."
+
+
+class Promotion:
+    """What is left to do on one open store whose state says that it is promoted."""
+
+    def __init__(self, store: Store, work: Work, findings: Findings, history: History) -> None:
+        """Name the parts of the store's session."""
+        self._store = store
+        self._work = work
+        self._findings = findings
+        self._history = history
+        self._is_settled = False
+
+    def go_on(self) -> bool:
+        """Take one step; return whether there was one to take.
+
+        Raises:
+            StoreError: a file of the history was damaged meanwhile. What was undone stays undone.
+            OSError: the disk failed; calling again goes on.
+        """
+        try:
+            return self._step()
+        except JournalError as exc:
+            raise StoreError(f"the promotion cannot go on: {exc}", hint=_HINT) from exc
+
+    def _step(self) -> bool:
+        store, promoted = self._store, self._store.state.promoted
+        assert promoted is not None
+        if store.state.phase is Phase.REWINDING:
+            self._rewind(promoted)
+        elif store.state.phase is Phase.PROMOTING:
+            rewind.forget_brought_back(store)
+            make_source(store, promoted)
+        elif not self._is_settled:
+            self._settle()
+        else:
+            return False
+        return True
+
+    def _rewind(self, promoted: Promoted) -> None:
+        store = self._store
+        assert store.state.head is not None
+        is_forward = store.state.head.epoch == promoted.epoch
+        if not is_forward and not rewind.step_back(store, promoted.fork):
+            return
+        end_forwarding(store)
+        if promoted.seq and not is_forward:
+            spool = prepare_spool(store)
+            apply_journal(store, rewind.write_anew(store, promoted, spool), self._history)
+        store.save(replace(store.state, phase=Phase.PROMOTING))
+
+    def _settle(self) -> None:
+        """Let the source be served, and set aside what came and was not applied."""
+        store = self._store
+        write_settings(store)
+        if store.disk.exists(store.inbox / REQUEST):
+            store.disk.unlink("promote:unlink_request", store.inbox / REQUEST)
+        for copy in list(self._work.copies()):
+            path = store.work / copy.name.sealed
+            self._findings.set_aside(path, why_refused(store), expendable=True)
+            self._work.forget(copy)
+        self._is_settled = True
+
+
+def why_refused(store: Store) -> str:
+    """Return why a promoted store takes no file of its old source."""
+    promoted = store.state.promoted
+    assert promoted is not None
+    fork = promoted.fork
+    return (
+        f"promoted: the store goes on as epoch {promoted.epoch} behind file {fork.number} "
+        f"({fork.epoch}:{fork.seq}); what its old source wrote after that is not part of it"
+    )
