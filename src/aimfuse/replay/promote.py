@@ -136,7 +136,7 @@ def _check_mirror(store: Store, *, force: bool) -> list[str]:
         StoreError: as it is, or only with *force*.
     """
     state = store.state
-    if state.phase in {Phase.EMPTY, Phase.SYNCING} or not state.volumes or state.head is None:
+    if state.phase in {Phase.EMPTY, Phase.SYNCING} or state.head is None:
         raise StoreError(_no_copy(store), hint=_instead(store))
     if state.phase is Phase.SWITCHING:
         text = f"{store.path}: a copy is being switched in and cannot be finished"
@@ -154,8 +154,6 @@ def _no_copy(store: Store) -> str:
     state = store.state
     if state.phase is Phase.EMPTY:
         return f"{store.path} has nothing of its source yet: its first copy has not begun"
-    if state.phase is not Phase.SYNCING:
-        return f"{store.path} has no volume"
     return f"{store.path} has only a part of its first copy, which is no state of any disk"
 
 

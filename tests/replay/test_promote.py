@@ -1,0 +1,342 @@
+"""A store goes on by itself: at every record of its past, whatever interrupts it."""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aimfuse import config
+from aimfuse.disk import Disk
+from aimfuse.driver.group import GroupLimits, GroupPaths, close_group, open_group
+from aimfuse.errors import AimfuseError, BusyError, JournalError, OutOfReach, StoreError
+from aimfuse.journal.names import GoneName, parse_kept
+from aimfuse.replay.hold import pinned
+from aimfuse.replay.look import Look
+from aimfuse.replay.point import Wanted, parse_at
+from aimfuse.replay.promote import Request, promote_open
+from aimfuse.replay.state import Json, Phase, Promoted
+from aimfuse.units import MIB
+from tests.disks.cuts import keep_all, keep_none, keep_random
+from tests.disks.faults import Crash
+from tests.disks.simdisk import SimDisk
+from tests.replay.faults import DiskLook, Steps
+from tests.replay.recorder import NOW, Position, Recorder, Snapshot, at, recorded, silent
+from tests.replay.source import Source, deliver, mirror_of
+from tests.replay.stores import begin, catch_up, exhaust, opened
+from tests.replay.test_crash import STORE, copy_store, simulated_mirror
+from tests.replay.test_model import Driver, files
+
+pytestmark = pytest.mark.expects_warnings
+
+NEWEST = Wanted("now")
+LONG = os.environ.get("AIMFUSE_SWEEP") == "long"
+
+
+def promoted(
+    store: Path,
+    wanted: Wanted = NEWEST,
+    disk: Disk | None = None,
+    look: Look | None = None,
+    *,
+    force: bool = False,
+) -> Json:
+    with opened(store, disk, look) as session:
+        return promote_open(session, Request(wanted, force=force), silent)
+
+
+def state_of(store: Path) -> Promoted:
+    with opened(store) as session:
+        session.round()
+        assert session.store.state.phase is Phase.PROMOTED
+        assert session.store.state.promoted is not None
+        return session.store.state.promoted
+
+
+def served(store: Path) -> tuple[int, int, int]:
+    """Serve the group as a mount does; return epoch, file and record that come next."""
+    settings_ = config.load(store / "source")
+    paths = GroupPaths(settings_.image, settings_.state_dir, settings_.spool)
+    engine = open_group(Disk(), paths, GroupLimits(MIB, 16 * MIB))
+    active = engine.journal.active
+    assert active is not None
+    found = active.name.epoch, active.name.number, engine.journal.last_seq + 1
+    close_group(Disk(), engine)
+    return found
+
+
+def applied(scratch: Path) -> tuple[Recorder, Path]:
+    """Return a source of seven files, and its store with all of them applied."""
+    source, store, rest = recorded(scratch)
+    deliver(store, *rest)
+    catch_up(store)
+    return source, store
+
+
+def reachable(source: Recorder) -> dict[Position, Snapshot]:
+    """Return the states of `recorded` behind the copy, by position."""
+    return {where: state for where, state in source.states.items() if where[1] >= 3}
+
+
+def test_the_mirror_goes_back_in_place_to_every_record(tmp_path: Path) -> None:
+    source, prepared = applied(tmp_path)
+    states = reachable(source)
+    positions = sorted(states)
+    assert len(positions) > 50
+    for position in positions[:: 1 if LONG else 7]:
+        store = tmp_path / "again"
+        copy_store(prepared, store)
+        said = promoted(store, at(position))
+        assert mirror_of(store) == states[position], position
+        assert said["position"] == "{}:{}".format(*position)
+        shutil.rmtree(store)
+
+
+@given(history=st.lists(files, min_size=1, max_size=5), epochs=st.sets(st.integers(0, 4)),
+       pick=st.integers(0, 100))  # fmt: skip
+@settings(max_examples=1000 if LONG else 6)
+def test_any_history_goes_back_to_any_record_and_is_served_from_there(
+    history: list[list[tuple[str, int, int, int]]], epochs: set[int], pick: int
+) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        source, store = Recorder(Path(scratch, "spool")), Path(scratch, "store")
+        source.create("first", 15000)
+        source.write(1, 100, b"before the sync" * 500)
+        source.roll()
+        begin(store, source)
+        known = set(source.states)
+        with opened(store) as session:
+            for made in Driver(source).play(history, epochs):
+                deliver(store, made)
+                exhaust(session)
+        positions = sorted(set(source.states) - known) or [(source.epoch, source.seq)]
+        position = positions[pick % len(positions)]
+        if position[1] == 0 and position[0] != source.epoch:
+            return  # An epoch's begin that no file bears.
+        wanted = at(position) if position[1] else NEWEST
+        promoted(store, wanted)
+        if position[1]:
+            assert mirror_of(store) == source.states[position]
+        before = mirror_of(store)
+        if before:
+            epoch, number, _seq = served(store)
+            assert epoch == source.epoch + 1
+            assert number <= source.number + 1
+        assert mirror_of(store) == before
+
+
+def test_all_that_has_arrived_is_applied_first_and_what_is_missing_is_said(tmp_path: Path) -> None:
+    source, store, rest = recorded(tmp_path)
+    states = dict(source.states)
+    deliver(store, rest[0], rest[2])
+    last = source.number - 2
+    told = {
+        "time_ns": 1_000_001_000, "epoch": 1, "accepted_seq": source.seq + 2, "kind": "directory",
+        "newest": {"epoch": 1, "number": source.number}, "unsent": {"after": 4, "bytes": 99999},
+    }  # fmt: skip
+    (store / "inbox" / "source.json").write_text(json.dumps(told))
+    said = promoted(store)
+    lacking = said["lacking"]
+    epoch, seq = map(int, said["position"].split(":"))
+    assert mirror_of(store) == states[epoch, seq]
+    assert said["fork"]["file"] == last
+    assert lacking["missing"] == [last + 1]
+    assert lacking["files"] == 2
+    assert lacking["records"] == source.seq + 2 - seq
+    assert lacking["seconds"] == pytest.approx(1, abs=0.01)
+    assert 0 < lacking["bytes"] < 99999
+    assert [path.name for path in (store / "quarantine").glob("*.aim")] == [rest[2].name]
+    assert served(store) == (2, last + 1, 1)
+
+
+def test_the_old_source_is_refused_and_what_it_sends_is_kept_with_the_reason(
+    tmp_path: Path,
+) -> None:
+    source, store, rest = recorded(tmp_path)
+    said = promoted(store)
+    assert promoted(store)["already"]
+    deliver(store, *rest, *source.sync())
+    before = mirror_of(store)
+    session = catch_up(store)
+    assert not session.halted
+    assert mirror_of(store) == before
+    reasons = [path.read_text() for path in (store / "quarantine").glob("*.reason")]
+    assert len(reasons) > len(rest)
+    assert all("promoted: the store goes on as epoch 2" in one for one in reasons)
+    ack = session.last_ack
+    assert ack["phase"] == "promoted"
+    assert ack["promoted"]["epoch"] == said["epoch"]
+    assert ack["promoted"]["fork"]["number"] == said["fork"]["file"]
+    assert not list((store / "inbox").glob("*.aim"))
+
+
+def test_a_promoted_store_goes_nowhere_else(tmp_path: Path) -> None:
+    _source, store = applied(tmp_path)
+    promoted(store)
+    with pytest.raises(AimfuseError, match="promoted already"):
+        promoted(store, at((1, 10)))
+
+
+def test_what_lay_behind_the_point_is_kept_as_files(tmp_path: Path) -> None:
+    _source, store = applied(tmp_path)
+    before = {path.name for path in (store / "history").glob("*.aim")}
+    said = promoted(store, at((1, 12)))
+    catch_up(store)
+    assert {path.name for path in (store / "history").glob("*.aim")} == before
+    assert said["rewound"]["kept_files"] == said["rewound"]["files"] > 3
+    living = {entry["name"] for entry in said["volumes"]}
+    assert "v.img" in living
+
+
+_REWIND_STEPS = {
+    "rewind:sync", "rewind:bring_back", "rewind:publish", "rewind:unlink_gone", "promote:sync_dir",
+    "promote:sync", "config:rename",
+}  # fmt: skip
+
+
+def simulated(scratch: Path) -> tuple[Recorder, SimDisk]:
+    source = Recorder(scratch / "spool")
+    source.create("v.img", 9000)
+    source.write(1, 4000, b"\xee" * 3000)
+    source.roll()
+    disk = SimDisk(STORE / "inbox")
+    made = list(source.sync())
+    for index in range(3):
+        source.write(1, 100 * index, bytes([index + 1]) * 7000)
+        source.create(f"extra-{index}", 5000 + index)
+        source.truncate(1, 3000 + index)
+        if index:
+            source.unlink(source.next_volume - 2)
+        made.append(source.roll())
+    for file in made:
+        disk.plant(STORE / "inbox" / file.name, file.read_bytes())
+    catch_up(STORE, disk, DiskLook(disk))
+    return source, disk
+
+
+def run_simulated(disk: SimDisk, wanted: Wanted) -> None:
+    with contextlib.suppress(Crash):
+        promoted(STORE, wanted, disk, DiskLook(disk))
+
+
+@pytest.mark.parametrize("wanted", [at((1, 9)), NEWEST], ids=["rewound", "newest"])
+def test_a_promotion_that_ends_at_any_step_leaves_the_old_or_the_new(
+    tmp_path: Path, wanted: Wanted
+) -> None:
+    """Killed, or without power: what was decided is finished by the next start."""
+    source, prepared = simulated(tmp_path)
+    newest = source.snapshot()
+    right = newest if wanted.is_newest else source.states[1, 9]
+    rehearsal = prepared.kill()
+    run_simulated(rehearsal, wanted)
+    assert simulated_mirror(rehearsal) == right
+    if not wanted.is_newest:
+        assert set(rehearsal.labels) >= _REWIND_STEPS
+    for stop_at in range(0, len(rehearsal.labels), 1 if LONG else 2):
+        disk = prepared.kill()
+        disk.stop_at(stop_at, after_bytes=stop_at * 37 % 5000)
+        run_simulated(disk, wanted)
+        cuts: list[Callable[..., int]] = [keep_none, keep_all, keep_random(stop_at)]
+        for cut in cuts:
+            after = disk.power_cut(cut)
+            session = catch_up(STORE, after, DiskLook(after))
+            assert not session.halted, disk.labels[-1]
+            found = simulated_mirror(after)
+            if session.store.state.phase is Phase.PROMOTED:
+                assert found == right, disk.labels[-1]
+                assert after.exists(STORE / "source" / "group.toml")
+            else:
+                assert found == newest, disk.labels[-1]
+
+
+def test_a_file_that_was_half_applied_and_is_lost_is_taken_back(tmp_path: Path) -> None:
+    source, store, rest = recorded(tmp_path)
+    before = mirror_of(store)
+    deliver(store, rest[0])
+    killer = Steps()
+
+    def before_step(_at: int, label: str) -> None:
+        if label == "apply:sync":
+            raise Crash(label)
+
+    killer.before = before_step
+    with contextlib.suppress(Crash), opened(store, killer) as session:
+        exhaust(session)
+    (lost,) = (store / "work").iterdir()
+    lost.write_bytes(b"damaged")
+    said = promoted(store)
+    assert mirror_of(store) == before
+    assert said["fork"]["file"] == source.number - 3
+
+
+def test_a_damaged_history_is_found_before_anything_is_undone(tmp_path: Path) -> None:
+    _source, store = applied(tmp_path)
+    before = mirror_of(store)
+    victim = sorted((store / "history").glob("*.undo"))[1]
+    data = bytearray(victim.read_bytes())
+    data[-1] ^= 1
+    victim.write_bytes(data)
+    with pytest.raises(JournalError):
+        promoted(store, at((1, 4)))
+    assert mirror_of(store) == before
+    assert catch_up(store).store.state.phase is Phase.CONSISTENT
+    promoted(store)
+
+
+def test_nobody_reads_the_past_while_it_is_gone_back(tmp_path: Path) -> None:
+    _source, store = applied(tmp_path)
+    with pinned(Disk(), store), pytest.raises(BusyError, match=str(os.getpid())):
+        promoted(store, at((1, 12)))
+    with pinned(Disk(), store):
+        assert promoted(store, at((1, 12)), force=True)["epoch"] == 2
+
+
+def test_a_store_in_its_first_copy_is_refused_with_what_there_is_instead(tmp_path: Path) -> None:
+    source, store = Source(tmp_path / "spool"), tmp_path / "store"
+    source.create("v.img", 30000)
+    source.write(1, 0, b"data" * 5000)
+    source.roll()
+    first, *_others = source.sync()
+    deliver(store, first)
+    catch_up(store)
+    with pytest.raises(StoreError, match="only a part of its first copy") as caught:
+        promoted(store, force=True)
+    assert "volumes" in caught.value.hint
+
+
+def test_a_copy_that_lacks_its_journal_is_taken_only_by_force(tmp_path: Path) -> None:
+    source, store = Source(tmp_path / "spool"), tmp_path / "store"
+    source.create("v.img", 30000)
+    source.write(1, 0, b"data" * 5000)
+    source.roll()
+    deliver(store, *source.sync(to=2))
+    catch_up(store)
+    with pytest.raises(StoreError, match="needs files 2 to 2"):
+        promoted(store)
+    said = promoted(store, force=True)
+    assert "by force" in said["warnings"][0]
+    assert mirror_of(store) == source.snapshot()
+
+
+def test_without_history_only_the_newest_state_can_go_on(tmp_path: Path) -> None:
+    _source, store = applied(tmp_path)
+    with pytest.raises(OutOfReach):
+        promoted(store, parse_at("1:1", NOW))
+    assert catch_up(store).store.state.phase is Phase.CONSISTENT
+
+
+def test_data_of_removed_volumes_that_live_again_is_no_history_any_more(tmp_path: Path) -> None:
+    _source, store = applied(tmp_path)
+    promoted(store, at((1, 27)))
+    inodes = {path.stat().st_ino for path in (store / "mirror").iterdir()}
+    gone = [
+        path for path in (store / "history").iterdir()
+        if isinstance(parse_kept(path.name), GoneName)
+    ]  # fmt: skip
+    assert not inodes & {path.stat().st_ino for path in gone}
