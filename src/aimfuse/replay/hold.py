@@ -13,6 +13,7 @@ from aimfuse.journal.names import JournalName, parse
 from aimfuse.replay.look import Look
 from aimfuse.replay.past import Past, look_at, why_out_of_reach
 from aimfuse.replay.pins import Pin
+from aimfuse.replay.state import Phase
 
 
 @contextmanager
@@ -43,7 +44,9 @@ def readable(disk: Disk, store: Path, look: Look, held: contextlib.ExitStack) ->
     """
     past = look_at(disk, store, look)
     if past.reach is None:
-        why = why_out_of_reach(past.state)
+        why = past.state.doubt or f"it is {past.state.phase.value}"
+        if past.state.phase is Phase.PROMOTED:
+            why = why_out_of_reach(past.state)
         text = f"{store} has no consistent mirror now: {why}"
         raise StoreError(text, hint="Wait for it; `aimfuse history` says more.")
     assert past.state.head is not None

@@ -194,7 +194,7 @@ def why_out_of_reach(state: StoreState) -> str:
     """Return why nothing of the past of a store in *state* can be had."""
     if state.phase is Phase.PROMOTED:
         return "it was promoted, and its mirror is written to as a source"
-    return state.doubt or state.reason or f"it is {state.phase.value}"
+    return state.doubt or state.reason or "the store has no consistent mirror now"
 
 
 def _position(head: Json) -> Json:
