@@ -29,7 +29,7 @@ from tests.disks.simdisk import SimDisk
 from tests.replay.faults import DiskLook, Steps
 from tests.replay.recorder import NOW, Position, Recorder, Snapshot, at, recorded, silent
 from tests.replay.source import Source, deliver, mirror_of
-from tests.replay.stores import begin, catch_up, exhaust, opened
+from tests.replay.stores import begin, catch_up, exhaust, opened, report
 from tests.replay.test_crash import STORE, copy_store, simulated_mirror
 from tests.replay.test_model import Driver, files
 
@@ -169,7 +169,7 @@ def test_the_old_source_is_refused_and_what_it_sends_is_kept_with_the_reason(
     reasons = [path.read_text() for path in (store / "quarantine").glob("*.reason")]
     assert len(reasons) > len(rest)
     assert all("promoted: the store goes on as epoch 2" in one for one in reasons)
-    ack = session.last_ack
+    ack = report(session)
     assert ack["phase"] == "promoted"
     assert ack["promoted"]["epoch"] == said["epoch"]
     assert ack["promoted"]["fork"]["number"] == said["fork"]["file"]
