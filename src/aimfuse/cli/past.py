@@ -119,7 +119,8 @@ def _restored(said: dict[str, Any]) -> list[str]:
     mirror, undo = format_bytes(reads["mirror_bytes"]), format_bytes(reads["undo_bytes"])
     return [
         f"{done} {said['position']} in file {said['file']}, {format_time(said['time_ns'])}"
-        + (", the newest that is applied here" if said["newest"] else ""),
+        + (", the newest that is applied here" if said["newest"] else "")
+        + (", received here and not applied yet" if said["ahead"] else ""),
         *(f"  {one['name']}, {format_bytes(one['size'])}" for one in said["volumes"]),
         f"to {said['output']}" + ("/" if said["directory"] else ""),
         f"from {mirror} of the mirror and {counted(reads['undo_files'], 'undo file')}, {undo}",

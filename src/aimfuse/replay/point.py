@@ -4,8 +4,11 @@ A point is a file boundary and, behind it, the records of one more file up to a 
 a time it is the last record that was made until then, by the source's clock.
 """
 
+import contextlib
+import itertools
 import re
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from pathlib import Path
@@ -16,6 +19,8 @@ from aimfuse.journal.header import HEADER_BYTES, Seal, identity_seed
 from aimfuse.journal.reader import read_header, read_sealed
 from aimfuse.journal.records import IOCB_BYTES, BadIocb, decode_iocb
 from aimfuse.replay.kept import KeptSet
+from aimfuse.replay.marks import scan_file
+from aimfuse.replay.onward import WORK, Step, read_step
 from aimfuse.replay.past import Past, find_bookmarks
 from aimfuse.replay.state import Head
 from aimfuse.replay.undo import read_undo
@@ -58,7 +63,8 @@ class Wanted:
 class Point:
     """The state behind file *base* and, of file *redo*, the records up to *seq*.
 
-    *position* is epoch and seq of the last record in it, *time_ns* its time, 0 if unknown.
+    *position* is epoch and seq of the last record in it, *time_ns* its time, 0 if unknown. Of a
+    point that the mirror has not come to, *onward* are the files from there; *seq* is in the last.
     """
 
     base: int
@@ -66,6 +72,7 @@ class Point:
     seq: int
     position: tuple[int, int]
     time_ns: int
+    onward: tuple[Step, ...] = ()
 
 
 def parse_at(text: str | None, now: datetime, *, before: bool = False) -> Wanted:
@@ -129,8 +136,11 @@ def _moment(text: str, now: datetime) -> int | None:
 class Finder:
     """Finds points in the past of one store."""
 
-    def __init__(self, disk: Disk, past: Past) -> None:
-        """*past* has a mirror; whoever asks holds a pin."""
+    def __init__(self, disk: Disk, past: Past, onward: Sequence[Step] = ()) -> None:
+        """*past* has a mirror; whoever asks holds a pin.
+
+        With *onward* points are also found in these files, which the mirror has yet to come to.
+        """
         assert past.reach is not None
         assert past.state.head is not None
         self._disk = disk
@@ -138,6 +148,7 @@ class Finder:
         self._reach = past.reach
         self._head = past.state.head
         self._sets = past.reach.sets[::-1]
+        self._onward = onward
 
     def find(self, wanted: Wanted) -> Point:
         """Return where *wanted* lies.
@@ -159,6 +170,9 @@ class Finder:
 
     def _bookmark(self, wanted: Wanted) -> Point:
         known = find_bookmarks(self._disk, self._past)
+        for step in self._onward:
+            with contextlib.suppress(FileNotFoundError):  # Applied meanwhile.
+                known += scan_file(self._disk, self._past.path / WORK / step.name.sealed)
         found = [one for one in known if one.label == wanted.label]
         if not found:
             raise self._beyond(wanted, "no bookmark of that name is in reach")
@@ -173,6 +187,9 @@ class Finder:
         if (epoch, seq) == (self._head.epoch, self._head.seq):
             return self._boundary(self._head)
         if (epoch, seq) > (self._head.epoch, self._head.seq):
+            for count, step in enumerate(self._onward, 1):
+                if step.holds(epoch, seq):
+                    return self._ahead(count, seq)
             raise self._beyond(wanted, "it is not here yet")
         index = bisect_left(self._sets, (epoch, seq), key=self._last_position)
         if index == len(self._sets):
@@ -195,7 +212,7 @@ class Finder:
         if not self._head.time_ns:
             raise self._beyond(wanted, "nothing has been written since the copy, so it has no time")
         if limit_ns >= self._head.time_ns:
-            return self._boundary(self._head)
+            return self._ahead_until(limit_ns)
         for one in reversed(self._sets):
             _epoch, seal = self._header(one)
             if seal.record_count and seal.first_time_ns <= limit_ns:
@@ -223,6 +240,23 @@ class Finder:
         times = [iocb.time_ns for iocb in aim.records() if iocb.seq == seq]
         position = (aim.identity.epoch, seq)
         return Point(before.number, one, seq, position, times[0])
+
+    def _ahead_until(self, limit_ns: int) -> Point:
+        for count in range(len(self._onward), 0, -1):
+            seal = self._onward[count - 1].seal
+            if seal.record_count and seal.first_time_ns <= limit_ns:
+                aim = read_step(self._disk, self._past.path, self._onward[count - 1])
+                before = itertools.takewhile(lambda one: one.time_ns <= limit_ns, aim.records())
+                return self._ahead(count, max(one.seq for one in before))
+        return self._boundary(self._head)
+
+    def _ahead(self, count: int, seq: int) -> Point:
+        """Return the point behind record *seq* of the last of *count* files that wait."""
+        steps = tuple(self._onward[:count])
+        aim = read_step(self._disk, self._past.path, steps[-1])
+        (time_ns,) = (iocb.time_ns for iocb in aim.records() if iocb.seq == seq)
+        position = (aim.identity.epoch, seq)
+        return Point(self._head.number, None, seq, position, time_ns, steps)
 
     def _boundary(self, head: Head) -> Point:
         return Point(head.number, None, 0, (head.epoch, head.seq), head.time_ns)

@@ -7,7 +7,7 @@ executed on it, the newest first. No lock holds the replayer up.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
@@ -24,6 +24,7 @@ from aimfuse.replay.apply import execute, set_size
 from aimfuse.replay.copying import Copying
 from aimfuse.replay.kept import KeptSet
 from aimfuse.replay.look import Look
+from aimfuse.replay.onward import go
 from aimfuse.replay.past import Past, look_at
 from aimfuse.replay.plan import Plan, plan_until, start
 from aimfuse.replay.point import Point
@@ -83,8 +84,12 @@ class Rebuild:
         self._fds: list[int] = []
         self.then = self._state_at(point.base)
         self.redo: AimFile | None = None
+        self._made: set[VolumeId] = set()
         if point.redo is None:
             self.plan: Plan = start(self.then)
+            for _aim, plan in self._onward():
+                self.plan = plan
+                self._made |= plan.created
         else:
             self.redo = self._read_redo(point.redo)
             self.plan = plan_until(self.then, self.redo, point.seq)
@@ -108,7 +113,9 @@ class Rebuild:
     def is_newest(self) -> bool:
         """Tell whether the point is where the mirror was: nothing behind it is here."""
         head = self._past.state.head
-        return head is not None and self.point.redo is None and self.point.base == head.number
+        point = self.point
+        at_end = point.redo is None and not point.onward
+        return head is not None and at_end and point.base == head.number
 
     def names(self) -> list[str]:
         """Return the volumes that were there, by name."""
@@ -185,8 +192,9 @@ class Rebuild:
         return stage if stage and stage.serves(new, self.point.base, self._forward()) else None
 
     def _forward(self) -> tuple[int, int] | None:
-        redo = self.point.redo
-        return (redo.name.number, self.point.seq) if redo else None
+        point = self.point
+        last = point.onward[-1] if point.onward else point.redo
+        return (last.name.number, point.seq) if last else None
 
     def _note_stage(self, *, now: bool = False) -> None:
         if self._resume and self._stage:
@@ -225,7 +233,7 @@ class Rebuild:
             raise
 
     def _piece(self, volume: VolumeId, name: str, size: int) -> Piece:
-        if volume in self.plan.created:
+        if volume in self.plan.created | self._made:
             return Piece(volume, name, size, -1, 0)
         path = self._past.path / "volumes" / f"{volume:08d}"
         for number, one in self._past.kept.items():
@@ -350,8 +358,20 @@ class Rebuild:
         for volume, fd in files.items():
             if self.redo is not None and volume in self.plan.changes:
                 execute(self._disk, fd, self.redo, self.plan.changes[volume])
-            set_size(self._disk, "restore:size", fd, self.plan.sizes[volume])
+            if not self.point.onward:
+                set_size(self._disk, "restore:size", fd, self.plan.sizes[volume])
+        for aim, plan in self._onward():
+            for volume in files.keys() & plan.sizes.keys():
+                execute(self._disk, files[volume], aim, plan.changes.get(volume, ()))
+                set_size(self._disk, "restore:size", files[volume], plan.sizes[volume])
         report("writing", self._total, self._total)
+
+    def _onward(self) -> Iterator[tuple[AimFile, Plan]]:
+        """Yield the files between the mirror and the point, and what each does."""
+        point = self.point
+        steps = go(self._disk, self._past.path, self.then, point.onward, point.seq)
+        while (step := self._checked(lambda: next(steps, None))) is not None:
+            yield step
 
     def _execute(self, part: AimFile, files: dict[VolumeId, int]) -> None:
         changes: dict[VolumeId, list[Iocb]] = {}

@@ -10,6 +10,7 @@ from aimfuse.errors import BusyError, OutOfReach, TransportError, UsageError
 from aimfuse.replay.access import Access
 from aimfuse.replay.hold import pinned, readable
 from aimfuse.replay.look import Look
+from aimfuse.replay.onward import find_steps
 from aimfuse.replay.past import TRIES_MAX
 from aimfuse.replay.point import Finder, Wanted
 from aimfuse.replay.rebuild import Piece, Rebuild, Report
@@ -67,7 +68,9 @@ def restore_from(
     with access.hold(disk, store) as pin, contextlib.ExitStack() as held:
         for tries in range(TRIES_MAX):
             past = readable(disk, store, look, held)
-            point = Finder(disk, past).find(request.at)
+            assert past.state.head is not None
+            onward = find_steps(disk, store, past.state.head)
+            point = Finder(disk, past, onward).find(request.at)
             if pin:
                 pin.move(point.base)
             rebuild = Rebuild(disk, past, point, look, copiers=access.copiers)
@@ -125,16 +128,17 @@ def _describe(store: Path, request: Request, rebuild: Rebuild, pieces: list[Piec
         "store": str(store),
         "output": str(request.output),
         "position": f"{epoch}:{seq}",
-        "file": point.redo.name.number if point.redo else point.base,
+        "file": point.base + len(point.onward) + bool(point.redo),
         "time_ns": point.time_ns or None,
         "newest": rebuild.is_newest,
+        "ahead": bool(point.onward),
         "directory": _is_directory(request, pieces),
         "volumes": [{"name": one.name, "size": one.size_bytes} for one in pieces],
         "reads": {
             "mirror_bytes": sum(one.source_bytes for one in pieces),
             "undo_files": len(sets),
             "undo_bytes": sum(one.size_bytes for one in sets),
-            "redo_files": 1 if point.redo else 0,
+            "redo_files": len(point.onward) or int(bool(point.redo)),
         },
     }
 
