@@ -171,6 +171,7 @@ def test_a_rejoin_that_dies_at_every_label_ends_as_one_that_did_not(
     met = relay(source)
     assert {"superseded:rename", "branch:rename", "rejoin:rename", "rejoin:spool"} <= met
     check(source, source.contents())
+    assert (source.config.state_dir / "store" / DIFFERS).exists()  # And not all of it.
 
 
 @pytest.mark.skipif(not LONG, reason="a sweep of each step, for the long run")
@@ -185,6 +186,7 @@ def test_a_rejoin_that_dies_at_any_step_goes_on(tmp_path: Path) -> None:
         except Crash:
             run(source)
             check(source, source.contents())
+            assert (source.config.state_dir / "store" / DIFFERS).exists()
             step += 1
             continue
         return

@@ -60,13 +60,17 @@ class Promotion:
 
 @dataclass(frozen=True, slots=True)
 class Superseded:
-    """Who goes on instead, and where the rejoined mirror lies once it is one."""
+    """Who goes on instead, and where the rejoined mirror lies once it is one.
+
+    `problem` is why the images cannot be taken for what the journal says, "" if they can.
+    """
 
     destination: str
     url: str
     promotion: Promotion | None
     step: Step = Step.SUPERSEDED
     store: str = ""
+    problem: str = ""
 
     @property
     def is_final(self) -> bool:
@@ -105,6 +109,7 @@ class Superseded:
             "url": self.url,
             "promoted": self.promotion.to_json() if self.promotion else None,
             "store": self.store,
+            "problem": self.problem,
         }
 
 
@@ -125,6 +130,7 @@ def read_superseded(disk: Disk, state_dir: Path) -> Superseded | None:
             Promotion.from_json(promoted) if promoted else None,
             Step(data["step"]),
             str(data["store"]),
+            str(data["problem"]),
         )
     except FileNotFoundError:
         return None

@@ -114,8 +114,8 @@ def _rejoin(side: _Side, request: Request, before: Checkpoint, note: Superseded)
     is_begun = note.step is Step.REJOINING
     if is_begun and is_made(disk, store, before.group, _images(disk, config, before)):
         return _finish(disk, config, note, None, None)
-    checkpoint, problem = before, ""
-    if not request.dry_run:  # Also again: nobody has touched the images since.
+    checkpoint, problem = before, note.problem
+    if not (is_begun or request.dry_run):  # Links to the images would look like a change.
         checkpoint, problem = recovered(disk, config, before, side.say)
     tail = survey(disk, config, checkpoint, note.promotion.fork, problem)
     is_kept = not (request.discard or tail.is_empty)
@@ -126,7 +126,8 @@ def _rejoin(side: _Side, request: Request, before: Checkpoint, note: Superseded)
     named = {path.name: path for path in images.values()}
     if is_kept:
         check_room(disk, home_of(config), named)
-    write_superseded(disk, config.state_dir, replace(note, step=Step.REJOINING))
+    note = replace(note, step=Step.REJOINING, problem=problem)
+    write_superseded(disk, config.state_dir, note)
     branch = keep(disk, home_of(config), named, tail, side.say) if is_kept else None
     wanted = Wanted(checkpoint.group, images, tuple(checkpoint.entries()), tail)
     if _is_promoted_store(config):
