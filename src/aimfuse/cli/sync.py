@@ -105,7 +105,8 @@ def _check_known(ranges: "tuple[Range, ...]", config: "GroupConfig", name: str) 
     from aimfuse.manager.source import source_status  # noqa: PLC0415 - as above
 
     told = source_status(config.state_dir).get("volumes") or ()
-    known = {str(one["name"]): VolumeEntry(one["id"], one["name"], one["size"]) for one in told}
+    entries = (VolumeEntry(one.get("id", 0), one["name"], one["size"]) for one in told)
+    known = {one.name: one for one in entries}
     cursor = CursorFile(Disk(), config.destination_dir(name), "").read()
     sent = Membership(rule_of(config.destination(name)), cursor.members)
     for one in ranges if known else ():

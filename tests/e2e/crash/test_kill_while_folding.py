@@ -28,8 +28,8 @@ FOLDER = {
 }  # fmt: skip
 COPIER = {
     "retention:open", "fold:read", *(f"dirty:{one}" for one in _PUBLISHED), "todo:unlink",
-    "sync:mkdir", "sync:open", "sync:rename", "sync:unlink", "sync:begun", "request:unlink", "route:mkdir",
-    "route:create", "route:write", "route:unlink", "cursor:write", "cursor:sync",
+    "sync:mkdir", "sync:open", "sync:rename", "sync:unlink", "sync:begun", "request:unlink",
+    "route:mkdir", "route:create", "route:write", "route:unlink", "cursor:write", "cursor:sync",
 }  # fmt: skip
 SWITCHER = {
     "staging:link", "staging:sync_dir", "staging:tidy", "staging:unlink", "switch:look",
