@@ -170,6 +170,6 @@ def test_a_source_that_goes_on_from_a_store_knows_its_labels(
 ) -> None:
     deliver(store, marked(source, "one", "two"))
     catch_up(store)
-    (tmp_path / "labels").write_bytes(labels_of_store(Disk(), store))
+    (tmp_path / "labels").write_bytes(labels_of_store(Disk(), store, source.number, 0))
     with pytest.raises(LabelTaken, match="'two' already, at 1:6"):
         Labels(Disk(), tmp_path).check("two")

@@ -13,9 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aimfuse import config
+from aimfuse.config.pauses import Pause, save_pauses
 from aimfuse.disk import Disk
 from aimfuse.driver.group import GroupLimits, GroupPaths, close_group, open_group
-from aimfuse.errors import AimfuseError, BusyError, JournalError, OutOfReach, StoreError
+from aimfuse.driver.labels import Labels
+from aimfuse.errors import (
+    AimfuseError,
+    BusyError,
+    JournalError,
+    LabelTaken,
+    OutOfReach,
+    StoreError,
+)
 from aimfuse.journal.names import GoneName, parse_kept
 from aimfuse.replay.hold import pinned
 from aimfuse.replay.look import Look
@@ -340,3 +349,44 @@ def test_data_of_removed_volumes_that_live_again_is_no_history_any_more(tmp_path
         if isinstance(parse_kept(path.name), GoneName)
     ]  # fmt: skip
     assert not inodes & {path.stat().st_ino for path in gone}
+
+
+def held_back(scratch: Path) -> tuple[Recorder, Path]:
+    """Return a source of seven files, and its store: the last three wait for their operator."""
+    source, store, rest = recorded(scratch)
+    save_pauses(store, {"apply": Pause(1)}, Disk())
+    deliver(store, *rest)
+    catch_up(store)
+    return source, store
+
+
+def test_what_is_held_back_is_applied_first(tmp_path: Path) -> None:
+    source, store = held_back(tmp_path)
+    promoted(store)
+    assert mirror_of(store) == source.snapshot()
+
+
+def test_going_back_behind_what_is_held_back_applies_none_of_it(tmp_path: Path) -> None:
+    source, store = held_back(tmp_path)
+    (store / "store.toml").write_text("keep = 0\n")  # Else it could be taken back.
+    head = catch_up(store).store.state.head
+    assert head is not None
+    promoted(store, at((head.epoch, head.seq)))
+    assert mirror_of(store) == source.states[head.epoch, head.seq]
+
+
+def test_a_point_in_what_is_held_back_is_gone_to(tmp_path: Path) -> None:
+    source, store = held_back(tmp_path)
+    where = (source.epoch, source.seq - 3)
+    promoted(store, at(where))
+    assert mirror_of(store) == source.states[where]
+
+
+def test_a_source_that_was_a_store_gives_no_label_of_its_history_again(tmp_path: Path) -> None:
+    _source, store = applied(tmp_path)
+    promoted(store, parse_at("mark 3", NOW))
+    known = Labels(Disk(), store / "source")
+    for label in ("mark 0", "mark 3"):
+        with pytest.raises(LabelTaken):
+            known.check(label)
+    known.check("mark 4")

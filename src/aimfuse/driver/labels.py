@@ -13,12 +13,11 @@ from typing import NamedTuple
 
 from aimfuse.disk import Disk, publish, read_file
 from aimfuse.errors import LabelTaken
-from aimfuse.journal.lines import Fact, decode_lines, encode_lines
+from aimfuse.journal.lines import LABELS_NAME, Fact, decode_lines, encode_lines
 from aimfuse.units import MIB
 
 log = logging.getLogger(__name__)
 
-NAME = "labels"
 LABELS_MAX = 100_000
 """Beyond these the oldest are forgotten: one an hour for eleven years."""
 
@@ -50,7 +49,7 @@ class Labels:
             OSError: they could not be read.
         """
         self._disk = disk
-        self._path = state_dir / NAME if state_dir else None
+        self._path = state_dir / LABELS_NAME if state_dir else None
         self._known: dict[str, Label] = {}
         self._unsaved: list[Label] = []
         self._saving = threading.Lock()

@@ -11,6 +11,9 @@ from typing import Any
 
 from crc32c import crc32c
 
+LABELS_NAME = "labels"
+"""A source's labels, in its state directory; a store that becomes a source writes it, too."""
+
 Fact = dict[str, Any]
 
 _CRC_CHARACTERS = 8

@@ -13,11 +13,14 @@ from pathlib import Path
 
 from aimfuse.config import CONFIG_NAME, STORE_SOURCE, DestinationConfig, GroupConfig, save
 from aimfuse.config.keys import RESERVED
+from aimfuse.disk import publish
 from aimfuse.errors import StateLost
 from aimfuse.journal import fingerprint
+from aimfuse.journal.lines import LABELS_NAME
 from aimfuse.journal.records import VolumeEntry
 from aimfuse.journal.slots import Slots
 from aimfuse.replay.heartbeat import read_heartbeat
+from aimfuse.replay.marks import labels_of_store
 from aimfuse.replay.state import Json, Phase, Promoted
 from aimfuse.replay.store import Store
 
@@ -48,6 +51,7 @@ def make_source(store: Store, promoted: Promoted) -> None:
     """
     prepare_spool(store)
     _leave_volumes(store)
+    _write_labels(store, promoted)
     _write_checkpoint(store, promoted)
     _write_cursor(store, promoted)
     store.save(replace(store.state, phase=Phase.PROMOTED, reason=""))
@@ -113,6 +117,13 @@ def _part(store: Store, entry: VolumeEntry) -> None:
     else:
         disk.unlink("promote:unlink_clone", clone)
         disk.unlink("promote:unlink_volume", path)
+
+
+def _write_labels(store: Store, promoted: Promoted) -> None:
+    """Let the source know which labels its history has: none is given again."""
+    labels = labels_of_store(store.disk, store.home, promoted.fork.number, promoted.seq)
+    if labels:
+        publish(store.disk, "promote:labels", source_dir(store) / LABELS_NAME, labels)
 
 
 def _write_checkpoint(store: Store, promoted: Promoted) -> None:

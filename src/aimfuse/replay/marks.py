@@ -251,8 +251,11 @@ class Marks:
         self._scanned, self._is_missing = [], False
 
 
-def labels_of_store(disk: Disk, store: Path) -> bytes:
+def labels_of_store(disk: Disk, store: Path, number: int, seq: int) -> bytes:
     """Return the contents of ``labels`` for a source that goes on from this store.
+
+    It goes on behind file *number* and, of the next one, the records up to *seq*: labels that were
+    given later are not of its history.
 
     Raises:
         OSError: the index could not be read.
@@ -261,4 +264,5 @@ def labels_of_store(disk: Disk, store: Path) -> bytes:
     return encode_lines(
         {"label": one.label, "epoch": one.epoch, "seq": one.seq}
         for one in (index.marks if index else ())
+        if one.number <= number or (one.number == number + 1 and one.seq <= seq)
     )

@@ -82,20 +82,34 @@ def opened(disk: Disk, path: Path, look: Look) -> Iterator[Session]:
 def promote_open(session: Session, request: Request, report: Report) -> Json:
     """Promote the store that *session* has open; see `promote`."""
     store = session.store
-    session.hold_nothing_back()
+    if request.at.is_newest:
+        session.hold_nothing_back()
     _work(session, report, "applying what has arrived")
     is_done = store.state.phase is Phase.PROMOTED
     if not is_done:
         warnings = _check_mirror(store, force=request.force)
         lacking = find_lacking(store, session.report() or {})
-        past = look_at(store.disk, store.path, store.look)
-        promoted = _order(store, past, request)
+        promoted = _ordered(session, request, report)
         _begin(store, promoted, force=request.force)
         _work(session, report, "going back")
         return describe(store, lacking=lacking, warnings=warnings)
     if not request.at.is_newest:
         _refuse_again(store)
     return describe(store, lacking=find_lacking(store, session.report() or {}), already=True)
+
+
+def _ordered(session: Session, request: Request, report: Report) -> Promoted:
+    """Choose the fork; what a delay or a pause holds back is applied only if it lies there."""
+    store = session.store
+    try:
+        return _order(store, look_at(store.disk, store.path, store.look), request)
+    except OutOfReach:
+        held = (session.report() or {}).get("held")
+        if not held:
+            raise
+    session.hold_nothing_back()
+    _work(session, report, "applying what was held back")
+    return _order(store, look_at(store.disk, store.path, store.look), request)
 
 
 def _refuse_again(store: Store) -> None:
