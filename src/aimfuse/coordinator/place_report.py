@@ -98,7 +98,9 @@ class PlaceReport:
         """Return why a copy will not end, where nobody waits for it."""
         place = self._place
         when_full = place.config.when_full or place.parts.config.journal.when_full
-        return self._race.verdict(place.cursor.sync) if when_full == "fold" else None
+        if place.state != "syncing" or when_full != "fold":
+            return None
+        return self._race.verdict(place.cursor.sync)
 
     @property
     def _received(self) -> int:
