@@ -59,6 +59,20 @@ def test_a_death_at_any_step_loses_the_next_hop_no_file(tmp_path: Path) -> None:
     assert at > 20
 
 
+def test_hashes_are_passed_on_as_they_came(tmp_path: Path) -> None:
+    source = made_source(tmp_path / "spool")
+    store = begun(tmp_path / "store", source)
+    home = forwarding(store)
+    catch_up(store)
+    with (store / "volumes" / "00000001").open("r+b") as mirror:
+        mirror.write(b"edited")
+    source.verify(1)
+    made = source.roll()
+    deliver(store, made)
+    assert catch_up(store).store.state.verified.mismatches
+    assert (home / "spool" / made.name).read_bytes() == made.read_bytes()
+
+
 def test_a_store_without_settings_for_it_keeps_nothing(tmp_path: Path) -> None:
     source = made_source(tmp_path / "spool")
     store = begun(tmp_path / "store", source)

@@ -86,7 +86,7 @@ def flush(state_dir: Path, stage: Stage, timeout_s: float, only: Sequence[str] =
     end_s = time.monotonic() + timeout_s
     names: list[str] = []
     if stage is not Stage.DURABLE:
-        names = destination_names(state_dir, only)
+        names = destination_names(state_dir, only, or_else=", or use --wait durable")
     answer = control_client.call(state_dir, {"cmd": "roll"}, timeout_s)
     number = Fields(answer).count("number")
     while behind := [b for name in names if (b := _behind(state_dir, name, stage, number))]:
@@ -103,7 +103,7 @@ def flush(state_dir: Path, stage: Stage, timeout_s: float, only: Sequence[str] =
     }
 
 
-def destination_names(state_dir: Path, only: Sequence[str]) -> list[str]:
+def destination_names(state_dir: Path, only: Sequence[str], *, or_else: str = "") -> list[str]:
     """Return the names of a mounted group's destinations, or the *only* ones that are wanted.
 
     Raises:
@@ -124,7 +124,7 @@ def destination_names(state_dir: Path, only: Sequence[str]) -> list[str]:
     if not names:
         raise UsageError(
             f"{state_dir} has no destination to wait for",
-            hint="Add one with aimfuse mount --to URL, or use --wait durable.",
+            hint=f"Add one with aimfuse mount --to URL{or_else}.",
         )
     return names
 
