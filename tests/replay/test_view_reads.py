@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aimfuse.config.pauses import Pause, save_pauses
 from aimfuse.disk import Disk
 from aimfuse.errors import BusyError, JournalError, OutOfReach
 from aimfuse.replay.exhibit import opened as opened_past
@@ -74,6 +75,9 @@ def check_all(store: Path, states: dict[Position, Snapshot]) -> int:
             with viewed(store, at(where), watch=Blind) as frozen:  # Which ends at once.
                 assert seen(frozen) == state, where
             found += 1
+        elif where > high:  # What was received and not applied is in reach, too.
+            with contextlib.suppress(OutOfReach), viewed(store, at(where), watch=Blind) as frozen:
+                assert seen(frozen) == state, where
         else:
             with pytest.raises(OutOfReach), viewed(store, at(where), watch=Blind):
                 pass
@@ -214,6 +218,22 @@ def test_a_view_stays_what_it_was_however_often_the_replayer_is_killed(tmp_path:
         assert not catch_up(store).halted
         assert seen(newest) == source.states[NEWEST]
         assert seen(older) == source.states[1, 12]
+
+
+def test_a_view_reaches_what_was_received_and_stays_when_it_is_applied(tmp_path: Path) -> None:
+    source, store, waiting = recorded(tmp_path)
+    save_pauses(store, {"apply": Pause(1)}, Disk())
+    deliver(store, *waiting)
+    catch_up(store)
+    ahead = [where for where in sorted(source.states) if where > NEWEST]
+    with contextlib.ExitStack() as held:
+        views = [(where, held.enter_context(viewed(store, at(where)))) for where in ahead]
+        for where, frozen in views[::2]:
+            assert seen(frozen) == source.states[where], where
+        save_pauses(store, {}, Disk())
+        catch_up(store)
+        for where, frozen in views:
+            assert seen(frozen) == source.states[where], where
 
 
 def test_a_volume_that_was_changed_and_removed_before_it_is_first_read_is_what_it_was(

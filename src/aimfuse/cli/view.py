@@ -124,6 +124,7 @@ def scratch_directory(wanted: Path | None) -> Path:
 
 def _mounted(said: dict[str, Any]) -> list[str]:
     newest = ", the newest that is applied here" if said["newest"] else ""
+    newest = ", received here and not applied yet" if said["ahead"] else newest
     kind = f"scratch, in {said['scratch']}" if said["scratch"] else "read only"
     return [
         f"{said['position']} in file {said['file']}, {format_time(said['time_ns'])}{newest}",

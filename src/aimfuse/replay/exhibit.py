@@ -18,6 +18,7 @@ from aimfuse.mountpoint import VIEW_FSTYPE, check_mountpoint
 from aimfuse.replay.frozen import Frozen, FrozenVolume, named_as
 from aimfuse.replay.hold import pinned, readable
 from aimfuse.replay.look import Look
+from aimfuse.replay.onward import find_steps
 from aimfuse.replay.past import TRIES_MAX
 from aimfuse.replay.pins import Pin
 from aimfuse.replay.point import Finder, Wanted
@@ -121,10 +122,12 @@ def _open(
         if not watch.is_told and tries == 1:
             log.info("the kernel does not tell what a replayer does: reads take longer")
         past = readable(disk, home, look, held)
-        point = Finder(disk, past).find(wanted)
-        if pin:
-            pin.move(point.base)
+        assert past.state.head is not None
         try:
+            onward = find_steps(disk, home, past.state.head)
+            point = Finder(disk, past, onward).find(wanted)
+            if pin:
+                pin.move(point.base)
             frozen = Frozen(disk, past, point, watch, look)
         except JournalError as exc:
             exc.hint = DAMAGED_HINT
@@ -168,9 +171,10 @@ def _describe(request: ViewRequest, frozen: Frozen, tree: Tree) -> Json:
         "store": str(request.store),
         "mountpoint": str(request.mountpoint),
         "position": f"{epoch}:{seq}",
-        "file": point.redo.name.number if point.redo else point.base,
+        "file": point.base + len(point.onward) + bool(point.redo),
         "time_ns": point.time_ns or None,
         "newest": frozen.is_newest,
+        "ahead": bool(point.onward),
         "scratch": str(request.scratch) if request.scratch else None,
         "volumes": [{"name": one.name, "size": one.size} for one in tree.files()],
     }

@@ -1,11 +1,12 @@
 """A point of the past that can be read at once, while a replayer goes on. Nothing is copied.
 
-A byte as it was at the point is, in this order: what the records of the file in front of the
-point, up to it, wrote; else what the first undo file behind it has; else what the mirror has.
-The mirror is read first, then whoever reads asks which undo files came to be meanwhile: what
-the mirror may have had of later files is in them. Only a staged copy, a floor and a promotion
-change the mirror without undo files; all are written down before, so they are seen in time,
-and from then on every read is refused.
+A byte as it was at the point is, in this order: what the records of the files in front of the
+point, up to it, wrote (of one file, or of those that the mirror has yet to come to); else what
+the first undo file behind it has; else what the mirror has. The mirror is read first, then
+whoever reads asks which undo files came to be meanwhile: what the mirror may have had of later
+files is in them. Only a staged copy, a floor and a promotion change the mirror without undo
+files; all are written down before, so they are seen in time, and from then on every read is
+refused.
 """
 
 import logging
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aimfuse.disk import Disk
-from aimfuse.errors import AimfuseError, CorruptRecord, StoreError
+from aimfuse.errors import AimfuseError, CorruptRecord, OutOfReach, StoreError
 from aimfuse.journal.names import UndoName, parse_kept
 from aimfuse.replay.kept import KeptSet, floor_slots, is_whole, list_kept, read_floor
 from aimfuse.replay.look import Look
@@ -28,9 +29,13 @@ from aimfuse.replay.redo import Redo
 from aimfuse.replay.state import Phase, StoreState
 from aimfuse.replay.undo_index import Loaded, UndoIndex
 from aimfuse.replay.watch import Watch
-from aimfuse.units import VolumeId
+from aimfuse.units import GIB, VolumeId, format_bytes
 
 log = logging.getLogger(__name__)
+
+
+AHEAD_BYTES_MAX = GIB
+"""Files between the mirror and a point that it has not come to: they are held in memory."""
 
 
 class PastLost(StoreError):
@@ -63,6 +68,7 @@ class Frozen:
         Raises:
             JournalError: a file of the history is damaged.
             StoreError: an undo file is missing.
+            OutOfReach: the mirror is too far behind the point.
             OSError: one could not be read.
         """
         self.lost = ""
@@ -76,15 +82,12 @@ class Frozen:
         self._sources = OpenFiles(disk, "view:source")
         rebuild = Rebuild(disk, past, point, look)
         self.is_newest = rebuild.is_newest
-        plan = rebuild.plan
         base = {entry.volume: entry.size_bytes for entry in rebuild.then.volumes}
         self.volumes = tuple(
-            FrozenVolume(one.volume, one.name, one.size_bytes,
-                         0 if one.volume in plan.created else base[one.volume])
-            for one in plan.table()
-        )  # fmt: skip
-        self._redo = {one: Redo(rebuild.redo, found) for one, found in plan.changes.items()}
-        self._no_redo = Redo(None, ())
+            FrozenVolume(one.volume, one.name, one.size_bytes, base.get(one.volume, 0))
+            for one in rebuild.plan.table()
+        )
+        self._redo = _changes_of(rebuild, {one.volume for one in self.volumes})
         self._index = UndoIndex(disk, past.history)
         self._newest: Loaded | None = None
         self._known_head = point.base
@@ -127,7 +130,7 @@ class Frozen:
             return b""
         found = memoryview(bytearray(end - offset))
         at = offset
-        for one in self._redo.get(volume.volume, self._no_redo).find(offset, end):
+        for one in self._redo[volume.volume].find(offset, end):
             self._read_base(volume, at, one.start, found[at - offset :])
             if one.data is not None:
                 found[one.start - offset : one.end - offset] = one.data
@@ -306,6 +309,19 @@ class Frozen:
             raise StoreError(f"the mirror went back to file {head.number}")
         if newest and head.number == newest.name.number and newest.mark.of != head.digest:
             raise StoreError(f"file {head.number} is another one than its undo file takes back")
+
+
+def _changes_of(rebuild: Rebuild, volumes: set[VolumeId]) -> dict[VolumeId, Redo]:
+    found = {volume: Redo() for volume in volumes}
+    held = 0
+    for aim, plan in rebuild.changes():
+        held += len(aim.data)
+        if held > AHEAD_BYTES_MAX:
+            text = f"the mirror has more than {format_bytes(AHEAD_BYTES_MAX)} to apply up to there"
+            raise OutOfReach(text, hint="Wait until it has, or use `aimfuse restore`.")
+        for volume in volumes & plan.changes.keys():
+            found[volume].add(aim, plan.changes[volume])
+    return found
 
 
 @contextmanager

@@ -366,6 +366,12 @@ class Rebuild:
                 set_size(self._disk, "restore:size", files[volume], plan.sizes[volume])
         report("writing", self._total, self._total)
 
+    def changes(self) -> Iterator[tuple[AimFile, Plan]]:
+        """Yield the files between the base and the point, and what each does up to it."""
+        if self.redo is not None:
+            yield self.redo, self.plan
+        yield from self._onward()
+
     def _onward(self) -> Iterator[tuple[AimFile, Plan]]:
         """Yield the files between the mirror and the point, and what each does."""
         point = self.point

@@ -1,4 +1,4 @@
-"""What the first records of a journal file leave behind: who wrote each byte last."""
+"""What the records of journal files up to a point leave behind: who wrote each byte last."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
@@ -20,12 +20,14 @@ class Written(NamedTuple):
 class Redo:
     """The ranges of one volume that the records change, disjoint and in order."""
 
-    def __init__(self, aim: AimFile | None, changes: Iterable[Iocb]) -> None:
-        """Take *changes* of *aim* in; nothing of it is copied."""
+    def __init__(self) -> None:
+        """Begin with none."""
         self._starts: list[int] = []
         self._written: list[Written] = []
+
+    def add(self, aim: AimFile, changes: Iterable[Iocb]) -> None:
+        """Take *changes* of *aim* in, which come behind all others; nothing of it is copied."""
         for iocb in changes:
-            assert aim is not None
             if iocb.type is RecordType.WRITE:
                 end = iocb.offset + iocb.payload_bytes
                 self._put(Written(iocb.offset, end, aim.payload(iocb)))
