@@ -86,7 +86,7 @@ class Source:
 
     @classmethod
     def at(cls, root: Path, image: Path, state_dir: Path) -> "Source":
-        """Return the source that there is already in *state_dir*, to be mounted below *root*."""
+        """Return the source that is in *state_dir* already, to be mounted below *root*."""
         found = cls(root)
         found.image.unlink()
         found.size, found.image, found.state_dir = image.stat().st_size, image, state_dir

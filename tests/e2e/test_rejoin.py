@@ -11,7 +11,6 @@ import pytest
 
 from aimfuse.units import KIB, MIB
 from tests.e2e.host import AIMFUSE, FarHost, Source, aimfuse, until
-from tests.e2e.promoted import promote
 
 OLD, NEW = b"written by the old source".ljust(4096), b"written by the new source".ljust(4096)
 
@@ -36,11 +35,13 @@ def forked(root: Path) -> Iterator[tuple[Source, FarHost, Source]]:
         put(old.volume, 5 * MIB, OLD)
         old.call("roll")
         old.kill()
-        home = promote(far.store())
+        promoted = aimfuse("promote", far.store())
+        assert promoted.returncode == 0, promoted.stderr
         far.start()
         until(lambda: bool(far.ack().get("promoted")))
-        with Source.at(root / "new", far.mirror(), home) as new:
-            new.mount("--state", str(home))
+        with Source.at(root / "new", far.store(), far.store() / "source") as new:
+            new.mount()
+            new.image = far.mirror()
             put(new.volume, MIB, NEW)
             put(new.volume, 5 * MIB + 64 * KIB, NEW)
             yield old, far, new
@@ -82,6 +83,7 @@ def sent_bytes(new: Source) -> int:
     return int(json.loads(status.read_bytes())["sent_bytes"])
 
 
+@pytest.mark.slow
 @pytest.mark.expects_warnings
 def test_an_old_source_rejoins_and_only_what_either_side_touched_is_copied(tmp_path: Path) -> None:
     with forked(tmp_path) as (old, far, new):

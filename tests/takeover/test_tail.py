@@ -34,7 +34,7 @@ def covered(differs: DirtyMap, volume: int, size: int) -> bytearray:
 
 
 @pytest.mark.parametrize("names", [(), ("a", "b", "c")], ids=["image", "directory"])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_whatever_differs_from_the_fork_is_named(
     tmp_path: Path, names: tuple[str, ...], seed: int
 ) -> None:
