@@ -113,7 +113,7 @@ class Replayer:
         return found
 
     async def _exhaust(self, session: Session) -> None:
-        while await self._in_thread(session.round) or session.is_busy:
+        while await self._in_thread(session.round) or (session.is_busy and not session.halted):
             if await self._is_wanted(session):
                 return
             if session.is_busy:
