@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aimfuse.disk import Disk
-from aimfuse.errors import Unavailable
+from aimfuse.errors import JournalError, OutOfReach, Unavailable
 from aimfuse.replay.past import describe
 from aimfuse.replay.readers import READER_NS, Wish, reader_name
 from aimfuse.replay.restore import Request, restore_from
@@ -185,6 +185,74 @@ async def test_nothing_that_a_distant_restore_needs_is_pruned(
     catch_up(store)
     assert undo_files(store) == 0
     assert [*(store / "inbox").iterdir()] == []
+
+
+async def test_an_account_that_may_only_read_restores_all_the_same(
+    openssh: OpensshSide, tmp_path: Path
+) -> None:
+    source, store, _waiting = recorded(openssh.root)
+    read_only(openssh)
+    with replaying(store), reaching(openssh, store) as access:
+        assert restored_from(access, at((1, 6)), tmp_path / "out") == source.states[1, 6]
+    assert [*(store / "inbox").iterdir()] == []
+
+
+async def test_an_account_that_may_only_read_is_told_what_was_pruned_under_it(
+    openssh: OpensshSide, tmp_path: Path
+) -> None:
+    _source, store, _waiting = recorded(openssh.root)
+    read_only(openssh)
+    with (
+        reaching(openssh, store, disk=Pruning(store)) as access,
+        pytest.raises(OutOfReach, match="pruned while it was read"),
+    ):
+        restored_from(access, at((1, 6)), tmp_path / "out")
+    assert [*tmp_path.glob("out*")] == []
+
+
+def read_only(side: OpensshSide) -> None:
+    side.sshd.extra_config = "ForceCommand internal-sftp -R"
+    side.sshd.restart()
+
+
+async def test_damage_over_there_is_never_given_out(openssh: OpensshSide, tmp_path: Path) -> None:
+    source, store, _waiting = recorded(openssh.root)
+    used = sorted((store / "history").glob("*-00000000.undo"))[1:]
+    assert len(used) == 2
+    for path in used:
+        sound = path.read_bytes()
+        for bit in random.sample(range(8 * len(sound)), 4):
+            damaged = bytearray(sound)
+            damaged[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(damaged)
+            with (
+                reaching(openssh, store, answer_s_max=0.0) as access,
+                pytest.raises(JournalError),
+            ):
+                restored_from(access, at((1, 12)), tmp_path / "out")
+            assert [*tmp_path.glob("out*")] == []
+        path.write_bytes(sound)
+    with reaching(openssh, store, answer_s_max=0.0) as access:
+        assert restored_from(access, at((1, 12)), tmp_path / "out") == source.states[1, 12]
+
+
+async def test_a_key_of_serve_that_is_for_reading_restores_and_one_for_deliveries_does_not(
+    embedded: EmbeddedSide, tmp_path: Path
+) -> None:
+    source, store, _waiting = recorded(embedded.root)
+    keys = embedded.root / ".aimfuse" / "authorized_keys"
+    key = keys.read_text()
+    keys.write_text(f'store="store",read-only {key}')
+    with reaching(embedded, store) as access:
+        assert restored_from(access, at((1, 6)), tmp_path / "out") == source.states[1, 6]
+    assert [*(store / "inbox").iterdir()] == []
+    keys.write_text(f"deliver-only {key}")
+    with (
+        reaching(embedded, store, answer_s_max=0.1) as access,
+        pytest.raises(OSError, match="Permission denied"),
+    ):
+        restored_from(access, at((1, 6)), tmp_path / "again")
+    assert [*tmp_path.glob("again*")] == []
 
 
 def test_a_reader_that_is_not_heard_of_any_more_is_forgotten(tmp_path: Path) -> None:

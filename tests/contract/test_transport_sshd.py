@@ -200,6 +200,42 @@ async def test_a_key_that_is_for_one_store_reaches_no_other(
     assert names(other) == ["a"]
 
 
+async def test_a_key_that_is_for_deliveries_reads_nothing_but_answers(
+    embedded: EmbeddedSide, inbox: Path
+) -> None:
+    store = inbox.parent
+    for name in ("history", "volumes"):
+        (store / name).mkdir()
+        (store / name / "a").write_text("mirrored")
+    (store / "ack.json").write_text("{}")
+    limit_key(embedded, "deliver-only")
+    await attempt(embedded, write, "/store/inbox/b")
+    assert await attempt(embedded, read, "/store/ack.json") == b"{}"
+    assert await attempt(embedded, listdir, "/store/inbox") == ["b"]
+    for action, path in (
+        (read, "/store/volumes/a"), (read, "/store/history/a"), (listdir, "/store/history"),
+        (listdir, "/store"), (listdir, "/"),
+    ):  # fmt: skip
+        with pytest.raises(asyncssh.SFTPPermissionDenied):
+            await attempt(embedded, action, path)
+
+
+async def test_a_key_that_is_for_reading_changes_nothing(
+    embedded: EmbeddedSide, inbox: Path
+) -> None:
+    (inbox / "a").write_text("mirrored")
+    limit_key(embedded, "read-only")
+    assert await attempt(embedded, read, "/store/inbox/a") == b"mirrored"
+    for action, *words in (
+        (write, "/store/inbox/a"), (write, "/store/inbox/b"), (mkdir, "/new"),
+        (rename, "/store/inbox/a", "/store/inbox/b"),
+    ):  # fmt: skip
+        with pytest.raises(asyncssh.SFTPPermissionDenied):
+            await attempt(embedded, action, *words)
+    assert names(inbox) == ["a"]
+    assert content(inbox / "a") == "mirrored"
+
+
 async def test_a_key_may_be_for_several_stores_or_for_none(embedded: EmbeddedSide) -> None:
     for name in ("one", "two", "three"):
         (embedded.root / name).mkdir()

@@ -9,6 +9,8 @@ A view that is limited to some stores shows nothing else right beneath the root.
 
 Only files directly inside a directory called ``inbox`` can be written and renamed; directories
 can be made, nothing can be removed: a stolen source key adds files and harms nothing else.
+What is there can be read, so that the owner of a store has its past. A view may be for reading
+only, or for deliveries only: it then reads nothing but inboxes and acknowledgements.
 """
 
 import copy
@@ -28,6 +30,7 @@ PRIVATE = b".aimfuse"
 """The server's own directory of keys: never reachable."""
 
 INBOX = b"inbox"
+ACK = b"ack.json"
 READ_BYTES_MAX = 255 * KIB
 
 _FILE_MODE = 0o640
@@ -68,16 +71,25 @@ class ConfinedTree:
     def __init__(self, root: Path, disk: Disk | None = None) -> None:
         self._disk = disk or Disk()
         self._stores: frozenset[bytes] | None = None
+        self._reads_only = self._delivers_only = False
         self._root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def close(self) -> None:
         """Let go of the root; handles stay valid until they are closed."""
         self._disk.close(self._root_fd)
 
-    def limited(self, stores: Iterable[str]) -> "ConfinedTree":
-        """Return a view with only these names beneath the root; it is not to be closed."""
+    def limited(
+        self,
+        stores: Iterable[str] | None,
+        *,
+        reads_only: bool = False,
+        delivers_only: bool = False,
+    ) -> "ConfinedTree":
+        """Return a view with only these names beneath the root, or all; it is not to be closed."""
         view = copy.copy(self)
-        view._stores = frozenset(map(os.fsencode, stores))  # noqa: SLF001 - one of us
+        if stores is not None:
+            view._stores = frozenset(map(os.fsencode, stores))  # noqa: SLF001 - one of us
+        view._reads_only, view._delivers_only = reads_only, delivers_only  # noqa: SLF001 - as above
         return view
 
     def open(self, path: bytes, flags: int) -> Handle:
@@ -86,6 +98,7 @@ class ConfinedTree:
         with self._spot(path) as spot:
             if writes and not spot.in_inbox:
                 raise PermissionError(errno.EACCES, "only files in an inbox can be written")
+            self._check_use(spot, writes=bool(writes))
             # A pipe in the tree must not hold the server up: no waiting, no links, and a look.
             flags |= spot.no_links | os.O_NONBLOCK
             fd = self._disk.open("serve:open", spot.path, flags, _FILE_MODE)
@@ -132,6 +145,7 @@ class ConfinedTree:
     def names(self, path: bytes) -> list[tuple[bytes, os.stat_result]]:
         """List a directory; what vanishes meanwhile is left out."""
         with self._spot(path) as spot:
+            self._check_use(spot, writes=False)
             flags = os.O_RDONLY | os.O_DIRECTORY | spot.no_links
             fd = self._disk.open("serve:list", spot.path, flags)
         found = []
@@ -155,6 +169,7 @@ class ConfinedTree:
         with self._spot(path) as spot:
             if self._disk.exists(spot.path):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            self._check_use(spot, writes=True)
             self._disk.mkdir("serve:mkdir", spot.path, _DIRECTORY_MODE)
 
     def rename(self, old: bytes, new: bytes, *, replace: bool) -> None:
@@ -162,9 +177,18 @@ class ConfinedTree:
         with self._spot(old) as source, self._spot(new) as target:
             if not (source.in_inbox and target.in_inbox):
                 raise PermissionError(errno.EACCES, "only files in an inbox can be renamed")
+            self._check_use(target, writes=True)
             if not replace and self._disk.exists(target.path):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             self._disk.rename("serve:rename", source.path, target.path)
+
+    def _check_use(self, spot: _Spot, *, writes: bool) -> None:
+        """Refuse what a view does not allow."""
+        if writes and self._reads_only:
+            raise PermissionError(errno.EACCES, "this key is for reading only")
+        is_reported = spot.in_inbox or spot.name in {INBOX, ACK}
+        if not writes and self._delivers_only and not is_reported:
+            raise PermissionError(errno.EACCES, "this key is for deliveries only")
 
     @contextmanager
     def _spot(self, path: bytes) -> Generator[_Spot]:

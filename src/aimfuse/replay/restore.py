@@ -6,13 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aimfuse.disk import Disk
-from aimfuse.errors import BusyError, OutOfReach, TransportError, UsageError
+from aimfuse.errors import (
+    BusyError,
+    JournalError,
+    OutOfReach,
+    StoreError,
+    TransportError,
+    UsageError,
+)
 from aimfuse.replay.access import Access
 from aimfuse.replay.hold import pinned, readable
 from aimfuse.replay.look import Look
 from aimfuse.replay.onward import find_steps
-from aimfuse.replay.past import TRIES_MAX
-from aimfuse.replay.point import Finder, Wanted
+from aimfuse.replay.past import TRIES_MAX, look_at
+from aimfuse.replay.point import Finder, Point, Wanted
 from aimfuse.replay.rebuild import Piece, Rebuild, Report
 from aimfuse.replay.resume import Resume
 from aimfuse.replay.state import Json
@@ -83,10 +90,24 @@ def restore_from(
                 if tries == TRIES_MAX - 1:
                     raise
                 continue
+            except (JournalError, StoreError):
+                if pin is None:
+                    _check_unheld(access, point)
+                raise
             finally:
                 rebuild.close()
             return said | {"dry_run": dry_run}
     raise AssertionError
+
+
+def _check_unheld(access: Access, point: Point) -> None:
+    """Say it, if what was read while nothing held it has been pruned meanwhile."""
+    past = look_at(access.disk, access.path, access.look)
+    if past.reach is not None and past.reach.base > point.base:
+        raise OutOfReach(
+            "what was needed has been pruned while it was read: this account cannot hold it",
+            hint="Let it write into the store's inbox/, or ask for a later point.",
+        )
 
 
 def _check_output(disk: Disk, look: Look, store: Path, request: Request) -> None:

@@ -41,6 +41,12 @@ _OTHERS = 0o077
 STORE_OPTION = "store"
 """In front of a key: ``store="NAME"``, once or more, lets it in to these stores alone."""
 
+READ_OPTION = "read-only"
+"""In front of a key: it restores, and can change nothing, so that it cannot hold the past."""
+
+DELIVER_OPTION = "deliver-only"
+"""In front of a key: it mirrors, and cannot read what is mirrored."""
+
 log = logging.getLogger(__name__)
 
 
@@ -228,9 +234,13 @@ class _ConfinedSftp(asyncssh.SFTPServer):
         connection = channel.get_connection()
         assert isinstance(connection, asyncssh.SSHServerConnection)
         stores = connection.get_key_option(STORE_OPTION)
-        if stores is not None:  # True, if no store was named.
-            tree = tree.limited(stores if isinstance(stores, list) else ())
-        self._tree = tree
+        if stores is not None and not isinstance(stores, list):
+            stores = ()  # True: no store was named.
+        self._tree = tree.limited(
+            stores,
+            reads_only=connection.get_key_option(READ_OPTION) is not None,
+            delivers_only=connection.get_key_option(DELIVER_OPTION) is not None,
+        )
 
     async def open(self, path: bytes, pflags: int, attrs: asyncssh.SFTPAttrs) -> object:
         """Open a file; the client's wishes for its mode are not heard."""

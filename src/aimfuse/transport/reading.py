@@ -32,7 +32,6 @@ from aimfuse.transport.bridge import AsyncioThread
 from aimfuse.transport.place import FOREIGN, Place
 from aimfuse.transport.ssh import Connector
 from aimfuse.transport.window import BLOCK_BYTES_MAX, Window
-from aimfuse.units import MIB
 
 T = TypeVar("T")
 
@@ -42,7 +41,7 @@ PATIENCE_S = 60.0
 PARALLEL_BLOCKS = 64
 """Blocks in flight once the link has proved fast: 16 MiB fill one of 100 ms at 160 MiB/s."""
 
-RUN_BYTES = MIB
+RUN_BYTES = 4 * BLOCK_BYTES_MAX
 """What crosses from the asyncio thread at once: a crossing costs about 80 us."""
 
 RUNS_MAX = 24
