@@ -28,6 +28,7 @@ from tests.replay.source import Source, deliver
 from tests.replay.stores import begin, catch_up, exhaust, opened
 from tests.replay.test_crash import copy_store, run_into
 from tests.replay.test_model import Driver, files
+from tests.replay.test_promote import promoted
 
 pytestmark = pytest.mark.expects_warnings
 
@@ -333,6 +334,36 @@ def test_history_that_begins_anew_ends_the_view(tmp_path: Path) -> None:
         catch_up(store)
         with pytest.raises(PastLost, match="history was switched off"):
             seen(frozen)
+
+
+def test_a_promotion_ends_the_view(tmp_path: Path) -> None:
+    source, store, _waiting = recorded(tmp_path)
+    with viewed(store, at((1, 12))) as frozen:
+        assert seen(frozen) == source.states[1, 12]
+        promoted(store, at((1, 20)), force=True)
+        with pytest.raises(PastLost, match="promoted"):
+            seen(frozen)
+
+
+class Cloning(Disk):
+    """A file system that shares blocks, as far as anybody can see."""
+
+    def clone(self, label: str, source: int, target: int) -> bool:
+        self.pwrite(label, target, [self.pread(source, self.size(source), 0)], 0)
+        return True
+
+
+def test_what_a_promotion_leaves_of_the_past_can_be_viewed_while_the_new_source_writes(
+    tmp_path: Path,
+) -> None:
+    source, store, _waiting = recorded(tmp_path)
+    promoted(store, at((1, 20)), Cloning())
+    for watch in (Watch, Blind):
+        with viewed(store, at((1, 12)), watch=watch) as frozen:
+            assert seen(frozen) == source.states[1, 12]
+            (store / "mirror" / "v.img").write_bytes(b"of the new source" * 1000)
+            catch_up(store)
+            assert seen(frozen) == source.states[1, 12]
 
 
 def test_an_undo_file_that_somebody_removed_ends_the_view(tmp_path: Path) -> None:
