@@ -121,6 +121,17 @@ def test_a_range_that_compares_again_is_right_again(source: Source, store: Path)
     assert found_in(store) == []
 
 
+def test_of_two_records_of_a_range_in_one_file_the_later_one_counts(
+    source: Source, store: Path
+) -> None:
+    flip(store, 1, 10)
+    source.verify(1)
+    source.write(1, 0, b"over it" * 2)
+    source.verify(1)
+    deliver(store, source.roll())
+    assert found_in(store) == []
+
+
 def test_a_copy_of_the_range_makes_it_right_again(source: Source, store: Path) -> None:
     flip(store, 1, 10)
     source.verify(1)

@@ -49,7 +49,8 @@ class Verifier:
 
     def is_welcome(self) -> bool:
         """Tell whether there is room for records that nobody waits for."""
-        return self._pump.full is None and self._pump.keeper.level == "fine"
+        pump = self._pump
+        return not pump.ended and pump.full is None and pump.keeper.level == "fine"
 
     async def piece(self, volume: Volume, start: int, end: int) -> Piece:
         """Hash *volume* from *start* on, about 16 MiB of it and any holes, at most to *end*.
@@ -72,7 +73,8 @@ class Verifier:
             await self._record(stretch, done)
             touched = stretch.touched()
         finally:
-            self._engine.end_stretch(stretch)
+            if not self._pump.ended:  # Then another thread is closing the engine.
+                self._engine.end_stretch(stretch)
         done.read_bytes += stretch.read_bytes
         done.unreadable += stretch.unreadable
         for low, high in touched:

@@ -54,7 +54,8 @@ def apply_journal(store: Store, aim: AimFile, history: History) -> None:
     plan = plan_journal(state, aim)
     history.save(aim, plan)
     keep(store, aim)
-    comparison = Comparison(store.disk, aim, plan, again=store.is_begun(head.number))
+    is_begun = store.is_begun(head.number)
+    comparison = Comparison(store.disk, aim, plan, state.verified, again=is_begun)
     is_compared = state.phase is Phase.CONSISTENT
     before = {entry.volume: entry.size_bytes for entry in state.volumes}
     touched = plan.changes | plan.checks if is_compared else plan.changes
@@ -82,7 +83,7 @@ def apply_journal(store: Store, aim: AimFile, history: History) -> None:
             volume_id_max=plan.id_max,
             volume_ids_exact=plan.ids_exact,
             shown=() if phase in _NAMED else state.shown,
-            verified=comparison.result(state.verified, head.number)
+            verified=comparison.result(head.number)
             if is_compared
             else state.verified.interrupted(),
         )

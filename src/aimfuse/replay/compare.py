@@ -32,17 +32,20 @@ _UNREADABLE = frozenset({errno.EIO, errno.EBADMSG, errno.ENODATA, errno.EREMOTEI
 class Comparison:
     """What one file's records say of the mirror, and what is found there."""
 
-    def __init__(self, disk: Disk, aim: AimFile, plan: Plan, *, again: bool) -> None:
-        """Compare what *plan* lists. *again*: an attempt before may have executed any of it."""
+    def __init__(
+        self, disk: Disk, aim: AimFile, plan: Plan, before: Verified, *, again: bool
+    ) -> None:
+        """Compare what *plan* lists, with what was known *before*.
+
+        *again*: an attempt before this one may have executed any of it.
+        """
         self._disk = disk
         self._aim = aim
         self._plan = plan
         self._again = again
         self._skipped = False
         self._left_bytes = COMPARED_BYTES_MAX
-        self._newest: Iocb | None = None
-        self._right: list[tuple[VolumeId, Hashed]] = []
-        self._wrong: list[Mismatch] = []
+        self._known = before
 
     def merged(self, volume: VolumeId) -> list[Iocb]:
         """Return the records of a volume that are to be executed or compared, in order."""
@@ -62,33 +65,25 @@ class Comparison:
             log.info("%s: record %d is not compared: %s", self._aim.path.name, iocb.seq, exc)
             self._skipped = True
             return
-        self._newest = iocb
+        epoch, seq, time_ns = self._aim.identity.epoch, iocb.seq, iocb.time_ns
+        known = replace(self._known, epoch=epoch, seq=seq, time_ns=time_ns)
         for one in ranges:
             if self._is_spoilt(iocb, one) or self._left_bytes <= 0:
                 self._skipped = True
                 continue
-            found = list(self._differences(fd, one))
-            self._right.append((iocb.volume, one))
-            self._wrong += [
-                Mismatch(
-                    iocb.volume, offset, end - offset, self._aim.identity.epoch, iocb.seq,
-                    iocb.time_ns,
-                )
-                for offset, end in found
-            ]  # fmt: skip
+            found = [
+                Mismatch(iocb.volume, offset, end - offset, epoch, seq, time_ns)
+                for offset, end in self._differences(fd, one)
+            ]
+            known = known.without(iocb.volume, one.offset, one.length)
+            if found:
+                known = known.with_mismatches(found)
+        self._known = known
 
-    def result(self, before: Verified, number: int) -> Verified:
-        """Return what is known behind file *number*, from what was known *before* it."""
-        after = before
-        for volume, one in self._right if before.mismatches else ():
-            after = after.without(volume, one.offset, one.length)
-        if self._wrong:
-            after = after.with_mismatches(self._wrong)
-        if self._newest is not None:
-            epoch, newest = self._aim.identity.epoch, self._newest
-            after = replace(after, epoch=epoch, seq=newest.seq, time_ns=newest.time_ns)
-        after = after.interrupted() if self._skipped else after.begun(number)
-        return after.within(self._plan.table())
+    def result(self, number: int) -> Verified:
+        """Return what is known behind file *number*, which is this one."""
+        known = self._known.interrupted() if self._skipped else self._known.begun(number)
+        return known.within(self._plan.table())
 
     def _is_spoilt(self, check: Iocb, one: Hashed) -> bool:
         """Tell whether records behind *check* may have been executed on the range before it."""
@@ -119,6 +114,7 @@ class Comparison:
                 if data is None or data.strip(b"\0"):
                     yield at, stop
             at = stop
+        self._skipped = self._skipped or at < one.end
 
     def _is_as_hashed(self, fd: int, one: Hashed) -> bool:
         if self._disk.next_data(fd, one.offset, one.end) >= one.end:
