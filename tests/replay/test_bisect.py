@@ -70,6 +70,18 @@ def test_the_last_good_record_is_found_wherever_it_is(tmp_path: Path) -> None:
         assert found.checks == len(seen) == len(set(seen))
 
 
+def test_every_position_is_a_spot_that_can_be_described(tmp_path: Path) -> None:
+    store, positions = with_epochs(tmp_path)
+    line = timeline_of(store)
+    for one in positions:
+        spot = line.spot(at(one))
+        assert where(spot) == one
+        said = line.describe(spot)
+        assert said["position"] == f"{one[0]}:{one[1]}"
+        assert (said["type"] is None) == (spot == line.oldest)
+    assert line.spot(Wanted("now")) == line.newest
+
+
 def test_what_was_saved_is_tried_first(tmp_path: Path) -> None:
     store, positions = with_epochs(tmp_path)
     line, seen = timeline_of(store), list[Spot]()

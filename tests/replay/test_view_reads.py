@@ -21,7 +21,9 @@ from aimfuse.replay.past import describe
 from aimfuse.replay.point import Wanted
 from aimfuse.replay.session import Session
 from aimfuse.replay.store import Store
+from aimfuse.replay.undo import PART_BYTES
 from aimfuse.replay.watch import Watch
+from aimfuse.units import MIB
 from tests.replay.faults import Steps, dying, failing_at
 from tests.replay.recorder import Position, Recorder, Snapshot, at, position, recorded, restored
 from tests.replay.source import Source, deliver
@@ -300,6 +302,30 @@ def test_a_store_without_history_shows_its_newest_state_while_nobody_replays(
     with pytest.raises(BusyError, match="replayed without history"), viewed(store, Wanted("now")):
         pass
     held.close()
+
+
+def test_a_change_that_took_several_undo_files_is_seen_through(tmp_path: Path) -> None:
+    source, store = Source(tmp_path / "spool"), tmp_path / "store"
+    volume, fill = source.create("v.img"), random.Random(0).randbytes(MIB)
+    source.roll()
+    begin(store, source)
+    for at_byte in range(0, PART_BYTES + 3 * MIB, MIB):
+        source.write(volume, at_byte, fill)
+    deliver(store, source.roll())
+    catch_up(store)
+    with viewed(store, Wanted("now")) as open_before:
+        source.truncate(volume, 5)
+        source.write(volume, 20 * MIB, b"later" * (MIB // 8))
+        deliver(store, source.roll())
+        catch_up(store)
+        undo = [one.name[-13:] for one in (store / "history").glob("*.undo")]
+        assert sorted(undo) == ["00000000.undo", "00000000.undo", "00000001.undo"]
+        with viewed(store, at((1, PART_BYTES // MIB + 4))) as open_behind:
+            for frozen in (open_before, open_behind):
+                for offset in (0, 5, 20 * MIB - 9, PART_BYTES - 50, PART_BYTES + 3 * MIB - 100):
+                    start = offset % MIB
+                    right = (fill * 2)[start : start + 100]
+                    assert frozen.read(frozen.volumes[0], offset, 100) == right
 
 
 # What ends a view.

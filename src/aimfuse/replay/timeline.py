@@ -62,10 +62,10 @@ class Timeline:
     def spot(self, wanted: Wanted) -> Spot:
         """Return where *wanted* is; errors as for `Finder.find`."""
         point: Point = Finder(self._disk, self._past).find(wanted)
+        if point.redo is None:
+            return self.end_of(point.base - self._base - 1) or self.oldest
         epoch, seq = point.position
-        if point.redo is not None:
-            return Spot(point.redo.name.number - self._base - 1, seq, epoch)
-        return Spot(point.base - self._base - 1, seq, epoch)
+        return Spot(point.redo.name.number - self._base - 1, seq, epoch)
 
     def end_of(self, file: int) -> Spot | None:
         """Return the spot behind a file, or that of the last one in front of it with records."""
@@ -78,7 +78,9 @@ class Timeline:
 
     def saved_in(self, file: int) -> list[Spot]:
         """Return the spots of a file where somebody had saved: behind its FLUSHes and bookmarks."""
-        return [one for one in self.records_in(file) if self._type(one) in _SAVED]
+        types = self._portion(file).types
+        places = zip(self.records_in(file), _records(types), strict=True)
+        return [spot for spot, index in places if types[index] in _SAVED]
 
     def records_in(self, file: int) -> list[Spot]:
         """Return all spots of a file."""
@@ -108,14 +110,10 @@ class Timeline:
             self._disk.close(fd)
         return said
 
-    def _type(self, spot: Spot) -> int:
-        return self._portion(spot.file).types[self._index(spot)]
-
     def _index(self, spot: Spot) -> int:
         """Return which IOCB of its file the record is: marks stand between them."""
         portion = self._portion(spot.file)
-        wanted = spot.seq - portion.seal.first_seq
-        return _records(portion.types)[wanted]
+        return _records(portion.types)[spot.seq - portion.seal.first_seq]
 
     def _read(self, file: int) -> Portion:
         path: Path = self._past.history / self._names[file].sealed
