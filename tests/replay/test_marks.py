@@ -7,7 +7,8 @@ import pytest
 from aimfuse.disk import Disk
 from aimfuse.driver.labels import Labels
 from aimfuse.errors import LabelTaken
-from aimfuse.replay.marks import MARKS, find_marks, labels_of_store, read_index
+from aimfuse.journal.reader import read_sealed
+from aimfuse.replay.marks import MARKS, Marks, find_marks, labels_of_store, read_index
 from aimfuse.replay.past import describe, find_bookmarks, look_at
 from tests.disks.faults import Crash
 from tests.replay.faults import dying
@@ -151,6 +152,25 @@ def test_a_crash_at_any_step_leaves_an_index_that_is_right(
         assert labels_of(copy) == ["one", "two", "three"]
         step += 1
     assert step > 20
+
+
+def test_a_branch_that_the_mirror_has_left_is_left_by_the_index(
+    store: Path, source: Source
+) -> None:
+    deliver(store, marked(source, "one"), marked(source, "left"))
+    catch_up(store)
+    with opened(store) as session:
+        exhaust(session)
+        marks = Marks(session.store, ())
+        source.branch()
+        source.number -= 1
+        source.write(1, 0, b"another")
+        path = source.roll()
+        marks.note(read_sealed(Disk(), path))
+        assert [one.label for one in marks.known] == ["one"]
+        index = read_index(Disk(), store)
+        assert index is not None
+        assert [one.label for one in index.marks] == ["one"]
 
 
 def test_the_index_forgets_the_oldest_and_they_are_found_in_the_files(

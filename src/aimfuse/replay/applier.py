@@ -158,8 +158,7 @@ class Applier:
     def _apply(self, copy: Copy, aim: AimFile) -> None:
         try:
             if isinstance(copy.name, JournalName):
-                self.marks.note(aim)
-                apply_journal(self._store, aim, self.history)
+                apply_journal(self._store, aim, self.history, self.marks)
                 self.applied_files += 1
             else:
                 self._apply_sync(copy, aim)

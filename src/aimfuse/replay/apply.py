@@ -16,6 +16,7 @@ from aimfuse.replay.chain import follow
 from aimfuse.replay.compare import Comparison
 from aimfuse.replay.forward import keep
 from aimfuse.replay.history import History
+from aimfuse.replay.marks import Marks
 from aimfuse.replay.plan import plan_journal
 from aimfuse.replay.state import Phase
 from aimfuse.replay.store import Store
@@ -35,10 +36,11 @@ Check = Callable[[int, Iocb], None]
 """Compares what a file holds with what a VERIFY record says it should."""
 
 
-def apply_journal(store: Store, aim: AimFile, history: History) -> None:
+def apply_journal(store: Store, aim: AimFile, history: History, marks: Marks) -> None:
     """Bring the mirror from the position before *aim* to the one after it.
 
-    What the file overwrites is in *history*, durably, before the first byte changes.
+    What the file overwrites is in *history*, and its bookmarks are in *marks*, durably, before
+    the first byte changes.
 
     Cost: one gathering write per run of adjacent records, one fdatasync per touched volume,
     one slot. Blocks.
@@ -52,6 +54,7 @@ def apply_journal(store: Store, aim: AimFile, history: History) -> None:
     assert state.head is not None
     head = follow(state.head, aim)
     plan = plan_journal(state, aim)
+    marks.note(aim)
     history.save(aim, plan)
     keep(store, aim)
     is_begun = store.is_begun(head.number)

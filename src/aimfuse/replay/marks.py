@@ -183,9 +183,14 @@ class Marks:
         Raises:
             OSError: the disk failed. Nothing else was changed.
         """
-        number = aim.identity.number
+        number, epoch = aim.identity.number, aim.identity.epoch
         found = marks_of(aim)
-        if not found or (self.known and self.known[-1].number >= number):
+        if self.known and self.known[-1].number >= number:
+            if self.known[-1].epoch == epoch:  # Applied again, after a crash or a failure.
+                return
+            self.known = [one for one in self.known if one.number < number]
+            self._is_whole = False  # The mirror went back, and has left that branch.
+        elif not found:
             return
         if self._is_whole:
             self._append(found)

@@ -13,6 +13,7 @@ from aimfuse.replay.as_source import make_source, prepare_spool, write_settings
 from aimfuse.replay.findings import Findings
 from aimfuse.replay.forward import end_forwarding
 from aimfuse.replay.history import History
+from aimfuse.replay.marks import Marks
 from aimfuse.replay.state import Phase, Promoted
 from aimfuse.replay.store import REQUEST, Store
 from aimfuse.replay.work import Work
@@ -43,12 +44,15 @@ _HINT = "Put that file back from a copy of the store, and start the replayer aga
 class Promotion:
     """What is left to do on one open store whose state says that it is promoted."""
 
-    def __init__(self, store: Store, work: Work, findings: Findings, history: History) -> None:
+    def __init__(
+        self, store: Store, work: Work, findings: Findings, history: History, marks: Marks
+    ) -> None:
         """Name the parts of the store's session."""
         self._store = store
         self._work = work
         self._findings = findings
         self._history = history
+        self._marks = marks
         self._is_settled = False
 
     def go_on(self) -> bool:
@@ -86,7 +90,8 @@ class Promotion:
         end_forwarding(store)
         if promoted.seq and not is_forward:
             spool = prepare_spool(store)
-            apply_journal(store, rewind.write_anew(store, promoted, spool), self._history)
+            aim = rewind.write_anew(store, promoted, spool)
+            apply_journal(store, aim, self._history, self._marks)
         store.save(replace(store.state, phase=Phase.PROMOTING))
 
     def _settle(self) -> None:

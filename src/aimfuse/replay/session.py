@@ -189,7 +189,7 @@ class Session:
         self._report = Report(
             store, applier, self._intake, findings, self._on_bookmark, self._clock
         )
-        self._promotion = Promotion(store, applier.work, findings, applier.history)
+        self._promotion = Promotion(store, applier.work, findings, applier.history, applier.marks)
         self._switchovers = Switchovers(store, applier.work, findings)
         self._ack = AckFile(store, self._clock)
         remembered = self._ack.last.get("damaged")
