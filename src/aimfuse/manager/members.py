@@ -71,7 +71,8 @@ def _one(name: str, settings: DestinationConfig | None, told: Fields) -> State:
             "spool_share_bytes": settings.spool_share_bytes,
         }
     pinned = told.part("pinned")
-    found["state"] = found["state"] or "new"
+    is_reserved = settings is not None and settings.is_reserved and not settings.paused
+    found["state"] = "reserved" if is_reserved else found["state"] or "new"
     found["pinned"] = {"files": pinned.count("files"), "bytes": pinned.count("bytes")}
     found["error"] = told.text("error") or None
     return found

@@ -99,13 +99,12 @@ def rejoin(disk: Disk, config: GroupConfig, request: Request, say: Say) -> Json:
     if note is not None and note.step is Step.REJOINED:
         return _done(config, note, Path(note.store), None, None)
     _refuse_device(config.image)
-    before = CheckpointFile(disk, config.state_dir).read()
-    if before is None:
-        raise UsageError(f"{config.image} was never initialised", hint="There is nothing to keep.")
-    promotion = _ask(config, request.url, before.group)
+    if note is None or note.step is not Step.REJOINING:  # Begun is begun, whatever is there now.
+        promotion = _ask(config, request.url, _checkpoint(disk, config).group)
+        note = _first_note(config, request, promotion)
     with _alone(disk, config):
-        found = _note(config, request, note, promotion)
-        return _rejoin(_Side(disk, config, say), request, before, found)
+        before = _checkpoint(disk, config)
+        return _rejoin(_Side(disk, config, say), request, before, note)
 
 
 def _rejoin(side: _Side, request: Request, before: Checkpoint, note: Superseded) -> Json:
@@ -189,12 +188,14 @@ def _leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return _leaf(first) if isinstance(first, BaseExceptionGroup) else first
 
 
-def _note(
-    config: GroupConfig, request: Request, note: Superseded | None, promotion: Promotion
-) -> Superseded:
-    """Return the note to begin with, or that of the attempt that is to be gone on with."""
-    if note is not None and note.step is Step.REJOINING:
-        return note
+def _checkpoint(disk: Disk, config: GroupConfig) -> Checkpoint:
+    found = CheckpointFile(disk, config.state_dir).read()
+    if found is None:
+        raise UsageError(f"{config.image} was never initialised", hint="There is nothing to keep.")
+    return found
+
+
+def _first_note(config: GroupConfig, request: Request, promotion: Promotion) -> Superseded:
     usual = config.state_dir.parent if _is_promoted_store(config) else config.state_dir / STORE
     store = request.store.absolute() if request.store else usual
     name = destination_at(config, request.url).name
@@ -283,9 +284,7 @@ def recovered(
         close_group(disk, open_group(disk, paths, limits))
     except (JournalError, StateLost, ImageMismatch) as exc:
         return before, f"it is not as its journal says: {exc}"
-    found = CheckpointFile(disk, config.state_dir).read()
-    assert found is not None
-    return found, ""
+    return _checkpoint(disk, config), ""
 
 
 def _images(disk: Disk, config: GroupConfig, checkpoint: Checkpoint) -> dict[VolumeId, Path]:
