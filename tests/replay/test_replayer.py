@@ -307,7 +307,7 @@ async def test_a_store_that_is_replaced_in_the_middle_of_a_file_gives_the_next_o
     deliver(store, next_file(source, b"of the store that is moved away"))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(Replayer(store.parent, Steps(move), FAST).run)
-        await until((store / "lock").exists)
+        await until(lambda: moved and (store / "lock").exists())
         nursery.cancel_scope.cancel()
     assert moved
     assert mirror_of(store) == mirror
