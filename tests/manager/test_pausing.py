@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from aimfuse.cli import pausing
 from aimfuse.config.pauses import load_pauses
 from aimfuse.disk import Disk, note_owner
+from aimfuse.manager.far import store_status
 
 app = typer.Typer(pretty_exceptions_enable=False)
 pausing.register(app)
@@ -53,12 +54,14 @@ def test_without_a_replayer_it_is_noted_at_once(store: Path) -> None:
     assert done.exit_code == 0
     assert done.stdout == f"{store}: paused: apply; no replayer is at work\n"
     assert load_pauses(store, Disk())["apply"].reason == "a backup"
+    assert store_status(store)["paused"]["apply"]["reason"] == "a backup"
     told = json.loads(run("pause", store, "all", "--json").stdout)
     assert list(told["paused"]) == ["receive", "apply"]
     assert (
         run("resume", store, "all").stdout == f"{store}: nothing paused; no replayer is at work\n"
     )
     assert load_pauses(store, Disk()) == {}
+    assert store_status(store)["paused"] is None
 
 
 def test_pausing_again_keeps_the_time_of_the_first(store: Path) -> None:

@@ -7,6 +7,8 @@ and decides nothing.
 import time
 from pathlib import Path
 
+from aimfuse.config.pauses import load_pauses
+from aimfuse.disk import Disk
 from aimfuse.manager.fields import Fields
 from aimfuse.manager.files import (
     State,
@@ -60,7 +62,7 @@ def store_status(store: Path) -> State:
         "source": source,
         "heard_ns": _changed_ns(store / INBOX / "source.json"),
         "on_bookmark": ack.get("on_bookmark"),
-        "paused": ack.get("paused"),
+        "paused": _paused(store),
         "delay_s": ack.get("delay_s"),
         "held": ack.get("held"),
         "ack_time_ns": ack.get("time_ns"),
@@ -79,6 +81,15 @@ def _phase(known: State, ack: State) -> str:
     """Return the state's phase; of a halt that ends with the replayer only the ack tells."""
     said = Fields(ack).text("phase")
     return "halted" if said == "halted" else Fields(known).text("phase") or said or "empty"
+
+
+def _paused(store: Path) -> State | None:
+    """Return what is paused, by the file that says so: a replayer need not be there."""
+    try:
+        pauses = load_pauses(store, Disk())
+    except OSError:
+        return None
+    return {kind: one.to_json() for kind, one in pauses.items()} or None
 
 
 def _holder(pid: int | None) -> State | None:
