@@ -47,6 +47,14 @@ def places(found: dict[str, Any], name: str = "v") -> list[Place]:
     return [(each["volume"], each["offset"], each["length"]) for each in one["differences"]]
 
 
+def reach(far: FarHost) -> str:
+    """Return the oldest point of the mirror's past."""
+    done = aimfuse("history", far.store(), "--json")
+    assert done.returncode == 0, done.stderr
+    oldest: str = json.loads(done.stdout)["oldest"]["position"]
+    return oldest
+
+
 def flip(far: FarHost, at: int, store: str = "v") -> None:
     """Change a byte of the mirror by hand."""
     with far.mirror(store=store).open("r+b") as file:
@@ -70,12 +78,28 @@ def test_what_was_edited_by_hand_is_named_and_repaired(source: Source, far: FarH
     assert told.stdout.count("the mirror differs from the image at v.img:1048576+262144") == 2
     done = aimfuse("verify", source.image)
     assert (done.returncode, "--repair" in done.stderr) == (17, True)
+    before = reach(far)
     repaired = verify(source, "--repair")
     assert places(repaired) == []
+    assert reach(far) == before  # What the mirror held can be had.
     assert len(repaired["destinations"][0]["repaired"]) == 2
     assert aimfuse("status", source.image, far.store(), "--check").returncode == 0
     source.wait_mirrored(far)
     assert far.mirror().read_bytes() == source.volume.read_bytes()
+
+
+def test_of_very_much_that_differs_a_mirror_gets_a_copy(tmp_path: Path, far: FarHost) -> None:
+    with Source(tmp_path / "near", 300 * MIB) as source:
+        source.init(to=[far.url()])
+        source.mount()
+        source.wait_mirrored(far)
+        for at in range(0, 300 * MIB, MIB):
+            flip(far, at)
+        repaired = verify(source, "--repair")
+        assert places(repaired) == []
+        assert len(repaired["destinations"][0]["repaired"]) == 1
+        assert "a resync begins: it differs from the image" in source.log.read_text()
+        assert not any(far.mirror().read_bytes())
 
 
 def test_writers_kills_and_restarts_make_no_mismatch(source: Source, far: FarHost) -> None:
@@ -135,7 +159,7 @@ def test_a_scrub_finds_what_was_edited_and_repairs_it_where_told_to(
     source.wait_mirrored(far)
     flip(far, MIB)
     aimfuse("verify", source.image)  # As the scrub does it, but now.
-    until(lambda: "256.0 KiB are copied to it" in source.log.read_text())
+    until(lambda: "it gets 256.0 KiB again" in source.log.read_text())
     until(lambda: not far.ack()["verified"]["mismatches"])
     assert far.mirror().read_bytes() == source.volume.read_bytes()
 

@@ -18,6 +18,7 @@ from aimfuse.journal.verify import Hashed, encode_hashes
 from aimfuse.replay.state import Phase
 from aimfuse.replay.verified import Verified
 from tests.replay.faults import Steps, dying
+from tests.replay.recorder import at, restored
 from tests.replay.source import Record, Source, deliver, mirror_of
 from tests.replay.stores import begin, begun, catch_up, made_source, opened, report
 from tests.replay.test_crash import copy_store, run_into, steps_of
@@ -130,6 +131,24 @@ def test_of_two_records_of_a_range_in_one_file_the_later_one_counts(
     source.verify(1)
     deliver(store, source.roll())
     assert found_in(store) == []
+
+
+def test_what_was_written_again_is_right_and_what_the_mirror_held_can_be_had(
+    source: Source, store: Path, tmp_path: Path
+) -> None:
+    right = bytes(source.volumes[1].data)
+    flip(store, 1, 10)
+    edited = mirror_of(store)["v.img"]
+    source.verify(1)
+    deliver(store, source.roll())
+    assert found_in(store) == [(1, 0, 4096)]
+    named = (1, source.seq)
+    source.write(1, 0, right[:4096])
+    source.verify(1)
+    deliver(store, source.roll())
+    assert found_in(store) == []
+    assert mirror_of(store) == {"v.img": right}
+    assert restored(store, at(named), tmp_path / "out") == {"v.img": edited}
 
 
 def test_a_copy_of_the_range_makes_it_right_again(source: Source, store: Path) -> None:

@@ -10,12 +10,14 @@ import typer
 from aimfuse.cli.boundary import exit_on_error
 from aimfuse.cli.progress import shown_progress
 from aimfuse.errors import MirrorDiffers, Unavailable
-from aimfuse.units import format_bytes
+from aimfuse.units import MIB, format_bytes
 
 if TYPE_CHECKING:
     from aimfuse.manager.verify import Difference, Mirror, Report, Verdict
 
 WHY = "it differs from the image"
+REWRITTEN_BYTES_MAX = 256 * MIB
+"""What is mended by writing it again; more comes as a copy, to one mirror and not through all."""
 
 
 def register(app: typer.Typer) -> None:
@@ -30,7 +32,7 @@ def verify(
     ],
     repair: Annotated[
         bool,
-        typer.Option("--repair", help="Copy what differs from the image to the mirror."),
+        typer.Option("--repair", help="Take the image for right where they differ."),
     ] = False,
     dest: Annotated[
         list[str] | None,
@@ -50,8 +52,9 @@ def verify(
 ) -> None:
     """Compare every byte of the mirrors with the image, while both are in use.
 
-    Where they differ nobody can tell which is right: look before --repair, which takes the image
-    for it, and ends what the mirror's history knows. Exit 17 if they differ, 20 if one is away.
+    Where they differ nobody can tell which is right: look before --repair. It writes again what
+    the image holds there; the mirror's history keeps what it held. Of more than 256 MiB a mirror
+    gets a copy, which ends its history. Exit 17 if they differ, 20 if one is away.
     """
     with exit_on_error():
         # Imported when needed: the other commands do without.
@@ -76,26 +79,27 @@ def verify(
 def _after_repair(
     state_dir: Path, verdict: "Verdict", wrong: "list[Mirror]", report: "Report"
 ) -> "list[Mirror]":
-    """Copy what differs to each mirror that is *wrong*, and compare that again."""
+    """Mend what differs in each mirror that is *wrong*, and compare that again."""
     from aimfuse.config import load  # noqa: PLC0415 - as above
     from aimfuse.coordinator.request import Range, Request, write_request  # noqa: PLC0415
     from aimfuse.disk import Disk  # noqa: PLC0415
     from aimfuse.manager.copying import follow  # noqa: PLC0415
-    from aimfuse.manager.verify import Part  # noqa: PLC0415
+    from aimfuse.manager.verify import Part, rewrite  # noqa: PLC0415
     from aimfuse.manager.verify import verify as compare  # noqa: PLC0415
 
     config = load(state_dir)
     after = {one.name: one for one in verdict.mirrors}
     for one in wrong:
         found = one.differences
-        ranges = tuple(Range(each.volume, each.offset, each.length) for each in found)
-        write_request(Disk(), config.destination_dir(one.name), Request(False, ranges, WHY))
-    for one in wrong:
-        follow(state_dir, one.name, report)
-        parts = [Part(each.volume, each.offset, each.offset + each.length)
-                 for each in one.differences]  # fmt: skip
-        (again,) = compare(state_dir, parts, [one.name], report).mirrors
-        after[one.name] = again
+        parts = [Part(each.volume, each.offset, each.offset + each.length) for each in found]
+        if sum(each.length for each in found) <= REWRITTEN_BYTES_MAX:
+            rewrite(state_dir, parts, report)
+        else:
+            ranges = tuple(Range(each.volume, each.offset, each.length) for each in found)
+            request = Request(is_whole=False, ranges=ranges, why=WHY)
+            write_request(Disk(), config.destination_dir(one.name), request)
+            follow(state_dir, one.name, report)
+        (after[one.name],) = compare(state_dir, parts, [one.name], report).mirrors
     return list(after.values())
 
 
@@ -136,7 +140,7 @@ def _show(verdict: "Verdict", repaired: "list[Mirror]") -> None:
         typer.echo(f"The image cannot be read at {where}.")
     for mirror in repaired:
         for one in mirror.differences:
-            typer.echo(f"{safe(mirror.name)}: {_place(one)} differed, and was copied.")
+            typer.echo(f"{safe(mirror.name)}: {_place(one)} differed, and was mended.")
     for mirror in verdict.mirrors:
         for one in mirror.differences:
             typer.echo(f"{safe(mirror.name)}: {_place(one)} differs.")

@@ -26,7 +26,7 @@ from aimfuse.coordinator.ending import older
 from aimfuse.coordinator.parts import Parts
 from aimfuse.coordinator.place import Place
 from aimfuse.coordinator.place_report import PlaceReport
-from aimfuse.coordinator.repair import repair
+from aimfuse.coordinator.repair import Repairs
 from aimfuse.coordinator.request import forget_request, read_request
 from aimfuse.coordinator.route import rule_of
 from aimfuse.coordinator.session import TICK_S, Session
@@ -59,6 +59,7 @@ class Destination:
         self.place = Place(parts, config)
         self._report = PlaceReport(self.place)
         self._parts = parts
+        self._repairs = Repairs(self.place)
         self._backoff = Backoff(config.retry_s_min, config.retry_s_max, parts.tools.dice)
         self._retry = trio.Event()
         self._books_complaint = Complaint(log, f"{config.name}: its state cannot be written")
@@ -270,7 +271,7 @@ class Destination:
         try:
             self.place.look_at_fold(now=False)
             self._report.write_status()
-            repair(self.place)
+            await self._repairs.look()
         except (OSError, StateLost) as exc:
             problem = problem or exc
         self._books_complaint.note(problem)

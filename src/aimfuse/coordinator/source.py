@@ -70,8 +70,8 @@ class Source:
             path = self._state_dir / CHECKPOINT
             raise StateLost(path, f"the checkpoint lacks or spoils {exc}") from exc
 
-    async def ask(self, command: str, answer_s_max: float) -> dict[str, Any]:
-        """Return the driver's answer to *command*.
+    async def ask(self, command: str, answer_s_max: float, **request: str | int) -> dict[str, Any]:
+        """Return the driver's answer to *command*, with what else belongs to the *request*.
 
         Raises:
             NotServed: the group is not mounted.
@@ -85,7 +85,7 @@ class Source:
         async with stream:
             try:
                 with trio.fail_after(answer_s_max):
-                    await stream.send_all(json.dumps({"cmd": command}).encode() + b"\n")
+                    await stream.send_all(json.dumps({"cmd": command, **request}).encode() + b"\n")
                     answer = json.loads(await _line(stream))
             except (trio.BrokenResourceError, trio.TooSlowError, ValueError) as exc:
                 raise Unavailable(f"the driver did not answer `{command}`: {exc!r}") from exc

@@ -65,6 +65,19 @@ class Verifier:
         done.end = await self._hash(volume, start, end, done, tries=0)
         return done
 
+    async def rewrite(self, volume: Volume, start: int, end: int) -> Piece:
+        """Write again what *volume* holds from *start* to *end*, and hashes behind it.
+
+        For its mirrors: they get it in order, and keep what they overwrite. What cannot be read
+        is left as it is there. Errors as for `piece`.
+        """
+        journal = self._engine.journal
+        done = Piece(start, journal.epoch, journal.last_seq)
+        while done.end < end and not volume.removed:
+            done.end = await self._hash_at_once(volume, done.end, end, done, rewrite=True)
+        self._pump.commit_soon()
+        return done
+
     async def _hash(self, volume: Volume, start: int, end: int, done: Piece, *, tries: int) -> int:
         """Hash one stretch and, again, what changed meanwhile; return how far it came."""
         stretch = self._engine.begin_stretch(volume, start, end)
@@ -96,8 +109,10 @@ class Verifier:
 
         await self._pump.accept(VERIFY_BYTES_MAX, append)
 
-    async def _hash_at_once(self, volume: Volume, start: int, end: int, done: Piece) -> int:
-        """Read, hash and record one grain while nobody else gets to the volume."""
+    async def _hash_at_once(
+        self, volume: Volume, start: int, end: int, done: Piece, *, rewrite: bool = False
+    ) -> int:
+        """Read, hash and record one grain, or *rewrite* it, while nobody else gets to it."""
         stop = min(end, align_down(start, GRAIN_BYTES) + GRAIN_BYTES)
 
         def append() -> None:  # No await here either.
@@ -110,10 +125,12 @@ class Verifier:
                 done.unreadable.append((start, start + length))
                 return
             done.read_bytes += length
+            if rewrite:
+                self._engine.write(volume, start, data)
             hashed = Hashed(start, length, hash_of(data))
             self._note(done, self._engine.verify(volume, [hashed]))
 
-        await self._pump.accept(VERIFY_BYTES_MAX, append)
+        await self._pump.accept(VERIFY_BYTES_MAX + rewrite * GRAIN_BYTES, append)
         return stop
 
     def _note(self, done: Piece, seq: Seq) -> None:
@@ -125,7 +142,7 @@ class VerifyRequests:
 
     ``volume`` is its name; from ``offset`` to ``end`` it is to be hashed, ``bytes`` at most. The
     answer says where the ``next`` part begins, how large the volume is and how much of it is
-    ``allocated``, and the last record.
+    ``allocated``, and the last record. With ``rewrite`` that part is written again, all of it.
     """
 
     def __init__(self, engine: Engine, verifier: Verifier) -> None:
@@ -150,8 +167,12 @@ class VerifyRequests:
         journal = self._engine.journal
         last = Piece(at, journal.epoch, journal.last_seq)
         read_bytes, unreadable = 0, []
+        work = self._verifier.piece
+        if request.get("rewrite") is True:
+            work = self._verifier.rewrite
+            end = min(end, at + ASKED_BYTES_MAX)
         while at < end and left > read_bytes and not volume.removed:
-            last = await self._verifier.piece(volume, at, end)
+            last = await work(volume, at, end)
             at = max(last.end, at)
             read_bytes += last.read_bytes
             unreadable += last.unreadable

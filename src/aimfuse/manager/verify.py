@@ -105,6 +105,28 @@ def verify(
     return _Round(state_dir, parts, destinations, report).run()
 
 
+def rewrite(state_dir: Path, parts: Sequence[Part], report: Report) -> None:
+    """Have the driver write again what the image holds in *parts*, for all mirrors to get it.
+
+    Raises:
+        BusyError: the group is not mounted, or its driver went away.
+    """
+    done, total = 0, sum(part.end - part.offset for part in parts)
+    for part in parts:
+        at = part.offset
+        while at < part.end:
+            report("writing again", done + at - part.offset, total)
+            request = {
+                "cmd": "verify", "rewrite": True, "volume": part.volume, "offset": at,
+                "end": part.end,
+            }  # fmt: skip
+            answer = Fields(control_client.call(state_dir, request, ANSWER_S_MAX))
+            if answer.count("next") <= at or answer.count("next") >= answer.count("size"):
+                break  # It was cut, or is gone.
+            at = answer.count("next")
+        done += part.end - part.offset
+
+
 class _Round:
     """One verification."""
 
