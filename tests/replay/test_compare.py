@@ -17,8 +17,8 @@ from aimfuse.journal.records import RecordType
 from aimfuse.journal.verify import Hashed, encode_hashes
 from aimfuse.replay.state import Phase
 from aimfuse.replay.verified import Verified
+from tests.replay import recorder
 from tests.replay.faults import Steps, dying
-from tests.replay.recorder import at, restored
 from tests.replay.source import Record, Source, deliver, mirror_of
 from tests.replay.stores import begin, begun, catch_up, made_source, opened, report
 from tests.replay.test_crash import copy_store, run_into, steps_of
@@ -148,7 +148,7 @@ def test_what_was_written_again_is_right_and_what_the_mirror_held_can_be_had(
     deliver(store, source.roll())
     assert found_in(store) == []
     assert mirror_of(store) == {"v.img": right}
-    assert restored(store, at(named), tmp_path / "out") == {"v.img": edited}
+    assert recorder.restored(store, recorder.at(named), tmp_path / "out") == {"v.img": edited}
 
 
 def test_a_copy_of_the_range_makes_it_right_again(source: Source, store: Path) -> None:
