@@ -26,7 +26,10 @@ Taken = tuple[list[float], list[float]]
 
 
 class Past:
-    """A store into whose inbox `WRITTEN_BYTES` of changes have come, and which waits for them."""
+    """A store into whose inbox `WRITTEN_BYTES` of changes have come, and which waits for them.
+
+    `store` is the copy of it that was worked on last, `origin` the position in front of them.
+    """
 
     def __init__(self, runner: Runner, directory: Path) -> None:
         """Make it, below *directory*; takes a minute."""
@@ -34,10 +37,10 @@ class Past:
         self._directory = directory
         self._far = FarHost(runner, directory / "far")
         self._group = Group(runner, directory / "near")
-        self._copy = directory / "copy"
+        self.store = directory / "copy"
         self._output = directory / "output"
         (directory / "near" / MOUNTPOINT).mkdir(parents=True)
-        self._from = self._build()
+        self.origin = self._build()
         self._bytes = sum(path.stat().st_size for path in self._inbox().values())
         if self._bytes < WRITTEN_BYTES:
             raise Failed(f"only {self._bytes / MB:.0f} MB came into the inbox")
@@ -53,11 +56,11 @@ class Past:
 
     def restore(self, rounds: int) -> Taken:
         """Return the MB/s of the image, of ours over all of the history and of cp, in turns."""
-        shutil.rmtree(self._far.root)  # Memory is scarce.
+        self.drop_first()
         ours, theirs = [], []
-        words = (*AIMFUSE, "restore", self._copy, "-o", self._output, "--at", self._from)
+        words = (*AIMFUSE, "restore", self.store, "-o", self._output, "--at", self.origin)
         for _ in range(rounds):
-            theirs.append(self._made_s("cp", self._copy / "mirror" / VOLUME, self._output))
+            theirs.append(self._made_s("cp", self.store / "mirror" / VOLUME, self._output))
             ours.append(self._made_s(*words))
         return [SIZE / MB / one for one in ours], [SIZE / MB / one for one in theirs]
 
@@ -81,12 +84,21 @@ class Past:
         found = {path: parse(path.name) for path in (self._far.store / "inbox").iterdir()}
         return {one.number: path for path, one in found.items() if isinstance(one, JournalName)}
 
+    def unapplied(self) -> Path:
+        """Return a new copy of the store, in place of the one before."""
+        shutil.rmtree(self.store, ignore_errors=True)
+        self._runner.run("cp", "-a", self._far.store, self.store)
+        return self.store
+
+    def drop_first(self) -> None:
+        """Have no more new copies: memory is scarce."""
+        shutil.rmtree(self._far.root, ignore_errors=True)
+
     def _replay_s(self, settings: str) -> float:
-        shutil.rmtree(self._copy, ignore_errors=True)
-        self._runner.run("cp", "-a", self._far.store, self._copy)
-        (self._copy / "store.toml").write_text(settings)
+        self.unapplied()
+        (self.store / "store.toml").write_text(settings)
         began_s = time.monotonic()
-        self._runner.run(*AIMFUSE, "replay", "--once", self._copy)
+        self._runner.run(*AIMFUSE, "replay", "--once", self.store)
         return time.monotonic() - began_s
 
     def _made_s(self, *words: str | Path) -> float:

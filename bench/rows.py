@@ -17,6 +17,7 @@ ONE = "one destination"
 QUIET = "without the scrub"
 FORGETFUL = "without history"
 CP = "cp"
+RESTORE = "restore"
 
 Samples = Mapping[tuple[str, str], Sequence[float]]
 """What was measured, by (work, contestant), one figure per round."""
@@ -87,6 +88,8 @@ ROWS = (
     Row("view", "view", "view after 1,000,000 records: to the first byte", "s", 1.0),
     Row("history", "history", "replaying 1 GiB of 4 KiB writes, in memory", "MB/s", 0.5, FORGETFUL),
     Row("restore", "restore", "4 GiB restored, 1 GiB of history back", "MB/s", 0.5, CP),
+    Row("rewind", "rewind", "going back in place over 1 GiB of history", "MB/s", 2.0, RESTORE),
+    Row("promote", "promote", "promote with 1 GiB unapplied, beyond applying it", "s", 2.0),
     Row("rss-driver", "rss-driver", f"{_RSS}: driver", "MB", 150.0),
     Row("rss-coordinator", "rss-coordinator", f"{_RSS}: coordinator", "MB", 150.0),
     Row("rss-replayer", "rss-replayer", f"{_RSS}: replayer", "MB", 150.0),

@@ -16,15 +16,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import cap, copies, lag, load, memory, rows, scrubs, views, waiting
+from bench import cap, copies, lag, load, memory, promotions, rows, scrubs, views, waiting
 from bench.backlog import Backlog
 from bench.bare import bare
 from bench.load import GIB, MIB, Work
 from bench.ours import aimfuse, with_three_destinations
-from bench.past import Past
+from bench.past import Past, Taken
 from bench.qemu import qemu
 from bench.rig import Places, Rig
-from bench.rows import BARE, CP, FORGETFUL, ONE, OURS, QEMU, QUIET, ROWS, SCP, Row
+from bench.rows import BARE, CP, FORGETFUL, ONE, OURS, QEMU, QUIET, RESTORE, ROWS, SCP, Row
 from bench.running import Failed, Interrupted, Runner
 
 LATEST = Path(__file__).with_name("latest.json")
@@ -90,7 +90,7 @@ class Bench:
                 ).items():
                     for one in seconds:
                         self._note(f"queue-{name}", OURS, one, "s")
-        if self._wants("history") or self._wants("restore"):
+        if any(map(self._wants, ("history", "restore", "rewind", "promote"))):
             with self._attempt("history"), self._directory(memory_dir) as place:
                 self._past(Past(self._runner, place))
         if self._wants("view"):
@@ -173,11 +173,20 @@ class Bench:
                 self._note(f"map-{name}", OURS, megabytes, "MB")
 
     def _past(self, past: Past) -> None:
-        """Measure what history costs, and how fast it comes back."""
-        replayed = past.replay(self._options.rounds)
-        restored = past.restore(self._options.rounds) if self._wants("restore") else ([], [])
+        """Measure what history costs, how fast it comes back, and what a promotion takes."""
+        rounds = self._options.rounds
+        nothing: Taken = ([], [])
+        if self._wants("promote"):
+            for one in promotions.beyond_applying_s(self._runner, past, rounds):
+                self._note("promote", OURS, one, "s")
+        replayed = past.replay(rounds)
+        restored = past.restore(rounds) if self._wants("restore") else nothing
+        past.drop_first()
+        wants_rewind = self._wants("rewind")
+        rewound = promotions.rewind(self._runner, past, rounds) if wants_rewind else nothing
         for work, yardstick, taken in (
             ("history", FORGETFUL, replayed), ("restore", CP, restored),
+            ("rewind", RESTORE, rewound),
         ):  # fmt: skip
             for name, values in zip((OURS, yardstick), taken, strict=True):
                 for value in values:
