@@ -30,6 +30,7 @@ from aimfuse.journal.records import (
     VolumeEntry,
     decode_iocb,
     decode_table,
+    unpack_iocbs,
 )
 from aimfuse.units import MIB, Seq
 
@@ -81,6 +82,25 @@ def file_digest(header: bytes | memoryview, rest: Iterable[bytes | memoryview] =
 def read_sealed(disk: Disk, path: Path) -> AimFile:
     """Read and check a sealed file from the disk; see `check_sealed`."""
     return check_sealed(path, read_file(disk, path, FILE_BYTES_MAX + 1))
+
+
+def read_own(disk: Disk, path: Path, iocbs_max: int = IOCBS_MAX) -> AimFile:
+    """Read a sealed file that was made, or checked whole, on this host; errors as `check_sealed`.
+
+    Its digest is checked, which covers every byte; the sums of single records are not, which is
+    ten times as fast. Only the first *iocbs_max* of them are in the result.
+    """
+    data = read_file(disk, path, FILE_BYTES_MAX + 1)
+    identity, seal = _check_header(path, data)
+    view = memoryview(data)
+    if file_digest(view) != seal.digest:
+        raise CorruptRecord(path, 0, "file digest mismatch")
+    try:
+        wanted = min(iocbs_max, seal.iocb_count)
+        iocbs = unpack_iocbs(view[seal.iocb_at : seal.iocb_at + wanted * IOCB_BYTES])
+    except BadIocb as exc:
+        raise CorruptRecord(path, seal.iocb_at, str(exc)) from exc
+    return AimFile(path, view, identity, seal, iocbs)
 
 
 def read_header(disk: Disk, path: Path) -> tuple[Identity, Seal | None]:

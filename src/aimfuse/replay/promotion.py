@@ -8,15 +8,13 @@ from dataclasses import replace
 
 from aimfuse.errors import JournalError, StoreError
 from aimfuse.replay import rewind
+from aimfuse.replay.applier import Applier
 from aimfuse.replay.apply import apply_journal
 from aimfuse.replay.as_source import make_source, prepare_spool, write_settings
 from aimfuse.replay.findings import Findings
 from aimfuse.replay.forward import end_forwarding
-from aimfuse.replay.history import History
-from aimfuse.replay.marks import Marks
 from aimfuse.replay.state import Phase, Promoted
 from aimfuse.replay.store import REQUEST, Store
-from aimfuse.replay.work import Work
 
 
 def begin(store: Store, promoted: Promoted) -> None:
@@ -45,14 +43,13 @@ class Promotion:
     """What is left to do on one open store whose state says that it is promoted."""
 
     def __init__(
-        self, store: Store, work: Work, findings: Findings, history: History, marks: Marks
+        self, store: Store, applier: Applier, findings: Findings, *, read_ahead: bool = False
     ) -> None:
-        """Name the parts of the store's session."""
+        """Name the parts of the store's session; *read_ahead* as there."""
+        self._read_ahead = read_ahead
         self._store = store
-        self._work = work
+        self._applier = applier
         self._findings = findings
-        self._history = history
-        self._marks = marks
         self._is_settled = False
 
     def go_on(self) -> bool:
@@ -85,13 +82,14 @@ class Promotion:
         store = self._store
         assert store.state.head is not None
         is_forward = store.state.head.epoch == promoted.epoch
-        if not is_forward and not rewind.step_back(store, promoted.fork):
+        ahead = self._read_ahead
+        if not is_forward and not rewind.step_back(store, promoted.fork, read_ahead=ahead):
             return
         end_forwarding(store)
         if promoted.seq and not is_forward:
             spool = prepare_spool(store)
             aim = rewind.write_anew(store, promoted, spool)
-            apply_journal(store, aim, self._history, self._marks)
+            apply_journal(store, aim, self._applier.history, self._applier.marks)
         store.save(replace(store.state, phase=Phase.PROMOTING))
 
     def _settle(self) -> None:
@@ -100,10 +98,10 @@ class Promotion:
         write_settings(store)
         if store.disk.exists(store.inbox / REQUEST):
             store.disk.unlink("promote:unlink_request", store.inbox / REQUEST)
-        for copy in list(self._work.copies()):
+        for copy in list(self._applier.work.copies()):
             path = store.work / copy.name.sealed
             self._findings.set_aside(path, why_refused(store), expendable=True)
-            self._work.forget(copy)
+            self._applier.work.forget(copy)
         self._is_settled = True
 
 

@@ -9,25 +9,31 @@ the next epoch, so that the journal stays one chain of whole files.
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from aimfuse.disk import Disk
 from aimfuse.errors import CorruptRecord
 from aimfuse.journal.header import Identity, Parent
 from aimfuse.journal.names import GoneName, JournalName
-from aimfuse.journal.reader import AimFile, read_sealed
+from aimfuse.journal.reader import AimFile, read_own, read_sealed
 from aimfuse.journal.records import Iocb, RecordType, VolumeEntry, encode_table
 from aimfuse.journal.writer import AimWriter
+from aimfuse.replay.ahead import ReadAhead
 from aimfuse.replay.apply import execute, set_size
 from aimfuse.replay.kept import KeptSet, list_kept
 from aimfuse.replay.state import Head, Promoted
 from aimfuse.replay.store import Store
-from aimfuse.replay.undo import Undo, parts_of, read_undo
+from aimfuse.replay.undo import Read, Undo, UndoMark, parts_of, read_undo
 from aimfuse.units import MIB, FileNumber, Seq, VolumeId
 
 STEP_BYTES = 256 * MIB
 STEP_FILES = 4096
 """Undone in one step at most, give or take a file: what a crash repeats."""
+
+
+_read_marks = partial(read_own, iocbs_max=2)
+"""Checks a file as a whole, and looks at its first marks only."""
 
 
 def check_way(store: Store, fork: Head) -> int:
@@ -41,9 +47,9 @@ def check_way(store: Store, fork: Head) -> int:
     """
     held = 0
     expected: Head | None = store.state.head
-    for undo, one in _undos(store, fork):
+    for undo, one in _undos(store, fork, _read_marks):
         _check_follows(undo, expected, store.state.head)
-        for _part in parts_of(store.disk, store.history, undo):
+        for _part in parts_of(store.disk, store.history, undo, _read_marks):
             pass
         expected = undo.mark.head
         held += one.size_bytes
@@ -52,42 +58,106 @@ def check_way(store: Store, fork: Head) -> int:
     return held
 
 
-def step_back(store: Store, fork: Head) -> bool:
+def step_back(store: Store, fork: Head, *, read_ahead: bool = False) -> bool:
     """Undo some files; return whether the mirror is at *fork* now.
+
+    With *read_ahead* the next undo file is read on a second thread.
 
     Raises:
         JournalError: a file of the history is damaged. The position is that of the last step.
         OSError: as above; calling again repeats the step.
     """
-    batch: list[Undo] = []
-    held = 0
-    for undo, one in _undos(store, fork):
-        _check_follows(undo, batch[-1].mark.head if batch else store.state.head, store.state.head)
-        batch.append(undo)
-        held += one.size_bytes
-        if held >= STEP_BYTES or len(batch) >= STEP_FILES:
-            break
-    if batch:
-        _undo(store, batch)
+    undone = _Undone(store)
+    try:
+        for undo, one in _undos(store, fork, read_ahead=read_ahead):
+            _check_follows(undo, undone.head, store.state.head)
+            undone.add(undo, one.size_bytes)
+            if undone.is_enough:
+                break
+        undone.sync()
+    finally:
+        undone.close()
+    if undone.end is not None:
+        _move_to(store, *undone.end)
     return store.state.head == fork
 
 
-def _undos(store: Store, fork: Head) -> Iterator[tuple[Undo, KeptSet]]:
+class _Undone:
+    """The files that one step undoes: what they overwrote is written, and then made durable."""
+
+    def __init__(self, store: Store) -> None:
+        self.head = store.state.head
+        self.end: tuple[UndoMark, tuple[VolumeEntry, ...]] | None = None
+        self._store = store
+        self._fds: dict[VolumeId, int] = {}
+        self._bytes = 0
+        self._files = 0
+
+    @property
+    def is_enough(self) -> bool:
+        return self._bytes >= STEP_BYTES or self._files >= STEP_FILES
+
+    def add(self, undo: Undo, size_bytes: int) -> None:
+        disk, fds = self._store.disk, self._fds
+        for entry in undo.table:
+            if entry.volume not in fds:
+                _bring_back(self._store, undo, entry.volume)
+                fds[entry.volume] = _open(self._store, entry.volume)
+            if disk.size(fds[entry.volume]) != entry.size_bytes:
+                set_size(disk, "rewind:size", fds[entry.volume], entry.size_bytes)
+        for part in parts_of(disk, self._store.history, undo, read_own):
+            _execute(disk, part, fds)
+        self.head, self.end = undo.mark.head, (undo.mark, undo.table)
+        self._bytes += size_bytes
+        self._files += 1
+
+    def sync(self) -> None:
+        if self.end is None:
+            return
+        for entry in self.end[1]:
+            self._store.disk.fdatasync("rewind:sync", self._fds[entry.volume])
+        self._store.disk.sync_dir("rewind:sync_dir", self._store.volumes)
+
+    def close(self) -> None:
+        for fd in self._fds.values():
+            self._store.disk.close(fd)
+
+
+def _undos(
+    store: Store, fork: Head, read_file: Read = read_own, *, read_ahead: bool = False
+) -> Iterator[tuple[Undo, KeptSet]]:
     """Yield what leads from the mirror back to *fork*, that of a half-applied file first."""
-    state = store.state
-    assert state.head is not None
+    head = store.state.head
+    assert head is not None
+    ahead = ReadAhead[JournalName, Undo]() if read_ahead else None
+    sets = _sets(store, head, fork)
+    try:
+        for index, one in enumerate(sets):
+            read = partial(read_undo, store.disk, store.history, one.name, read_file)
+            undo = ahead.take(one.name, read) if ahead else read()
+            if ahead and index + 1 < len(sets):
+                name = sets[index + 1].name
+                ahead.start(name, partial(read_undo, store.disk, store.history, name, read_file))
+            if one.name.number > head.number and (
+                undo.mark.head != head or undo.mark.sync_id != _sync_id(store)
+            ):
+                continue  # Of another attempt, in front of a copy.
+            yield undo, one
+    finally:
+        if ahead:
+            ahead.drop()
+
+
+def _sets(store: Store, head: Head, fork: Head) -> list[KeptSet]:
     kept = list_kept(store.look, store.history)
-    half = kept.get(state.head.number + 1)
-    if half is not None and half.has_undo:
-        undo = read_undo(store.disk, store.history, half.name)
-        if undo.mark.head == state.head and undo.mark.sync_id == _sync_id(store):
-            yield undo, half
-    for number in range(state.head.number, fork.number, -1):
+    half = kept.get(head.number + 1)
+    sets = [half] if half is not None and half.has_undo else []
+    for number in range(head.number, fork.number, -1):
         one = kept.get(number)
         if one is None or not one.has_undo:
-            path = store.history
-            raise CorruptRecord(path, 0, f"the undo file of file {number} is gone")
-        yield read_undo(store.disk, store.history, one.name), one
+            raise CorruptRecord(store.history, 0, f"the undo file of file {number} is gone")
+        sets.append(one)
+    return sets
 
 
 def _sync_id(store: Store) -> int:
@@ -103,54 +173,31 @@ def _check_follows(undo: Undo, behind: Head | None, newest: Head | None) -> None
         raise CorruptRecord(undo.aim.path, 0, "it takes back another file than the one here")
 
 
-def _undo(store: Store, batch: list[Undo]) -> None:
-    state, disk = store.state, store.disk
-    fds: dict[VolumeId, int] = {}
-    links = False
-    try:
-        for undo in batch:
-            for entry in undo.table:
-                if entry.volume not in fds:
-                    links = _bring_back(store, undo, entry.volume) or links
-                    fds[entry.volume] = _open(store, entry.volume)
-                if disk.size(fds[entry.volume]) != entry.size_bytes:
-                    set_size(disk, "rewind:size", fds[entry.volume], entry.size_bytes)
-            for part in parts_of(disk, store.history, undo):
-                _execute(disk, part, fds)
-        kept = {entry.volume for entry in batch[-1].table}
-        for volume in kept & fds.keys():
-            disk.fdatasync("rewind:sync", fds[volume])
-    finally:
-        for fd in fds.values():
-            disk.close(fd)
-    if links:
-        disk.sync_dir("rewind:sync_dir", store.volumes)
-    end = batch[-1]
-    _move_to(store, end.mark.head, end.table, (end.mark.id_max, end.mark.ids_exact))
-    store.remove_volumes({one.volume for one in state.volumes} - {v.volume for v in end.table})
-
-
-def _move_to(
-    store: Store, head: Head, table: tuple[VolumeEntry, ...], ids: tuple[int, bool]
-) -> None:
-    """Name the volumes as *table* does, then say that the mirror is at *head*."""
-    store.derive_links(store.state.volumes, table)
-    id_max, exact = ids
+def _move_to(store: Store, mark: UndoMark, table: tuple[VolumeEntry, ...]) -> None:
+    """Name the volumes as *table* does, say that the mirror is there, and drop what is not."""
+    before = store.state.volumes
+    store.derive_links(before, table)
     store.save(
-        replace(store.state, head=head, volumes=table, volume_id_max=id_max, volume_ids_exact=exact)
+        replace(
+            store.state,
+            head=mark.head,
+            volumes=table,
+            volume_id_max=mark.id_max,
+            volume_ids_exact=mark.ids_exact,
+        )
     )
+    store.remove_volumes({one.volume for one in before} - {one.volume for one in table})
 
 
-def _bring_back(store: Store, undo: Undo, volume: VolumeId) -> bool:
+def _bring_back(store: Store, undo: Undo, volume: VolumeId) -> None:
     """Give the data of a volume that the undone file removed its place again."""
     path = store.volume_path(volume)
     if volume not in undo.mark.gone or store.disk.exists(path):
-        return False
+        return
     gone = store.history / str(GoneName(undo.name, volume))
     if not store.disk.exists(gone):
         raise CorruptRecord(gone, 0, "the data of a removed volume is gone")
     store.disk.link("rewind:bring_back", gone, path)
-    return True
 
 
 def _open(store: Store, volume: VolumeId) -> int:
@@ -158,11 +205,17 @@ def _open(store: Store, volume: VolumeId) -> int:
 
 
 def _execute(disk: Disk, part: AimFile, fds: dict[VolumeId, int]) -> None:
-    changes: dict[VolumeId, list[Iocb]] = {}
+    """Write what was there; the ranges of an undo file are disjoint, so holes may come first."""
+    changes: dict[VolumeId, tuple[list[Iocb], list[Iocb]]] = {}
     for iocb in part.records():
-        changes.setdefault(iocb.volume, []).append(iocb)
-    for volume, found in changes.items():
-        execute(disk, fds[volume], part, found)
+        found = changes.get(iocb.volume)
+        if found is None:
+            found = changes[iocb.volume] = ([], [])
+        found[iocb.type is RecordType.WRITE].append(iocb)
+    for volume, (holes, writes) in changes.items():
+        for one in holes:
+            disk.punch("rewind:punch", fds[volume], one.offset, one.length)
+        execute(disk, fds[volume], part, writes)
 
 
 def forget_brought_back(store: Store) -> None:

@@ -10,7 +10,7 @@ a further name of its data, for nothing writes to it any more.
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -53,6 +53,8 @@ class Stretch:
 
 
 Survey = dict[VolumeId, list[Stretch]]
+Read = Callable[[Disk, Path], AimFile]
+"""Reads a sealed file and checks it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,15 +304,15 @@ def _open_volume(store: Store, volume: VolumeId) -> int:
 # Reading one.
 
 
-def read_undo(disk: Disk, history: Path, name: JournalName) -> Undo:
-    """Read and check part 0 of what undoes the journal file *name*.
+def read_undo(disk: Disk, history: Path, name: JournalName, read: Read = read_sealed) -> Undo:
+    """Read and check part 0 of what undoes the journal file *name*, by *read*.
 
     Raises:
         JournalError: it is damaged, or another file's.
         OSError: it could not be read.
     """
     path = history / str(UndoName(name))
-    aim = _read_part(disk, path, name, 0)
+    aim = _read_part(read, disk, path, name, 0)
     try:
         mark = UndoMark.from_json(json.loads(bytes(aim.payload(aim.iocbs[1]))))
         table = aim.table()
@@ -320,20 +322,20 @@ def read_undo(disk: Disk, history: Path, name: JournalName) -> Undo:
     return Undo(name, aim, mark, table)
 
 
-def parts_of(disk: Disk, history: Path, undo: Undo) -> Iterator[AimFile]:
+def parts_of(disk: Disk, history: Path, undo: Undo, read: Read = read_sealed) -> Iterator[AimFile]:
     """Yield every part of *undo*, each checked whole; errors as for `read_undo`."""
     yield undo.aim
     for part, digest in enumerate(undo.mark.parts, start=1):
         path = history / str(UndoName(undo.name, part))
-        aim = _read_part(disk, path, undo.name, part)
+        aim = _read_part(read, disk, path, undo.name, part)
         if aim.seal.digest != digest:
             raise CorruptRecord(path, 0, "it is not the part that belongs to part 0")
         yield aim
 
 
-def _read_part(disk: Disk, path: Path, name: JournalName, part: int) -> AimFile:
+def _read_part(read: Read, disk: Disk, path: Path, name: JournalName, part: int) -> AimFile:
     try:
-        aim = read_sealed(disk, path)
+        aim = read(disk, path)
     except FileNotFoundError as exc:
         raise CorruptRecord(path, 0, "the file is gone") from exc
     own = aim.identity
