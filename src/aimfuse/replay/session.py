@@ -189,9 +189,7 @@ class Session:
         self._report = Report(
             store, applier, self._intake, findings, self._on_bookmark, self._clock
         )
-        self._promotion = Promotion(
-            store, applier, findings, read_ahead=self._ahead is not None
-        )
+        self._promotion = Promotion(store, applier, findings, read_ahead=self._ahead is not None)
         self._switchovers = Switchovers(store, applier.work, findings)
         self._ack = AckFile(store, self._clock)
         remembered = self._ack.last.get("damaged")
