@@ -6,6 +6,7 @@ import pytest
 
 from aimfuse.disk import Disk
 from aimfuse.driver.checkpoint import Checkpoint, CheckpointFile
+from aimfuse.driver.folding import fold_files
 from aimfuse.journal.dirty import DirtyMap
 from aimfuse.journal.spool import release, sealed_names
 from aimfuse.takeover.tail import Tail, survey
@@ -81,6 +82,29 @@ def test_only_what_was_written_counts_and_not_what_was_there_before(tmp_path: Pa
     source.write(7, byte=2)
     tail = look(source)
     assert (tail.writes, tail.differing_bytes) == (1, BLOCK)
+
+
+@pytest.mark.parametrize("names", [(), ("a",)], ids=["image", "directory"])
+def test_what_left_a_full_spool_is_known_from_the_fold_for_any_destination(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    source = OldSource(tmp_path, names)
+    source.write(1)
+    fork = source.fork()
+    for block in (2, 3, 4):
+        source.write(block, byte=2)
+    spool, place = source.paths.spool, source.config.state_dir / "destinations" / "other"
+    behind = [one for one in sealed_names(Disk(), spool) if one.number > fork.number]
+    place.mkdir(parents=True)
+    fold_files(Disk(), spool, place, int(fork.number), behind[:2])
+    release(Disk(), spool, behind[1].number)
+    tail = look(source)
+    if names:  # Ids may have been given away since: then it is not enough.
+        assert tail.differs is None
+        return
+    assert tail.differs is not None
+    assert [one.offset // BLOCK for one in tail.differs.extents()] == [2]
+    assert tail.differing_bytes == 3 * BLOCK
 
 
 @pytest.mark.parametrize("harm", ["released", "damaged", "other-fork", "behind"])
