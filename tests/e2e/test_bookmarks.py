@@ -12,7 +12,7 @@ import pytest
 
 from aimfuse.journal.records import RecordType
 from aimfuse.units import MIB
-from tests.e2e.host import AIMFUSE, Source, aimfuse, until
+from tests.e2e.host import AIMFUSE, FarHost, Source, aimfuse, until
 
 pytestmark = [pytest.mark.fuse, pytest.mark.usefixtures("require_fuse")]
 
@@ -138,3 +138,45 @@ def test_a_hook_that_is_no_program_is_refused_before_anything(source: Source) ->
     assert done.returncode == 2
     assert "there is no such program" in done.stderr
     assert "none" not in labels(source)
+
+
+def look(*command: str | Path) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+FREEZE = """\
+#!/bin/sh
+case $1 in
+freeze) exec fsfreeze --freeze {place} ;;
+thaw)   exec fsfreeze --unfreeze {place} ;;
+esac
+"""
+
+
+@pytest.mark.usefixtures("require_root_loop")
+def test_a_file_system_that_its_hook_froze_is_clean_at_the_bookmark(tmp_path: Path) -> None:
+    with FarHost(tmp_path / "far") as far, Source(tmp_path / "near", 16 * MIB) as source:
+        far.start()
+        source.init(to=[far.url()])
+        source.mount()
+        source.wait_mirrored(far)  # The past begins where the first copy ends.
+        device = source.attach()
+        subprocess.run(["mkfs.ext4", "-q", device], check=True)
+        hook = tmp_path / "freeze.sh"
+        with source.file_system(device) as place:
+            hook.write_text(FREEZE.format(place=place))
+            hook.chmod(0o755)
+            for number in range(20):
+                (place / f"before-{number}").write_bytes(b"%d" % number * 3000)
+            done = aimfuse("bookmark", source.image, "at rest", "--hook", hook)
+            assert done.returncode == 0, done.stderr
+            (place / "behind").write_bytes(b"not in it")
+        source.detach(device)
+        assert aimfuse("flush", source.image, "--wait", "applied").returncode == 0
+        output = tmp_path / "restored.img"
+        assert aimfuse("restore", far.store(), "-o", output, "--at", "at rest").returncode == 0
+    assert "recovering journal" not in look("e2fsck", "-fn", output)
+    assert "needs_recovery" not in look("dumpe2fs", "-h", output)
+    names = look("debugfs", "-R", "ls", output)
+    assert "before-19" in names
+    assert "behind" not in names
