@@ -18,6 +18,8 @@ from aimfuse.disk import Disk
 from aimfuse.driver.group import GroupLimits, GroupPaths, close_group, open_group
 from aimfuse.driver.labels import Labels
 from aimfuse.errors import (
+    AimfuseError, BusyError, ImageMismatch, JournalError, OutOfReach, StoreError,
+)
     AimfuseError,
     BusyError,
     JournalError,
@@ -390,3 +392,12 @@ def test_a_source_that_was_a_store_gives_no_label_of_its_history_again(tmp_path:
         with pytest.raises(LabelTaken):
             known.check(label)
     known.check("mark 4")
+
+
+def test_a_mirror_that_was_changed_behind_its_back_is_not_served(tmp_path: Path) -> None:
+    _source, store = applied(tmp_path)
+    promoted(store)
+    with (store / "mirror" / "v.img").open("r+b") as file:
+        file.write(b"by hand")
+    with pytest.raises(ImageMismatch):
+        served(store)
