@@ -18,10 +18,9 @@ from aimfuse.disk import Disk
 from aimfuse.driver.group import GroupLimits, GroupPaths, close_group, open_group
 from aimfuse.driver.labels import Labels
 from aimfuse.errors import (
-    AimfuseError, BusyError, ImageMismatch, JournalError, OutOfReach, StoreError,
-)
     AimfuseError,
     BusyError,
+    ImageMismatch,
     JournalError,
     LabelTaken,
     OutOfReach,
