@@ -6,6 +6,8 @@ held is kept in its history. Of very much a copy is asked for, as `aimfuse sync`
 
 import logging
 
+import trio
+
 from aimfuse.coordinator.acks import Ack
 from aimfuse.coordinator.place import Place
 from aimfuse.coordinator.request import Range, Request, write_request
@@ -18,6 +20,8 @@ log = logging.getLogger(__name__)
 WHY = "it differs from the image"
 REWRITTEN_BYTES_MAX = 256 * MIB
 ANSWER_S_MAX = 60.0
+RETRY_S = 30.0
+"""Pause behind a try that failed: the image is not mounted, or its volume has another name."""
 
 
 class Repairs:
@@ -27,6 +31,7 @@ class Repairs:
         self._place = place
         self._through = 0
         """The file that brings what was mended last: only behind it the mirror can tell."""
+        self._not_before_s = 0.0
 
     async def look(self) -> None:
         """Mend what the newest ack names, unless that is under way.
@@ -39,6 +44,8 @@ class Repairs:
             return
         is_busy = not place.is_shipping or place.is_copy_wanted()
         if ack.phase != "consistent" or is_busy or ack.applied_number < self._through:
+            return
+        if trio.current_time() < self._not_before_s:
             return
         size = sum(one.length for one in ack.mismatches)
         if size > REWRITTEN_BYTES_MAX:
@@ -62,6 +69,7 @@ class Repairs:
             answer = await ask("roll", ANSWER_S_MAX)
         except (NotServed, Unavailable) as exc:
             log.debug("%s: not mended: %s", self._place.config.name, exc)
+            self._not_before_s = trio.current_time() + RETRY_S
             return False
         self._through = int(answer.get("number", 0))
         return True

@@ -1,7 +1,8 @@
 """The control socket: other processes ask the driver, one JSON object a line each way.
 
 A unix socket of mode 0600 in the state directory; only root and the driver's own user are
-answered. Requests: status, roll, applied, checkpoint, bookmark, reload, stop.
+answered. Requests: status, roll, applied, checkpoint, bookmark, reload, stop,
+verify.
 """
 
 import json
