@@ -236,11 +236,7 @@ def test_a_file_system_in_a_scratch_is_mounted_and_repaired(tmp_path: Path) -> N
             (place / "file").write_bytes(b"rehearsed" * 1000)
         finally:
             run("umount", place)
-        until(
-            lambda: (
-                subprocess.run(["fuser", "-s", shown.place / "v.img"], check=False).returncode != 0
-            )
-        )
+        until(lambda: not run("losetup", "--associated", shown.place / "v.img"))
         run("e2fsck", "-fp", shown.place / "v.img")
         run("mount", "-o", "loop,ro", shown.place / "v.img", place)
         try:
@@ -369,8 +365,9 @@ def test_a_search_that_is_killed_leaves_no_view_behind(tmp_path: Path) -> None:
             os.killpg(search.pid, signal.SIGKILL)
 
 
-def run(*command: object) -> None:
+def run(*command: object) -> str:
     done = subprocess.run(
         list(map(str, command)), check=False, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout
