@@ -41,7 +41,8 @@ class NewSource:
     def __init__(self, store: Path, at: Wanted = NEWEST) -> None:
         """Promote *store*, which nobody replays now."""
         self.store = store
-        promote(Disk(), store, PromoteRequest(at), lambda _what, _done, _all: None)
+        said = promote(Disk(), store, PromoteRequest(at), lambda _what, _done, _all: None)
+        self.is_rewound = said["rewound"]["files"] > 0
         self.home = store / "source"
         journal = replace(JournalConfig(), file_bytes=64 * 1024)
         edit(self.home, lambda config: replace(config, journal=journal))
@@ -175,6 +176,7 @@ async def test_a_promoted_store_rejoins_where_it_lies_beside_a_replayer_that_run
         done = await join(first.home, Request(f"dir://{second.store}"))
         nursery.cancel_scope.cancel()
     assert Path(done["store"]) == first.store
+    assert bool(list(first.store.glob("branches/rewound-*"))) is first.is_rewound
     assert not first.home.exists()
     await second.mirror_to(first.store)
     assert contents(first.store / "mirror") == second.contents()

@@ -21,12 +21,16 @@ from aimfuse.journal.slots import Slots
 from aimfuse.replay.doubt import DIFFERS, REJOINED
 from aimfuse.replay.state import Head, Phase, StoreState, SyncProgress
 from aimfuse.replay.store import ACK
-from aimfuse.takeover.branches import remove_tree
+from aimfuse.takeover.branches import BRANCHES, remove_tree
 from aimfuse.takeover.tail import Tail
 from aimfuse.units import VolumeId
 
 PART = ".rejoin"
 LOCK = "lock"
+HISTORY = "history"
+REWOUND = "rewound-"
+"""Begins the name of a history that a promotion went back over; see `_keep_rewound`."""
+
 LET_GO_S_MAX = 30.0
 _POLL_S = 0.05
 _INBOX_MODE = 0o750
@@ -83,7 +87,23 @@ def return_store(disk: Disk, store: Path, wanted: Wanted) -> None:
             if disk.exists(store / ACK):  # It says that the store is promoted: it is no more.
                 disk.unlink("rejoin:ack", store / ACK)
                 disk.sync_dir("rejoin:sync_dir", store)
+            _keep_rewound(disk, store)
             _fill(disk, store, wanted, shown=wanted.present)
+
+
+def _keep_rewound(disk: Disk, store: Path) -> None:
+    """Set aside what the promotion went back over: a mirror's history would not know it."""
+    state = _state_of(disk, store)
+    promoted = state.promoted if state else None
+    if promoted is None or promoted.newest.number <= promoted.fork.number:
+        return
+    newest, branches = promoted.newest, store / BRANCHES
+    if disk.exists(store / HISTORY):
+        if not disk.exists(branches):
+            disk.mkdir("rejoin:mkdir", branches)
+        target = branches / f"{REWOUND}{newest.epoch}-{newest.seq}"
+        disk.rename("rejoin:rewound", store / HISTORY, target)
+        disk.sync_dir("rejoin:sync_dir", branches)
 
 
 @contextmanager
@@ -175,14 +195,18 @@ def _first_state(wanted: Wanted, shown: tuple[VolumeEntry, ...]) -> StoreState:
 
 def is_made(disk: Disk, store: Path, group: bytes, images: dict[VolumeId, Path]) -> bool:
     """Tell whether *store* is a mirror in these images; a replayer may be at it since."""
-    try:
-        data = Slots(disk, store / "state", "rejoin-state").read()
-        state = StoreState.from_json(data) if data else None
-    except (StateLost, KeyError, TypeError, ValueError):
-        return False
+    state = _state_of(disk, store)
     if state is None or state.group != group or state.promoted is not None:
         return False
     return any(_is_same(disk, image, store, volume) for volume, image in images.items())
+
+
+def _state_of(disk: Disk, store: Path) -> StoreState | None:
+    try:
+        data = Slots(disk, store / "state", "rejoin-state").read()
+        return StoreState.from_json(data) if data else None
+    except (StateLost, KeyError, TypeError, ValueError):
+        return None
 
 
 def _is_same(disk: Disk, image: Path, store: Path, volume: VolumeId) -> bool:
