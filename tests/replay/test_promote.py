@@ -400,3 +400,26 @@ def test_a_mirror_that_was_changed_behind_its_back_is_not_served(tmp_path: Path)
         file.write(b"by hand")
     with pytest.raises(ImageMismatch):
         served(store)
+
+
+def test_a_store_that_passed_its_files_on_ends_that(tmp_path: Path) -> None:
+    _source, store, rest = recorded(tmp_path)
+    (store / "forward").mkdir()
+    (store / "forward" / "group.toml").write_text('image = "../mirror"')
+    deliver(store, *rest)
+    promoted(store, at((1, 27)))
+    assert (store / "forward" / "group.toml.ended").exists()
+    assert not (store / "forward" / "group.toml").exists()
+    assert served(store)[0] == 2
+
+
+def test_the_branch_is_pruned_like_any_history(tmp_path: Path) -> None:
+    _source, store = applied(tmp_path)
+    promoted(store, at((1, 12)))
+    assert list((store / "history").glob("*.aim"))
+    (store / "store.toml").write_text('keep = "1ms"')
+    catch_up(store)
+    assert not list((store / "history").glob("*.aim"))
+    before = mirror_of(store)
+    assert before
+    assert catch_up(store).store.state.phase is Phase.PROMOTED

@@ -7,6 +7,7 @@ next start goes on. Nothing that comes is applied from then on.
 from dataclasses import replace
 
 from aimfuse.errors import JournalError, StoreError
+from aimfuse.journal.names import SyncName
 from aimfuse.replay import rewind
 from aimfuse.replay.applier import Applier
 from aimfuse.replay.apply import apply_journal
@@ -100,7 +101,8 @@ class Promotion:
             store.disk.unlink("promote:unlink_request", store.inbox / REQUEST)
         for copy in list(self._applier.work.copies()):
             path = store.work / copy.name.sealed
-            self._findings.set_aside(path, why_refused(store), expendable=True)
+            is_copy = isinstance(copy.name, SyncName)  # Of no use to anybody any more.
+            self._findings.set_aside(path, why_refused(store), expendable=is_copy)
             self._applier.work.forget(copy)
         self._is_settled = True
 

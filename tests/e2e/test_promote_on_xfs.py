@@ -1,0 +1,58 @@
+"""Where the store's file system shares blocks, the past outlives a promotion."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aimfuse.disk import Disk
+from aimfuse.errors import OutOfReach
+from aimfuse.replay.past import describe
+from aimfuse.replay.promote import Request, promote_open
+from aimfuse.units import MIB
+from tests.e2e.loop_disk import LoopDisk, run
+from tests.replay.recorder import at, recorded, restored, silent
+from tests.replay.source import deliver
+from tests.replay.stores import catch_up, opened
+
+pytestmark = [pytest.mark.usefixtures("require_root_loop"), pytest.mark.expects_warnings]
+
+
+@pytest.fixture
+def xfs(tmp_path: Path) -> Iterator[Path]:
+    place = tmp_path / "xfs"
+    place.mkdir()
+    disk = LoopDisk(tmp_path, tmp_path / "device", 320 * MIB)
+    try:
+        run("mkfs.xfs", "-q", disk.device)
+        run("mount", disk.device, place)
+        try:
+            yield place
+        finally:
+            run("umount", place)
+    finally:
+        disk.remove()
+
+
+@pytest.mark.parametrize("seq", [27, 30])
+def test_states_in_front_of_the_fork_can_be_had_though_the_mirror_is_written_to(
+    xfs: Path, tmp_path: Path, seq: int
+) -> None:
+    (xfs / "store").mkdir()
+    (xfs / "store" / "store.toml").write_text('keep_free = "1MiB"')
+    source, store, rest = recorded(xfs)
+    deliver(store, *rest)
+    catch_up(store)
+    with opened(store) as session:
+        said = promote_open(session, Request(at((1, seq))), silent)
+    assert said["past"]
+    with (store / "mirror" / "v.img").open("r+b") as volume:  # As the driver does.
+        volume.write(b"the new source" * 1000)
+    newest = said["fork"]["position"]
+    assert describe(Disk(), store)["newest"]["position"] == newest
+    last = int(newest.split(":")[1])
+    for where in range(4, last + 1, 5):
+        output = tmp_path / f"restored-{where}"
+        assert restored(store, at((1, where)), output) == source.states[1, where], where
+    with pytest.raises(OutOfReach):
+        restored(store, at((1, last + 1)), tmp_path / "behind")
