@@ -12,6 +12,8 @@ import pytest
 from aimfuse.units import KIB, MIB
 from tests.e2e.host import AIMFUSE, FarHost, Source, aimfuse, until
 
+pytestmark = [pytest.mark.fuse, pytest.mark.slow, pytest.mark.usefixtures("require_fuse")]
+
 OLD, NEW = b"written by the old source".ljust(4096), b"written by the new source".ljust(4096)
 
 
@@ -83,7 +85,6 @@ def sent_bytes(new: Source) -> int:
     return int(json.loads(status.read_bytes())["sent_bytes"])
 
 
-@pytest.mark.slow
 @pytest.mark.expects_warnings
 def test_an_old_source_rejoins_and_only_what_either_side_touched_is_copied(tmp_path: Path) -> None:
     with forked(tmp_path) as (old, far, new):

@@ -12,6 +12,8 @@ from aimfuse.journal.superseded import Promotion, Superseded, write_superseded
 from aimfuse.units import Epoch, FileNumber, Seq
 from tests.e2e.host import MountFailed, Source, aimfuse, until
 
+pytestmark = [pytest.mark.fuse, pytest.mark.usefixtures("require_fuse")]
+
 FORK = Head(Epoch(1), FileNumber(1), Seq(1), bytes(32))
 NOTE = Superseded("far", "dir:///far", Promotion(2, FORK))
 

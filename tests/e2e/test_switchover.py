@@ -13,6 +13,8 @@ from tests.e2e.crash.machine import REPO, SEAM
 from tests.e2e.host import AIMFUSE, FarHost, MountFailed, Source, aimfuse
 from tests.e2e.test_rejoin import put, replaying, wait_mirrored
 
+pytestmark = [pytest.mark.fuse, pytest.mark.slow, pytest.mark.usefixtures("require_fuse")]
+
 HERE, THERE, BACK = (word.ljust(4096) for word in (b"here", b"there", b"back"))
 
 
@@ -43,7 +45,6 @@ def done(*arguments: object) -> str:
     return said.stdout
 
 
-@pytest.mark.slow
 @pytest.mark.expects_warnings
 def test_handed_over_and_back_with_a_kill_at_each_turn(tmp_path: Path) -> None:
     with FarHost(tmp_path / "far") as far, Source(tmp_path / "near") as near:
