@@ -18,8 +18,8 @@ from aimfuse.disk import Disk
 from aimfuse.replay.pins import unpinned
 from aimfuse.units import MIB
 from tests.e2e.host import AIMFUSE, FarHost, aimfuse, is_mountpoint, until
-from tests.replay.recorder import Recorder, at, position, recorded, restored
-from tests.replay.source import deliver
+from tests.replay.recorder import at, position, recorded, restored
+from tests.replay.source import Source, deliver
 from tests.replay.stores import begin, catch_up
 
 pytestmark = [
@@ -128,7 +128,7 @@ def test_one_volume_alone_can_be_viewed(tmp_path: Path) -> None:
 
 
 def test_a_view_is_what_a_restore_is_while_files_are_applied_and_pruned(tmp_path: Path) -> None:
-    source, chance = Recorder(tmp_path / "spool"), random.Random(5)
+    source, chance = Source(tmp_path / "spool"), random.Random(5)
     volume = source.create("v.img", 2 * MIB)
     source.write(volume, 0, chance.randbytes(MIB))
     source.roll()
@@ -213,7 +213,7 @@ def test_what_is_written_to_a_scratch_is_nowhere_else(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("require_root_loop")
 def test_a_file_system_in_a_scratch_is_mounted_and_repaired(tmp_path: Path) -> None:
-    source, store = Recorder(tmp_path / "spool"), tmp_path / "store"
+    source, store = Source(tmp_path / "spool"), tmp_path / "store"
     image = tmp_path / "ext4.img"
     with image.open("wb") as file:
         file.truncate(8 * MIB)
@@ -249,7 +249,7 @@ def test_a_file_system_in_a_scratch_is_mounted_and_repaired(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("mode", ["wal", "delete"])
 def test_a_database_in_a_scratch_is_recovered_and_written_to(tmp_path: Path, mode: str) -> None:
-    source, store = Recorder(tmp_path / "spool"), tmp_path / "store"
+    source, store = Source(tmp_path / "spool"), tmp_path / "store"
     source.roll()
     begin(store, source)
     for name, data in a_database_in_use(tmp_path / "app.db").items():
