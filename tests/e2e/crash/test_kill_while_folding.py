@@ -51,6 +51,8 @@ MODULES = (
 )  # fmt: skip
 ELSEWHERE = {
     "forward:unlink": "where the spool of the next hop is full: replay/test_forward.py",
+    "forward:end": "where the store is promoted: replay/test_promote.py",
+    "forward:end_sync_dir": "the same",
     "staging:unlink_left": "left by an attempt that failed, not by one that was killed",
 }
 
