@@ -439,3 +439,20 @@ def test_the_branch_is_pruned_like_any_history(tmp_path: Path) -> None:
     before = mirror_of(store)
     assert before
     assert catch_up(store).store.state.phase is Phase.PROMOTED
+
+
+def test_the_same_command_goes_on_after_a_death_in_the_middle(tmp_path: Path) -> None:
+    source, store = applied(tmp_path)
+    killer = Steps()
+
+    def before_step(_at: int, label: str) -> None:
+        if label == "rewind:sync":
+            raise Crash(label)
+
+    killer.before = before_step
+    with pytest.raises(Crash):
+        promoted(store, at((1, 27)), killer)
+    said = promoted(store, at((1, 27)))
+    assert not said["already"]
+    assert said["position"] == "1:27"
+    assert mirror_of(store) == source.states[1, 27]

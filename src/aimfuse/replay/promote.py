@@ -18,9 +18,10 @@ from aimfuse.journal.reader import read_header, read_sealed
 from aimfuse.replay import promotion, rewind
 from aimfuse.replay.handover import wanted
 from aimfuse.replay.heartbeat import read_heartbeat
+from aimfuse.replay.kept import list_kept
 from aimfuse.replay.lacking import find_lacking
 from aimfuse.replay.look import Look
-from aimfuse.replay.past import Past, look_at
+from aimfuse.replay.past import Past, look_at, read_state
 from aimfuse.replay.pins import unpinned
 from aimfuse.replay.point import Finder, Point, Wanted
 from aimfuse.replay.promoted import describe
@@ -35,6 +36,8 @@ FAILURES_MAX = 3
 
 Report = Callable[[str, int, int], None]
 """Gets what is being done, and how much of how much is done."""
+
+_UNDER_WAY = PROMOTION - {Phase.PROMOTED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,20 +85,22 @@ def opened(disk: Disk, path: Path, look: Look) -> Iterator[Session]:
 def promote_open(session: Session, request: Request, report: Report) -> Json:
     """Promote the store that *session* has open; see `promote`."""
     store = session.store
+    is_begun = read_state(store.disk, store.path, store.look).phase in _UNDER_WAY
     if request.at.is_newest:
         session.hold_nothing_back()
     _work(session, report, "applying what has arrived")
-    is_done = store.state.phase is Phase.PROMOTED
-    if not is_done:
+    if store.state.phase is not Phase.PROMOTED:
         warnings = _check_mirror(store, force=request.force)
         lacking = find_lacking(store, session.report() or {})
         promoted = _ordered(session, request, report)
         _begin(store, promoted, force=request.force)
-        _work(session, report, "going back")
+        _work(session, _as_rewound(store, report), "going back")
         return describe(store, lacking=lacking, warnings=warnings)
-    if not request.at.is_newest:
+    if not request.at.is_newest and not is_begun:
         _refuse_again(store)
-    return describe(store, lacking=find_lacking(store, session.report() or {}), already=True)
+    return describe(
+        store, lacking=find_lacking(store, session.report() or {}), already=not is_begun
+    )
 
 
 def _ordered(session: Session, request: Request, report: Report) -> Promoted:
@@ -110,6 +115,21 @@ def _ordered(session: Session, request: Request, report: Report) -> Promoted:
     session.hold_nothing_back()
     _work(session, report, "applying what was held back")
     return _order(store, look_at(store.disk, store.path, store.look), request)
+
+
+def _as_rewound(store: Store, report: Report) -> Report:
+    """Return a report that gives the bytes of history that were taken back."""
+    promoted, sizes = store.state.promoted, dict[int, int]()
+    assert promoted is not None
+    for number, one in list_kept(store.look, store.history).items():
+        if promoted.fork.number < number <= promoted.newest.number:
+            sizes[number] = one.size_bytes
+
+    def taken_back(what: str, _done: int, _total: int) -> None:
+        head = store.state.head.number if store.state.head else 0
+        report(what, sum(size for one, size in sizes.items() if one > head), sum(sizes.values()))
+
+    return taken_back
 
 
 def _refuse_again(store: Store) -> None:
@@ -135,8 +155,7 @@ def _work(session: Session, report: Report, what: str) -> None:
     if session.error:
         raise StoreError(session.error)
     state = session.store.state
-    is_stuck = state.phase in PROMOTION and state.phase is not Phase.PROMOTED
-    if session.halted and (state.phase is not Phase.HALTED or is_stuck):
+    if session.halted and state.phase is not Phase.HALTED:
         raise StoreError(session.halted)
 
 
