@@ -28,6 +28,8 @@ from aimfuse.errors import (
     StoreError,
 )
 from aimfuse.journal.names import GoneName, parse_kept
+from aimfuse.journal.reader import read_sealed
+from aimfuse.journal.records import RecordType
 from aimfuse.replay import rewind
 from aimfuse.replay.hold import pinned
 from aimfuse.replay.look import Look
@@ -348,6 +350,9 @@ def test_a_copy_that_lacks_its_journal_is_taken_only_by_force(tmp_path: Path) ->
     said = promoted(store, force=True)
     assert "by force" in said["warnings"][0]
     assert mirror_of(store) == source.snapshot()
+    served(store)
+    (first,) = (store / "source" / "spool").glob("*.aim")
+    assert RecordType.GAP in {one.type for one in read_sealed(Disk(), first).records()}
 
 
 def test_without_history_only_the_newest_state_can_go_on(tmp_path: Path) -> None:

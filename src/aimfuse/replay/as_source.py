@@ -155,7 +155,7 @@ def _write_checkpoint(store: Store, promoted: Promoted) -> None:
             for one in state.volumes
         ],
         "fingerprint": taken,
-        "gap": None,
+        "gap": promoted.gap or None,
     })  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aimfuse.disk import Disk
@@ -90,9 +90,10 @@ def promote_open(session: Session, request: Request, report: Report) -> Json:
         session.hold_nothing_back()
     _work(session, report, "applying what has arrived")
     if store.state.phase is not Phase.PROMOTED:
-        warnings = _check_mirror(store, force=request.force)
+        why = _check_mirror(store, force=request.force)
         lacking = find_lacking(store, session.report() or {})
-        promoted = _ordered(session, request, report)
+        warnings = _warnings(store, why)
+        promoted = replace(_ordered(session, request, report), gap=why)
         _begin(store, promoted, force=request.force)
         _work(session, _as_rewound(store, report), "going back")
         return describe(store, lacking=lacking, warnings=warnings)
@@ -162,14 +163,15 @@ def _work(session: Session, report: Report, what: str) -> None:
 # May it be?
 
 
-def _check_mirror(store: Store, *, force: bool) -> list[str]:
-    """Refuse a mirror that is no state of its source; return what is to be said of it.
+def _check_mirror(store: Store, *, force: bool) -> str:
+    """Refuse a mirror that is no state of its source; return why it may be none, or "".
 
     Raises:
         StoreError: as it is, or only with *force*.
     """
     state = store.state
-    if state.phase in {Phase.EMPTY, Phase.SYNCING} or state.head is None:
+    is_begun = state.phase not in {Phase.EMPTY, Phase.SYNCING} and state.head is not None
+    if not is_begun or state.sync is None or state.sync.to is None:
         raise StoreError(_no_copy(store), hint=_instead(store))
     if state.phase is Phase.SWITCHING:
         text = f"{store.path}: a copy is being switched in and cannot be finished"
@@ -177,9 +179,13 @@ def _check_mirror(store: Store, *, force: bool) -> list[str]:
     why = _why_doubtful(store)
     if why and not force:
         raise StoreError(f"{store.path} has no consistent mirror: {why}", hint=_FORCE)
-    said = [f"taken as it is, by force: {why}"] if why else []
-    if state.phase is Phase.HALTED:
-        said.append(f"the store had halted: {state.reason}")
+    return why and f"a mirror was taken as it is, by force: {why}"
+
+
+def _warnings(store: Store, why: str) -> list[str]:
+    said = [why] if why else []
+    if store.state.phase is Phase.HALTED:
+        said.append(f"the store had halted: {store.state.reason}")
     return said
 
 
@@ -191,7 +197,7 @@ def _no_copy(store: Store) -> str:
 
 
 def _instead(store: Store) -> str:
-    if store.state.phase is Phase.SYNCING:
+    if store.state.phase is not Phase.EMPTY:
         return (
             f"What has come lies in {store.path / 'volumes'}, by number, for whoever wants to look "
             "into it. Promote another store of the group, or restore from one."
@@ -207,7 +213,8 @@ def _why_doubtful(store: Store) -> str:
         head = state.head.number if state.head else 0
         return state.doubt or f"the copy needs files {head + 1} to {to}, which have not come"
     past = look_at(store.disk, store.path, store.look)
-    assert past.state.head is not None
+    if past.reach is None or past.state.head is None:
+        return f"it had halted in the middle of a copy: {state.reason}"
     if past.floor.number > past.state.head.number and not past.floor.is_off:
         return f"file {past.floor.number} may be half applied, and cannot be taken back"
     return ""

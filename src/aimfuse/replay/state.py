@@ -176,7 +176,8 @@ class Promoted:
     """The store goes on by itself: as `epoch`, behind the file boundary `fork`.
 
     Of the file behind the fork the records up to `seq` count too, 0 for none; `newest` is where
-    the mirror was before. `at_ns`: when it was asked for, in Unix ns.
+    the mirror was before. `at_ns`: when it was asked for, in Unix ns. `gap` says why the data may
+    not be what the fork says, "" if it is: then no other mirror can go on from there.
     """
 
     epoch: Epoch
@@ -184,6 +185,7 @@ class Promoted:
     at_ns: int
     seq: int
     newest: Head
+    gap: str = ""
 
     def to_json(self) -> Json:
         """Return the form that state slots and acks carry."""
@@ -193,6 +195,7 @@ class Promoted:
             "at_ns": self.at_ns,
             "seq": self.seq,
             "newest": self.newest.to_json(),
+            "gap": self.gap,
         }
 
     @classmethod
@@ -204,6 +207,7 @@ class Promoted:
             natural(data["at_ns"]),
             natural(data["seq"]),
             Head.from_json(data["newest"]),
+            str(data.get("gap", "")),
         )
 
 
