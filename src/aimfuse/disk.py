@@ -13,7 +13,7 @@ import importlib
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 _PwriteMany = Callable[[int, tuple[int, ...], tuple[bytes, ...]], None]
@@ -151,6 +151,14 @@ class Disk:
             _write_zeros(fd, offset, min(length, max(0, _size(fd) - offset)))
         elif number:
             raise OSError(number, os.strerror(number))
+
+    def punch_many(self, label: str, fd: int, ranges: Iterable[tuple[int, int]]) -> None:
+        """Punch each of *ranges*, offset and length, which lie within the file; see `punch`."""
+        self.step(label)
+        call, mode = _libc.fallocate, _FALLOC_PUNCH_HOLE | _FALLOC_KEEP_SIZE
+        for offset, length in ranges:
+            if call(fd, mode, offset, length):
+                self.punch(label, fd, offset, length)  # It knows what to do then.
 
     def clone(self, label: str, source: int, target: int) -> bool:
         """Make *target* share all of the blocks of *source*; return False where that cannot be."""

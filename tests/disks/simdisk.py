@@ -21,7 +21,7 @@ passing one to `os` fails.
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from aimfuse.disk import Buffer, Disk
@@ -143,6 +143,10 @@ class SimDisk(Machine, Disk):
                 refuse(errno.EINVAL, descriptor.path)
             self._tell(Mutation(label, descriptor.path, offset, length, None))
             descriptor.file.punch(offset, length)
+
+    def punch_many(self, label: str, fd: int, ranges: Iterable[tuple[int, int]]) -> None:
+        for offset, length in ranges:
+            self.punch(label, fd, offset, length)
 
     def clone(self, label: str, source: int, target: int) -> bool:
         """This file system shares no blocks."""

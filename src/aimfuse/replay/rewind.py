@@ -213,8 +213,9 @@ def _execute(disk: Disk, part: AimFile, fds: dict[VolumeId, int]) -> None:
             found = changes[iocb.volume] = ([], [])
         found[iocb.type is RecordType.WRITE].append(iocb)
     for volume, (holes, writes) in changes.items():
-        for one in holes:
-            disk.punch("rewind:punch", fds[volume], one.offset, one.length)
+        if holes:
+            ranges = ((one.offset, one.length) for one in holes)
+            disk.punch_many("rewind:punch", fds[volume], ranges)
         execute(disk, fds[volume], part, writes)
 
 
