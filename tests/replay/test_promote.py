@@ -213,6 +213,7 @@ ELSEWHERE = {
     "promote:clone_rename": "the same",
     "promote:unlink_left": "left by one that was killed",
     "promote:unlink_request": "of a planned switch-over: test_handed_over.py",
+    "promote:set_aside": "left by a rejoin that was killed: test_promote_left.py",
     "promote:labels": "where there are bookmarks: below",
     "forward:end": "where the store passed its files on: below",
     "forward:end_sync_dir": "the same",

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from aimfuse.journal.records import RecordType
+from aimfuse.replay.session import Session
 from aimfuse.replay.state import Phase
 from tests.disks.cuts import keep_all, keep_none, keep_random
 from tests.disks.faults import Crash
@@ -191,6 +192,29 @@ def test_a_gap_behind_the_copys_origin_makes_it_useless(source: Source, store: P
     assert not session.halted
     assert session.store.state.staging is None
     assert mirror_of(store) == before
+
+
+def is_at_the_switch(session: Session) -> bool:
+    return session.store.state.phase is Phase.SWITCHING
+
+
+@pytest.mark.expects_warnings
+def test_another_history_halts_the_store_only_behind_a_switch_that_has_begun(
+    source: Source, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Source(tmp_path / "other")
+    other.create("v.img", 1)
+    copies = list(source.resync(do_much(source), to=3))
+    deliver(store, *copies)
+    monkeypatch.setattr("aimfuse.replay.applier.ROUND_S", 0.0)  # One step for each round.
+    with opened(store) as session:
+        while not is_at_the_switch(session):
+            assert session.round()
+        deliver(store, other.roll())
+        while is_at_the_switch(session):
+            assert session.round()
+        exhaust(session)
+        assert mirror_of(store) == source.snapshot()
 
 
 def test_a_journal_that_comes_after_all_makes_the_copy_needless(

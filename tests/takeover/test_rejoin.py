@@ -15,6 +15,7 @@ from aimfuse.journal.spool import sealed_names
 from aimfuse.journal.superseded import Step, read_superseded
 from aimfuse.replay.doubt import DIFFERS, REJOINED
 from aimfuse.replay.state import Phase, StoreState
+from aimfuse.takeover import rejoin as rejoin_module
 from aimfuse.takeover.branches import discard, export, find_branch, list_branches
 from aimfuse.takeover.rejoin import Json, Request, rejoin
 from tests.coordinator.samples import make_dice
@@ -80,6 +81,22 @@ def test_an_old_source_becomes_a_mirror_at_the_fork_and_its_tail_a_branch(
     ]  # fmt: skip
     again = run(source)
     assert (again["state"], again["store"]) == ("rejoined", done["store"])
+
+
+def test_of_two_rejoins_at_once_the_later_one_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = forked(tmp_path)
+    ask = rejoin_module._ask  # noqa: SLF001 - what takes time between the look and the lock
+
+    def slowly(*args: object) -> object:
+        monkeypatch.setattr(rejoin_module, "_ask", ask)
+        run(source)
+        return ask(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(rejoin_module, "_ask", slowly)
+    assert run(source)["state"] == "rejoined"
+    check(source, source.contents())
 
 
 def test_a_source_exactly_at_the_fork_needs_no_copy_and_leaves_no_branch(tmp_path: Path) -> None:

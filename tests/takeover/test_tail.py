@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from aimfuse.coordinator.cursor import Cursor, CursorFile
 from aimfuse.disk import Disk
 from aimfuse.driver.checkpoint import Checkpoint, CheckpointFile
 from aimfuse.driver.folding import fold_files
 from aimfuse.journal.dirty import DirtyMap
+from aimfuse.journal.journal import Head
 from aimfuse.journal.spool import release, sealed_names
 from aimfuse.takeover.tail import Tail, survey
-from aimfuse.units import FileNumber
+from aimfuse.units import Epoch, FileNumber
 from tests.coordinator.samples import make_dice
 from tests.takeover.old_source import BLOCK, BLOCKS, OldSource
 
@@ -84,6 +86,14 @@ def test_only_what_was_written_counts_and_not_what_was_there_before(tmp_path: Pa
     assert (tail.writes, tail.differing_bytes) == (1, BLOCK)
 
 
+def confirm(place: Path, head: Head) -> None:
+    """Let the destination have said that it has everything up to *head*."""
+    cursor = Cursor(
+        "dir:///far", b"\0" * 16, int(head.number), head.epoch, head.number, head.digest
+    )
+    CursorFile(Disk(), place, cursor.url).write(cursor)
+
+
 @pytest.mark.parametrize("names", [(), ("a",)], ids=["image", "directory"])
 def test_what_left_a_full_spool_is_known_from_the_fold_for_any_destination(
     tmp_path: Path, names: tuple[str, ...]
@@ -96,6 +106,7 @@ def test_what_left_a_full_spool_is_known_from_the_fold_for_any_destination(
     spool, place = source.paths.spool, source.config.state_dir / "destinations" / "other"
     behind = [one for one in sealed_names(Disk(), spool) if one.number > fork.number]
     place.mkdir(parents=True)
+    confirm(place, fork)
     fold_files(Disk(), spool, place, int(fork.number), behind[:2])
     release(Disk(), spool, behind[1].number)
     tail = look(source)
@@ -105,6 +116,33 @@ def test_what_left_a_full_spool_is_known_from_the_fold_for_any_destination(
     assert tail.differs is not None
     assert [one.offset // BLOCK for one in tail.differs.extents()] == [2]
     assert tail.differing_bytes == 3 * BLOCK
+
+
+@pytest.mark.parametrize(
+    ("confirmed", "epochs", "is_ours"),
+    [(0, 0, True), (1, 0, True), (0, 1, False), (1, 1, False), (None, 0, False)],
+)
+def test_a_fork_that_left_a_full_spool_counts_only_if_it_was_this_sides(
+    tmp_path: Path, confirmed: int | None, epochs: int, *, is_ours: bool
+) -> None:
+    """The mirror of a mirror goes on at a file of which only the number is like one of ours."""
+    source = OldSource(tmp_path)
+    source.write(1)
+    heads = [source.fork()]
+    for block in (2, 3, 4):
+        source.write(block, byte=2)
+        heads.append(source.fork())
+    spool, place = source.paths.spool, source.config.state_dir / "destinations" / "other"
+    behind = [one for one in sealed_names(Disk(), spool) if one.number > heads[0].number]
+    place.mkdir(parents=True)
+    if confirmed is not None:
+        confirm(place, heads[confirmed])
+    fold_files(Disk(), spool, place, int(heads[0].number), behind[:2])
+    release(Disk(), spool, behind[1].number)
+    ours = heads[1]
+    digest = ours.digest if is_ours else b"\7" * 32
+    source.head = Head(Epoch(ours.epoch + epochs), ours.number, ours.seq, digest)
+    assert (look(source).differs is not None) == is_ours
 
 
 @pytest.mark.parametrize("harm", ["released", "damaged", "other-fork", "behind"])

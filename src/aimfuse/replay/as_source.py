@@ -35,6 +35,22 @@ def source_dir(store: Store) -> Path:
     return store.home / STORE_SOURCE
 
 
+def set_aside_left(store: Store, promoted: Promoted) -> None:
+    """Move away what an earlier promotion left: a rejoin that was killed at its end did not.
+
+    What it notes there, that the images belong to a mirror, would hold for the new source, too.
+
+    Raises:
+        OSError: the disk failed; calling again goes on.
+    """
+    left = source_dir(store)
+    if store.disk.exists(left):
+        store.disk.rename(
+            "promote:set_aside", left, left.with_name(f"{left.name}.old-{promoted.at_ns}")
+        )
+        store.disk.sync_dir("promote:sync_dir", store.home)
+
+
 def prepare_spool(store: Store) -> Path:
     """Make the directories of the source, durably; return that of its journal."""
     home = source_dir(store)

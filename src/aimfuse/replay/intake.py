@@ -12,7 +12,7 @@ from aimfuse.replay.findings import Findings
 from aimfuse.replay.inbox import DamagedFile, Inbox, Later, check_name
 from aimfuse.replay.order import REPLAYING
 from aimfuse.replay.promotion import why_refused
-from aimfuse.replay.state import Head, UnfitFile
+from aimfuse.replay.state import Head, Phase, UnfitFile
 from aimfuse.replay.store import Store
 from aimfuse.replay.sync import SyncMark, Turn, read_mark, turn
 from aimfuse.replay.work import Copy
@@ -156,6 +156,8 @@ class Intake:
         digest = head.digest if name.number == head.number else known and known.digest
         if digest == aim.seal.digest:
             return self._discard(name)
+        if digest is not None and self._store.state.phase is Phase.SWITCHING:
+            return False  # Halting must not leave a mixture: the switch is finished first.
         if digest is not None:
             broken = fork(aim, "another one under its number is here")
             self._findings.halt(broken, self._inbox.path(name))

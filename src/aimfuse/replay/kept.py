@@ -162,7 +162,7 @@ def find_first(state: StoreState, floor: Floor) -> tuple[int, str]:
 
 def is_whole(state: StoreState) -> bool:
     """Tell whether the mirror is at one position, but for a file that is being applied."""
-    if state.head is None or state.phase not in {Phase.CONSISTENT, Phase.HALTED}:
+    if state.head is None or state.phase not in {Phase.CONSISTENT, Phase.HALTED} or state.doubt:
         return False
     sync = state.sync
     if state.phase is Phase.HALTED:  # Halting changes no data: look where it was.

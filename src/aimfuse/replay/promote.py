@@ -18,7 +18,7 @@ from aimfuse.journal.reader import read_header, read_sealed
 from aimfuse.replay import promotion, rewind
 from aimfuse.replay.handover import wanted
 from aimfuse.replay.heartbeat import read_heartbeat
-from aimfuse.replay.kept import list_kept
+from aimfuse.replay.kept import is_whole, list_kept
 from aimfuse.replay.lacking import find_lacking
 from aimfuse.replay.look import Look
 from aimfuse.replay.past import Past, look_at, read_state
@@ -95,6 +95,7 @@ def promote_open(session: Session, request: Request, report: Report) -> Json:
         warnings = _warnings(store, why)
         promoted = replace(_ordered(session, request, report), gap=why)
         _begin(store, promoted, force=request.force)
+        session.go_on()
         _work(session, _as_rewound(store, report), "going back")
         return describe(store, lacking=lacking, warnings=warnings)
     if not request.at.is_newest and not is_begun:
@@ -208,7 +209,7 @@ def _instead(store: Store) -> str:
 def _why_doubtful(store: Store) -> str:
     """Return why the mirror may be a mixture of several times, or ""."""
     state = store.state
-    if state.phase is Phase.CATCHING_UP:
+    if not is_whole(state):  # It may have halted on the way, too.
         to = state.sync.to if state.sync else None
         head = state.head.number if state.head else 0
         return state.doubt or f"the copy needs files {head + 1} to {to}, which have not come"

@@ -11,9 +11,15 @@ from aimfuse.journal.names import SyncName
 from aimfuse.replay import rewind
 from aimfuse.replay.applier import Applier
 from aimfuse.replay.apply import apply_journal
-from aimfuse.replay.as_source import make_source, prepare_spool, write_settings
+from aimfuse.replay.as_source import (
+    make_source,
+    prepare_spool,
+    set_aside_left,
+    write_settings,
+)
 from aimfuse.replay.findings import Findings
 from aimfuse.replay.forward import end_forwarding
+from aimfuse.replay.kept import is_whole
 from aimfuse.replay.state import Phase, Promoted
 from aimfuse.replay.store import REQUEST, Store
 
@@ -26,8 +32,9 @@ def begin(store: Store, promoted: Promoted) -> None:
     Raises:
         OSError: the disk failed; nothing was decided.
     """
+    set_aside_left(store, promoted)
     state = store.state
-    if state.phase is Phase.CATCHING_UP:  # Forced: the data is taken as it is.
+    if not is_whole(state):  # Forced: the data is taken as it is.
         store.derive_links(state.shown, state.volumes)
     store.save(
         replace(

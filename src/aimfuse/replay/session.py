@@ -72,6 +72,10 @@ class Session:
         if self._ready:
             self._applier.brake.release()
 
+    def go_on(self) -> None:
+        """Work again though the store had halted: it has been decided what becomes of it."""
+        self._findings.halted = ""
+
     @property
     def applied_files(self) -> int:
         """Return how many journal files were applied since the opening."""

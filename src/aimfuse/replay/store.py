@@ -23,6 +23,7 @@ from aimfuse.journal.names import JournalName, parse
 from aimfuse.journal.records import VolumeEntry
 from aimfuse.journal.slots import Slots
 from aimfuse.replay.doubt import COPIED, DIFFERS, REJOINED, Place, doubted, is_doubtful
+from aimfuse.replay.kept import is_whole
 from aimfuse.replay.look import Look
 from aimfuse.replay.state import Json, Phase, StoreState
 from aimfuse.units import VolumeId
@@ -282,8 +283,7 @@ class Store:
 
     def _links_promised(self) -> bool:
         if self.state.phase is Phase.HALTED:  # Halting changes no data: look where it was.
-            sync, head = self.state.sync, self.state.head
-            return bool(sync and head and sync.to is not None and head.number >= sync.to)
+            return is_whole(self.state)
         return self.state.phase is Phase.CONSISTENT
 
     def _is_linked(self, entry: VolumeEntry) -> bool:

@@ -103,6 +103,11 @@ def rejoin(disk: Disk, config: GroupConfig, request: Request, say: Say) -> Json:
         promotion = _ask(config, request.url, _checkpoint(disk, config).group)
         note = _first_note(config, request, promotion)
     with _alone(disk, config):
+        meanwhile = read_superseded(disk, config.state_dir)
+        if meanwhile is not None and meanwhile.is_final:  # Another one was faster.
+            note = meanwhile
+        if note.step is Step.REJOINED:
+            return _done(config, note, Path(note.store), None, None)
         before = _checkpoint(disk, config)
         return _rejoin(_Side(disk, config, say), request, before, note)
 

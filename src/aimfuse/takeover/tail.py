@@ -5,17 +5,19 @@ destination does. Where neither goes back to the fork, or the fork is not in thi
 of the image has to be taken as different: that is always right, only slower.
 """
 
+import contextlib
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from aimfuse.config import GroupConfig
+from aimfuse.coordinator.cursor import CursorFile
 from aimfuse.disk import Disk
 from aimfuse.driver.checkpoint import Checkpoint
 from aimfuse.errors import JournalError, StateLost
 from aimfuse.journal.contents import Contents, fold_into, read_contents
 from aimfuse.journal.dirty import DirtyMap
-from aimfuse.journal.fold import FoldFile
+from aimfuse.journal.fold import Fold, FoldFile
 from aimfuse.journal.journal import Head
 from aimfuse.journal.records import RecordType, VolumeEntry
 from aimfuse.journal.spool import sealed_names
@@ -178,6 +180,7 @@ def _folded(
             reaches = fold.covers(fork.number) and fold.through + 1 >= first
             if not reaches or fork.number > fold.through:
                 continue
+            _check_ours(disk, config, fork, fold)
             maps = file.read_maps(fold)
         except (StateLost, JournalError, FileNotFoundError):
             continue
@@ -185,6 +188,29 @@ def _folded(
             maps.recent.add_all(maps.old)
         return maps.recent, fold.volumes
     raise _Unknown(f"what files {fork.number + 1} to {first - 1} changed is not known any more")
+
+
+def _check_ours(disk: Disk, config: GroupConfig, fork: Head, fold: Fold) -> None:
+    """Make sure that the fork is in this history, though its file has left the spool.
+
+    A mirror of a mirror that was promoted may have forked at a file that only bears a number of
+    ours. A boundary of which this side kept the digest says it, or else the epoch: that a mirror
+    goes on with is higher than any that it had got from here.
+
+    Raises:
+        _Unknown: it is not, or nobody can tell.
+    """
+    assert fold.head is not None
+    known = [(int(fold.head.epoch), int(fold.head.number), fold.head.digest)]
+    for directory in _accounts(disk, config):
+        with contextlib.suppress(StateLost):
+            cursor = CursorFile(disk, directory, "").read()
+            if cursor.rule is None and not cursor.is_new:
+                known.append((cursor.epoch, cursor.number, cursor.digest))
+    at_fork = {digest for _epoch, number, digest in known if number == fork.number}
+    is_ours = any(epoch == fork.epoch and number < fork.number for epoch, number, _digest in known)
+    if fork.digest not in at_fork and (at_fork or not is_ours or fork.epoch > fold.head.epoch):
+        raise _Unknown(f"nobody can tell whether file {fork.number} was this side's")
 
 
 def _accounts(disk: Disk, config: GroupConfig) -> list[Path]:

@@ -1,0 +1,54 @@
+"""What is taken for a mirror to go on with, and what is not: what halts and deaths have left."""
+
+from pathlib import Path
+
+import pytest
+
+from aimfuse.errors import StoreError
+from tests.replay.source import Source, deliver, mirror_of
+from tests.replay.stores import catch_up
+from tests.replay.test_promote import applied, promoted, served
+
+pytestmark = pytest.mark.expects_warnings
+
+
+def test_what_a_killed_rejoin_left_is_not_taken_for_the_new_source(tmp_path: Path) -> None:
+    _source, store = applied(tmp_path)
+    (store / "source" / "spool").mkdir(parents=True)
+    (store / "source" / "superseded.json").write_text("{}")
+    promoted(store)
+    assert not (store / "source" / "superseded.json").exists()
+    assert served(store)[0] == 2
+    (left,) = store.glob("source.old-*")
+    assert (left / "superseded.json").exists()
+
+
+def halted_in_its_copy(root: Path, *, is_done: bool) -> Path:
+    """Return a store that another history halted before its first copy was consistent."""
+    source, store = Source(root / "spool"), root / "store"
+    source.create("v.img", 30000)
+    source.write(1, 0, b"data" * 5000)
+    source.roll()
+    copies = list(source.sync(to=3))
+    deliver(store, *(copies if is_done else copies[:1]))
+    other = Source(root / "other")
+    other.create("v.img", 1)
+    deliver(store, other.roll())
+    assert catch_up(store).halted.startswith("fork: ")
+    return store
+
+
+def test_a_store_that_halted_before_its_copy_was_consistent_is_taken_only_by_force(
+    tmp_path: Path,
+) -> None:
+    store = halted_in_its_copy(tmp_path, is_done=True)
+    with pytest.raises(StoreError, match="no consistent mirror: the copy needs files 2 to 3"):
+        promoted(store)
+    assert "by force" in promoted(store, force=True)["warnings"][0]
+    assert mirror_of(store)["v.img"].startswith(b"data" * 5000)
+
+
+def test_a_store_that_halted_in_its_first_copy_is_never_taken(tmp_path: Path) -> None:
+    store = halted_in_its_copy(tmp_path, is_done=False)
+    with pytest.raises(StoreError, match="only a part of its first copy"):
+        promoted(store, force=True)
