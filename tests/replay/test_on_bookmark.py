@@ -105,6 +105,19 @@ def test_only_labels_that_fit_a_pattern_run_anything(store: Path, source: Source
     assert [line.split()[0] for line in ran(store)] == ["nightly-1"]
 
 
+def test_only_a_command_of_the_file_whose_owner_was_looked_at_runs(
+    store: Path, source: Source
+) -> None:
+    trusted = (store / "store.toml").read_text()
+    settings(store, "*", str(store.with_name("script")), "planted")
+    with opened(store) as session:  # It reads these; then the operator's file is there again.
+        exhaust(session)
+        (store / "store.toml").write_text(trusted)
+        deliver(store, marked(source, "one"))
+        work(session, lambda: ran(store))
+    assert ran(store) == [f"one 1:4 {store} and more"]
+
+
 @pytest.mark.expects_warnings
 def test_a_failure_is_told_and_stops_nothing(store: Path, source: Source) -> None:
     deliver(store, marked(source, "bad"))

@@ -16,7 +16,7 @@ from aimfuse.units import GIB, MIB
 STORE_CONFIG_NAME = "store.toml"
 ON_BOOKMARK = "on_bookmark"
 COMMANDS_MAX = 64
-_CONFIG_BYTES_MAX = MIB
+CONFIG_BYTES_MAX = MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +44,19 @@ def load_store(store: Path, disk: Disk) -> StoreConfig:
     """
     path = store / STORE_CONFIG_NAME
     try:
-        data = tomllib.loads(read_file(disk, path, _CONFIG_BYTES_MAX).decode())
+        return parse_store(path, read_file(disk, path, CONFIG_BYTES_MAX))
     except FileNotFoundError:
         return StoreConfig()
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise ConfigError(path, "file", f"is no TOML: {exc}", hint="Correct that line.") from exc
     except OSError as exc:
         raise ConfigError(path, "file", str(exc), hint="Make it readable.") from exc
+
+
+def parse_store(path: Path, text: bytes) -> StoreConfig:
+    """Return the settings that *text*, the content of *path*, says; errors as for `load_store`."""
+    try:
+        data = tomllib.loads(text.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise ConfigError(path, "file", f"is no TOML: {exc}", hint="Correct that line.") from exc
     commands = data.pop(ON_BOOKMARK, {})
     values = setting_values(path, "", STORE, data)
     return StoreConfig(**values, on_bookmark=_commands(path, commands))

@@ -20,8 +20,13 @@ import subprocess
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 
-from aimfuse.config.store import STORE_CONFIG_NAME, StoreConfig
-from aimfuse.errors import StateLost
+from aimfuse.config.store import (
+    CONFIG_BYTES_MAX,
+    STORE_CONFIG_NAME,
+    StoreConfig,
+    parse_store,
+)
+from aimfuse.errors import ConfigError, StateLost
 from aimfuse.journal.slots import Slots
 from aimfuse.replay.marks import Bookmark, Marks
 from aimfuse.replay.state import Json, Phase
@@ -146,23 +151,36 @@ class OnBookmark:
         return None
 
     def _why_not(self) -> str:
-        """Return why the settings are not believed: whoever sends files could have written them."""
+        """Return why the settings are not believed: whoever sends files could have written them.
+
+        They have to be those of the very file whose owner was looked at: it may have been put in
+        the place of the one that was read.
+        """
         disk, look = self._store.disk, self._store.look
         path = self._store.home / STORE_CONFIG_NAME
         inbox = look.entry(self._store.inbox)
-        fd = disk.open("on_bookmark:look", path, os.O_RDONLY)
+        fd = disk.open("on_bookmark:look", path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             mode, owner, _group = disk.owner(fd)
+            text = disk.pread(fd, CONFIG_BYTES_MAX, 0)
         finally:
             disk.close(fd)
         sender = inbox.owner if inbox else -1
         is_ours = owner == 0 or (owner == look.own_uid() and owner != sender)
         if is_ours and not mode & (stat.S_IWGRP | stat.S_IWOTH):
-            return ""
+            return "" if self._is_known(text) else f"{STORE_CONFIG_NAME} is being changed"
         return (
             f"[on_bookmark] is not followed: others than the store's operator could have written "
             f"{STORE_CONFIG_NAME}; run `chown root` and `chmod 644` on it"
         )
+
+    def _is_known(self, text: bytes) -> bool:
+        """Tell whether the commands that are set are those that *text* says."""
+        try:
+            said = parse_store(self._store.home / STORE_CONFIG_NAME, text)
+        except ConfigError:
+            return False
+        return said.on_bookmark == self._settings().on_bookmark
 
     # A command.
 
