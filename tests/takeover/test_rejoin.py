@@ -1,6 +1,7 @@
 """An old source becomes a mirror where it lies: what is kept, what is refused, and any crash."""
 
 import fcntl
+import json
 import os
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from aimfuse.takeover.rejoin import Json, Request, rejoin
 from tests.coordinator.samples import make_dice
 from tests.disks.faults import Crash
 from tests.replay.faults import Steps, dying
+from tests.replay.recorder import at
+from tests.replay.stores import catch_up
+from tests.replay.test_promote import applied, promoted
 from tests.takeover.old_source import BLOCK, OldSource
 
 LONG = os.environ.get("AIMFUSE_SWEEP") == "long"
@@ -63,6 +67,7 @@ def check(source: OldSource, at_end: dict[str, bytes]) -> None:
     note = read_superseded(Disk(), source.config.state_dir)
     assert note is not None
     assert note.step is Step.REJOINED
+    assert (store / "inbox").is_dir()
 
 
 @pytest.mark.parametrize("clean", [True, False], ids=["unmounted", "crashed"])
@@ -234,3 +239,36 @@ def test_of_any_history_everything_that_this_side_held_is_in_the_branch(
     at_end = source.contents()
     run(source)
     check(source, at_end)
+
+
+def test_a_replayer_between_two_attempts_does_not_keep_a_promoted_store_from_rejoining(
+    tmp_path: Path,
+) -> None:
+    _source, store = applied(tmp_path)
+    promoted(store, at((1, 12)))
+    config = load(store / "source")
+    far = tmp_path / "far"
+    (far / "inbox").mkdir(parents=True)
+    state = store_state(store)
+    assert state.group is not None
+    assert state.head is not None
+    (far / "ack.json").write_text(json.dumps({
+        "version": 1, "generation": 1, "group": state.group.hex(), "phase": "promoted",
+        "applied": state.head.to_json(),
+        "promoted": {"epoch": 9, "fork": state.head.to_json(), "at_ns": 1},
+    }))  # fmt: skip
+    request = Request(f"dir://{far}")
+    seen: list[str] = []
+
+    def die(_at: int, label: str) -> None:
+        seen.append(label)
+        if "rejoin:volumes" in seen:
+            raise Crash(label)
+
+    with pytest.raises(Crash):
+        rejoin(Steps(die), config, request, lambda _line: None)
+    catch_up(store)
+    done = rejoin(Disk(), config, request, lambda _line: None)
+    assert store_state(Path(done["store"])).phase is Phase.CONSISTENT
+    (kept,) = store.glob("branches/rewound-*")
+    assert list(kept.glob("*.undo"))

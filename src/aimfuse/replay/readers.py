@@ -23,7 +23,7 @@ from aimfuse.journal.names import GoneName, parse_kept
 from aimfuse.replay.look import Entry
 from aimfuse.replay.state import Json, natural
 from aimfuse.replay.store import Store
-from aimfuse.units import KIB, SECOND_NS
+from aimfuse.units import KIB, MIB, SECOND_NS
 
 READER_NS = 120 * SECOND_NS
 """How long a reader is heeded that is not heard of any more: a link that is cut comes back."""
@@ -37,6 +37,9 @@ READER_BYTES_MAX = 64 * KIB
 FILES_MAX = 256
 RANGES_MAX = 100_000
 """Ranges of one file; beyond, neighbours are taken as one."""
+
+ANSWER_BYTES_MAX = 256 * MIB
+"""What a packed answer may grow to: whoever serves a store may be anybody."""
 
 ANSWERS = "readers"
 _GAP_BYTES = 64 * KIB
@@ -233,10 +236,14 @@ def read_answer(data: bytes) -> Json:
     Raises:
         ValueError: it is none.
     """
+    unpacking = zlib.decompressobj()
     try:
-        said: Any = json.loads(zlib.decompress(data))
+        text = unpacking.decompress(data, ANSWER_BYTES_MAX)
     except zlib.error as exc:
         raise ValueError(str(exc)) from exc
+    if not unpacking.eof:
+        raise ValueError("an answer that is cut short, or longer than any")
+    said: Any = json.loads(text)
     if not isinstance(said, dict):
         raise ValueError("no object")  # noqa: TRY004 - as for all that is wrong with it
     return said

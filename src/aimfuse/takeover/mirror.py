@@ -70,7 +70,12 @@ def make_store(disk: Disk, store: Path, wanted: Wanted) -> None:
         raise StoreError(
             f"{store} is there already", hint="Name another place with --store, or move it away."
         )
-    if not disk.exists(store / "inbox"):  # By this replayers know a store: it comes last.
+    make_known(disk, store)
+
+
+def make_known(disk: Disk, store: Path) -> None:
+    """Give a store that is made its inbox, by which replayers know it: that comes last."""
+    if not disk.exists(store / "inbox"):
         disk.mkdir("rejoin:inbox", store / "inbox", _INBOX_MODE)
         disk.sync_dir("rejoin:sync_dir", store)
 
@@ -98,10 +103,11 @@ def _keep_rewound(disk: Disk, store: Path) -> None:
     if promoted is None or promoted.newest.number <= promoted.fork.number:
         return
     newest, branches = promoted.newest, store / BRANCHES
-    if disk.exists(store / HISTORY):
+    target = branches / f"{REWOUND}{newest.epoch}-{newest.seq}"
+    # An attempt that was killed may have done it; a replayer has made an empty one since.
+    if disk.exists(store / HISTORY) and not disk.exists(target):
         if not disk.exists(branches):
             disk.mkdir("rejoin:mkdir", branches)
-        target = branches / f"{REWOUND}{newest.epoch}-{newest.seq}"
         disk.rename("rejoin:rewound", store / HISTORY, target)
         disk.sync_dir("rejoin:sync_dir", branches)
 

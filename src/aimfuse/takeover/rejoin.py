@@ -48,7 +48,7 @@ from aimfuse.journal.superseded import (
 )
 from aimfuse.takeover.branches import branch_name, check_room, count_writes, keep, remove_tree
 from aimfuse.takeover.far_side import connected, destination_at, read_ack
-from aimfuse.takeover.mirror import Wanted, is_made, make_store, return_store
+from aimfuse.takeover.mirror import Wanted, is_made, make_known, make_store, return_store
 from aimfuse.takeover.tail import Tail, survey
 from aimfuse.units import VolumeId, format_bytes
 
@@ -117,6 +117,7 @@ def _rejoin(side: _Side, request: Request, before: Checkpoint, note: Superseded)
     assert note.promotion is not None
     is_begun = note.step is Step.REJOINING
     if is_begun and is_made(disk, store, before.group, _images(disk, config, before)):
+        make_known(disk, store)
         return _finish(disk, config, note, None, None)
     checkpoint, problem = before, note.problem
     if not (is_begun or request.dry_run):  # Links to the images would look like a change.
