@@ -6,8 +6,9 @@ import logging
 import os
 import string
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 from aimfuse.errors import BusyError, UsageError
 
@@ -83,13 +84,40 @@ def source_name(image: Path) -> str:
 def mounted_source(mountpoint: Path, fstype: str) -> str | None:
     """Return what is mounted there as *fstype*, as `source_name` has it, or None."""
     found = None
+    for source, where in _mounts(fstype):
+        if where == str(mountpoint):
+            found = source
+    return found
+
+
+def serving_mount(path: Path) -> str | None:
+    """Return the mountpoint of the group whose image *path* is, or lies in; None without one."""
+    real = Path(os.path.realpath(path))
+    for source, where in _mounts(FSTYPE):
+        image = os.path.realpath(os.fsdecode(unquote_to_bytes(os.fsencode(source))))
+        if real.is_relative_to(image):
+            return where
+    return None
+
+
+def is_volumes_alone(directory: Path) -> bool:
+    """Tell whether *directory* lies in the mount of one image, where no file can be made."""
+    real = Path(os.path.realpath(directory))
+    for source, where in _mounts(FSTYPE):
+        image = os.fsdecode(unquote_to_bytes(os.fsencode(source)))
+        if real.is_relative_to(where) and not Path(image).is_dir():
+            return True
+    return False
+
+
+def _mounts(fstype: str) -> Iterator[tuple[str, str]]:
+    """Yield source and mountpoint of every mount of that kind."""
     with contextlib.suppress(OSError):
         table = os.fsdecode(Path("/proc/self/mounts").read_bytes())  # Other mounts' names, too.
         for line in filter(None, table.split("\n")):
             source, where, kind, *_ = line.split(" ")
-            if kind == f"fuse.{fstype}" and _unescape(where) == str(mountpoint):
-                found = _unescape(source)
-    return found
+            if kind == f"fuse.{fstype}":
+                yield _unescape(source), _unescape(where)
 
 
 def _unescape(word: str) -> str:

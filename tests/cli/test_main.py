@@ -28,3 +28,11 @@ def test_a_coordinator_does_not_wait_for_the_library_that_draws() -> None:
     )
     assert done.stdout == "False\n"
     assert "/none" in done.stderr
+
+
+def test_the_list_of_commands_cuts_no_sentence_off() -> None:
+    program = "import sys; from aimfuse.cli.main import main; sys.argv = ['aimfuse', '-h']; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert "..." not in done.stdout.partition("Commands:")[2]

@@ -83,3 +83,19 @@ def test_a_delayed_mirror_can_be_restored_from_what_it_has_received(
     assert "held back there on purpose" in late.stderr
     (store / "store.toml").unlink()
     assert aimfuse("flush", source.image, "--wait", "applied").returncode == 0
+
+
+def test_no_restore_replaces_what_a_mount_or_a_store_works_on(
+    source: Source, far: FarHost, tmp_path: Path
+) -> None:
+    inode = source.image.stat().st_ino
+    served = aimfuse("restore", far.store(), "-o", source.image, "--force")
+    assert (served.returncode, source.image.stat().st_ino) == (3, inode)
+    assert f"is served at {source.mountpoint}" in served.stderr
+    volume = aimfuse("restore", far.store(), "-o", source.volume, "--force")
+    assert volume.returncode == 2
+    assert "Restore to another directory" in volume.stderr
+    other = tmp_path / "other"
+    (other / "mirror").mkdir(parents=True)
+    (other / "state.0").touch()
+    assert aimfuse("restore", far.store(), "-o", other / "mirror" / "v").returncode == 2

@@ -175,6 +175,23 @@ def test_a_destination_that_nobody_ships_to_says_what_to_run(made: Any, state: s
     assert "not shipping" not in words(snapshot([shipped], [], made.now_ns))
 
 
+@pytest.mark.parametrize("state", ["stopped", "superseded"])
+def test_nobody_is_told_to_ship_a_history_that_has_ended(made: Any, state: str) -> None:
+    one = made.destination(state=state, updated_ns=1)
+    ended = made.source(one, state="superseded", mounted=False, coordinator=None)
+    said = words(snapshot([ended], [], made.now_ns))
+    assert "aimfuse ship" not in said
+    assert "no news" not in said
+
+
+def test_a_promoted_source_and_those_who_read_a_store_are_shown(made: Any) -> None:
+    promoted = made.source(promoted={"epoch": 2, "at_ns": made.now_ns})
+    store = made.store(readers=[{"pid": 17}, {"pid": 4711}])
+    said = words(snapshot([promoted], [store], made.now_ns))
+    assert "a mirror before" in said
+    assert "by process 17, 4711" in said
+
+
 def test_no_hint_names_a_command_that_is_not_there(made: Any) -> None:
     states = [made.destination(state=one, error="x") for one in ("paused", "halted", "stopped")]
     shown = words(snapshot([made.source(*states, state="damaged")], [made.store()], made.now_ns))

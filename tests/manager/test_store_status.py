@@ -1,13 +1,16 @@
 """The status of a real store, with and without a running replayer."""
 
 import json
+import os
 import time
 from pathlib import Path
 
 import pytest
 import trio
 
+from aimfuse.disk import Disk
 from aimfuse.manager.far import store_status
+from aimfuse.replay.pins import Pin
 from aimfuse.replay.replayer import Replayer
 from aimfuse.units import SECOND_NS
 from tests.replay.source import Source, deliver, inbox_of
@@ -108,3 +111,20 @@ def test_when_the_source_was_heard_goes_by_the_clock_of_the_store(
     said = store_status(store)
     assert abs(said["heard_ns"] - time.time_ns()) < 60 * SECOND_NS
     assert said["source"]["time_ns"] < said["heard_ns"]
+
+
+def test_what_a_source_before_this_one_said_is_no_measure_of_the_mirror(
+    source: Source, store: Path
+) -> None:
+    deliver(store, next_file(source))
+    catch_up(store)
+    note = {"newest": {"epoch": 0, "number": 99}, "time_ns": 1}
+    (inbox_of(store) / "source.json").write_text(json.dumps(note))
+    assert store_status(store)["lag"] == {"seconds": None, "files": None}
+
+
+def test_who_reads_the_past_is_named_while_he_does(store: Path) -> None:
+    pin = Pin(Disk(), store / "history")
+    assert store_status(store)["readers"] == [{"pid": os.getpid()}]
+    pin.release()
+    assert store_status(store)["readers"] == []

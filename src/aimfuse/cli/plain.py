@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import typer
-from typer.core import TyperArgument, TyperCommand, TyperOption
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
+
+SENTENCE_MAX = 1_000
 
 
 class PlainCommand(TyperCommand):
@@ -16,6 +18,10 @@ class PlainCommand(TyperCommand):
     def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ANN401 - typer's own click
         """Return ``IMAGE`` where typer says ``{IMAGE}``."""
         return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
+    def get_short_help_str(self, limit: int = 0) -> str:
+        """Return the first sentence for a list of commands, whole: the list wraps it."""
+        return super().get_short_help_str(max(limit, SENTENCE_MAX))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - as above
         """Write the arguments and then the options, each with its help."""
@@ -29,12 +35,21 @@ class PlainCommand(TyperCommand):
                     formatter.write_dl(rows)
 
 
+class PlainGroup(TyperGroup):
+    """A family of commands."""
+
+    def get_short_help_str(self, limit: int = 0) -> str:
+        """Return what is said of it in the list above it, whole."""
+        return super().get_short_help_str(max(limit, SENTENCE_MAX))
+
+
 class App(typer.Typer):
     """A command line, or a family of commands in it, with plain help."""
 
     def __init__(self, **settings: Any) -> None:  # noqa: ANN401 - typer's own
         """Take typer's settings."""
         super().__init__(
+            cls=PlainGroup,
             **settings,
             rich_markup_mode=None,
             add_completion=False,

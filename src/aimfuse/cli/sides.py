@@ -178,16 +178,20 @@ def export(
 def discard(
     image: Image,
     branch: BranchName = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask; needed where nobody can be asked.")
+    ] = False,
     state: StateDir = None,
 ) -> None:
     """Remove a branch: what only it has is gone then."""
     with exit_on_error():
         from aimfuse.disk import process_disk  # noqa: PLC0415 - as above
         from aimfuse.takeover import branches  # noqa: PLC0415
+        from aimfuse.takeover.branches import count_writes  # noqa: PLC0415
 
         one = _found(image, state, branch)
-        what = f"{one.name}, {one.about['writes']:,} writes"
+        written = count_writes(one.about["writes"], is_whole=one.about.get("is_whole"))
+        what = f"{one.name} ({written})"
         if not yes and not (
             sys.stdin.isatty() and typer.confirm(f"Remove branch {what}?", err=True)
         ):

@@ -7,6 +7,7 @@ and decides nothing.
 import time
 from pathlib import Path
 
+from aimfuse.config import STORE_SOURCE
 from aimfuse.config.pauses import load_pauses
 from aimfuse.disk import Disk
 from aimfuse.manager.fields import Fields
@@ -24,6 +25,8 @@ QUARANTINE_SHOWN_MAX = 64
 INBOX = "inbox"
 _REASON = ".reason"
 _MORE = "more"
+_PIN = "pin-"
+READERS_SHOWN_MAX = 64
 
 
 def store_status(store: Path) -> State:
@@ -61,6 +64,7 @@ def store_status(store: Path) -> State:
         "verified": ack.get("verified"),
         "source": source,
         "heard_ns": _changed_ns(store / INBOX / "source.json"),
+        "readers": _readers(store / "history"),
         "on_bookmark": ack.get("on_bookmark"),
         "paused": _paused(store),
         "delay_s": ack.get("delay_s"),
@@ -90,6 +94,21 @@ def _paused(store: Path) -> State | None:
     except OSError:
         return None
     return {kind: one.to_json() for kind, one in pauses.items()} or None
+
+
+def promotion_of(state_dir: Path) -> State | None:
+    """Return what the store says that *state_dir* belongs to, if it is a promoted store's."""
+    if state_dir.name != STORE_SOURCE:
+        return None
+    promoted = Fields(read_slots(state_dir.parent / "state")[0]).part("promoted")
+    return {key: promoted.count(key) for key in ("epoch", "at_ns")} if promoted else None
+
+
+def _readers(history: Path) -> list[State]:
+    """Return who holds the past: restores, views and searches of this host."""
+    names = [name for name in _names(history) if name.startswith(_PIN)][:READERS_SHOWN_MAX]
+    pids = sorted({pid for name in names if (pid := lock_holder(history / name)) is not None})
+    return [{"pid": pid} for pid in pids]
 
 
 def _holder(pid: int | None) -> State | None:
@@ -147,7 +166,9 @@ def _lag(applied: State | None, ack: State, source: State | None, now_ns: int) -
     better. With everything applied that the heartbeat knew of, nothing is behind.
     """
     newest = Fields(source).part("newest")
-    if not newest or applied is None:
+    # What was last heard from a source before this one tells nothing of this one.
+    is_old = newest.count("epoch") < Fields(applied).count("epoch")
+    if not newest or applied is None or is_old:
         return {"seconds": None, "files": None}
     files = max(0, newest.count("number") - Fields(applied).count("number"))
     mirror_ns = Fields(ack).count("mirror_time_ns")

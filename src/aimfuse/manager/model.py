@@ -157,6 +157,7 @@ class Source:
     volumes: tuple[Volume, ...]
     shipper: str
     scrub: Scrub | None
+    promoted_ns: int
     destinations: tuple[Destination, ...]
     problems: tuple[Problem, ...]
 
@@ -191,6 +192,7 @@ class Store:
     free_bytes: int | None
     held: Held
     compared_ns: int
+    readers: tuple[int, ...]
     problems: tuple[Problem, ...]
 
 
@@ -224,7 +226,9 @@ def _source(status: Fields, now_ns: int) -> Source:
     state = status.text("state") or "unknown"
     level = _LEVELS.get(state, Level.WARN)
     spool, shipper = status.part("spool"), status.part("coordinator")
-    idle = "" if status.flag("mounted") or shipper.count("pid") else status.text("image") or "IMAGE"
+    is_served = status.flag("mounted") or bool(shipper.count("pid"))
+    # What an ended history has not shipped is not to be shipped any more.
+    idle = "" if is_served or state in _ENDED else status.text("image") or "IMAGE"
     destinations = tuple(_destination(one, now_ns, idle) for one in status.parts("destinations"))
     return Source(
         image=status.text("image") or "?",
@@ -245,6 +249,7 @@ def _source(status: Fields, now_ns: int) -> Source:
         volumes=_volumes(status),
         shipper=_shipper(shipper),
         scrub=scrub_of(status),
+        promoted_ns=status.part("promoted").count("at_ns"),
         destinations=destinations,
         problems=tuple(_source_problems(status, state, level, destinations)),
     )
@@ -281,6 +286,8 @@ def _source_problems(
         found.append(Problem("nothing is shipped: the coordinator is not running", "", Level.WARN))
     return found
 
+
+_ENDED = {"superseded", "switching", "rejoining", "rejoined"}
 
 _SOURCE_HINTS = {
     "halted": "Unmount, look at the disk and the log, then mount again: recovery redoes the "
@@ -360,7 +367,7 @@ def _destination_problems(
     if idle and (age_s > STALE_S or state == "stopped"):
         text = f"not shipping (unmounted): run `aimfuse ship {idle}`"
         found.append(Problem(text, "", Level.WARN))
-    elif age_s > STALE_S and state != "stopped":
+    elif age_s > STALE_S and state not in {"stopped", "superseded"}:
         found.append(Problem(f"no news from the shipper for {age_s:.0f} s", "", Level.WARN))
     return found + _ack_problems(ack)
 
@@ -389,6 +396,8 @@ def _store(status: Fields, now_ns: int) -> Store:
     applied, lag = status.part("applied"), status.part("lag")
     quarantine = status.part("quarantine")
     source = status.part("source")
+    if source.part("newest").count("epoch") < applied.count("epoch"):
+        source = Fields(None)  # Said by one that was the source before this one.
     pid = status.part("replayer").maybe("pid")
     problems = list(_store_problems(status, level, pid, now_ns))
     received = status.part("received").maybe("number")
@@ -421,6 +430,7 @@ def _store(status: Fields, now_ns: int) -> Store:
         free_bytes=status.maybe("free_bytes"),
         held=read_held(status),
         compared_ns=compared_ns(status),
+        readers=tuple(one.count("pid") for one in status.parts("readers")),
         problems=tuple(problems),
     )
 

@@ -16,6 +16,7 @@ from aimfuse.errors import AimfuseError, ConfigError
 from aimfuse.journal.spool import WARN_RATIO, full_mark
 from aimfuse.journal.superseded import read_superseded
 from aimfuse.manager import control_client
+from aimfuse.manager.far import promotion_of
 from aimfuse.manager.fields import Fields
 from aimfuse.manager.files import State, free_bytes, lock_holder, read_json, read_slots
 from aimfuse.manager.spool import KnownSum, SpoolFiles, list_spool
@@ -44,7 +45,8 @@ def source_status(state_dir: Path) -> State:
         else:
             problem = _settings(state_dir)[1]
             about = {"settings_error": problem} if problem else {}
-            return {"mounted": True, **answer, **_shipper(state_dir, answer), **about}
+            ours = about | _promoted(state_dir)
+            return {"mounted": True, **answer, **_shipper(state_dir, answer), **ours}
         if lock_holder(state_dir / "lock") == pid:
             break
     return status
@@ -100,10 +102,17 @@ def assemble(state_dir: Path) -> State:
             if isinstance(one, dict)
         ],
         "memory_bytes": 0,
+        **_promoted(state_dir),
         "coordinator": _coordinator(state_dir),
         "destinations": [] if state == "rejoined" else _destinations(state_dir, settings, spool),
         "time_ns": time.time_ns(),
     }
+
+
+def _promoted(state_dir: Path) -> State:
+    """Return what is to be said of a source that was a mirror, and nothing of any other."""
+    promotion = promotion_of(state_dir)
+    return {"promoted": promotion} if promotion else {}
 
 
 def _level(spool: SpoolFiles, limits: JournalConfig) -> str:
@@ -169,7 +178,10 @@ def _coordinator(state_dir: Path) -> State | None:
 
 def _destinations(state_dir: Path, settings: GroupConfig | None, spool: SpoolFiles) -> list[State]:
     known = {one.name: one for one in settings.destinations} if settings else {}
-    found = [_destination(state_dir, one.name, one, spool) for one in known.values()]
+    is_ended = _ended(state_dir) is not None
+    found = [
+        _destination(state_dir, one.name, one, spool, is_ended=is_ended) for one in known.values()
+    ]
     with contextlib.suppress(OSError):
         for path in sorted((state_dir / "destinations").iterdir()):
             if path.name not in known and not path.name.startswith("."):
@@ -186,7 +198,12 @@ _REMOVED = {
 
 
 def _destination(
-    state_dir: Path, name: str, config: DestinationConfig | None, spool: SpoolFiles
+    state_dir: Path,
+    name: str,
+    config: DestinationConfig | None,
+    spool: SpoolFiles,
+    *,
+    is_ended: bool = False,
 ) -> State:
     """Return what the coordinator last wrote, or what cursor and spool tell instead."""
     place = state_dir / "destinations" / name
@@ -206,6 +223,8 @@ def _destination(
     oldest_ns = spool.oldest_time_ns(applied) if lag_files else None
     halted = cursor.get("state") == "halted"
     resting = "paused" if config and config.paused else "stopped" if cursor else "new"
+    if resting == "stopped" and is_ended:
+        resting = "superseded"
     if config and config.is_reserved and not config.paused:
         resting = "reserved"
     return {

@@ -42,6 +42,7 @@ def draw_source(source: Source, scene: Scene) -> Lines:
         body += _volumes(source, inner)
     body += problem_lines(source.problems, inner)
     if scene.detail is Detail.FULL:
+        body += _promoted(source, inner)
         body += _journal(source, inner)
     if scene.detail > Detail.LINE:
         values = scene.rates.get((source.image,), ())
@@ -61,6 +62,14 @@ def _volumes(source: Source, scene: Scene) -> Lines:
     size = format_bytes(sum(volume.size for volume in source.volumes))
     chunks = [Text(where), Text(counted(len(source.volumes), "volume")), Text(size)]
     return row("mounted" if source.mounted else "volumes", chunks, scene.look)
+
+
+def _promoted(source: Source, scene: Scene) -> Lines:
+    """Return since when what was a mirror is the source; nothing for any other source."""
+    if not source.promoted_ns:
+        return []
+    chunks = [Text(f"at {scene.clock(source.promoted_ns)}"), Text("a mirror before", style="dim")]
+    return row("promoted", chunks, scene.look)
 
 
 def _journal(source: Source, scene: Scene) -> Lines:

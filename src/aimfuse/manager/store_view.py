@@ -52,6 +52,14 @@ def _stages(store: Store, scene: Scene) -> Lines:
     if store.compared_ns:
         text = f"with its image, last at {scene.clock(store.compared_ns)}"
         lines += row("compared", [Text(text)], look)
+    if store.readers:
+        shown = ", ".join(map(str, store.readers[:NAMES_SHOWN_MAX]))
+        more = ", …" if len(store.readers) > NAMES_SHOWN_MAX else ""
+        chunks = [
+            Text(f"by process {shown}{more}"),
+            Text("nothing it needs is pruned", style="dim"),
+        ]
+        lines += row("read", chunks, look)
     free = format_bytes(store.free_bytes) if store.free_bytes is not None else "unknown"
     lines += row("disk", [Text(f"{free} free")], look)
     return lines + _source(store, scene)

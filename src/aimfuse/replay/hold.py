@@ -45,10 +45,11 @@ def readable(disk: Disk, store: Path, look: Look, held: contextlib.ExitStack) ->
     past = look_at(disk, store, look)
     if past.reach is None:
         why = past.state.doubt or f"it is {past.state.phase.value}"
+        hint = "Wait for it; `aimfuse history` says more."
         if past.state.phase is Phase.PROMOTED:
             why = why_out_of_reach(past.state)
-        text = f"{store} has no consistent mirror now: {why}"
-        raise StoreError(text, hint="Wait for it; `aimfuse history` says more.")
+            hint = f"Mount it: aimfuse mount {store} MOUNTPOINT. Its past is kept by its mirrors."
+        raise StoreError(f"{store} has no consistent mirror now: {why}", hint=hint)
     assert past.state.head is not None
     is_blind = past.floor.is_off or past.floor.number > past.state.head.number
     if not is_blind or not disk.exists(store / "lock"):

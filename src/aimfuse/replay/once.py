@@ -8,6 +8,9 @@ from aimfuse.replay.session import Session
 from aimfuse.replay.state import Json
 from aimfuse.units import counted
 
+UNKNOWN = "unknown"
+"""The phase of a store that was not opened."""
+
 
 @dataclass(frozen=True, slots=True)
 class Caught:
@@ -42,6 +45,8 @@ class Caught:
 
     def describe(self) -> str:
         """Return it as a line for people."""
+        if self.phase == UNKNOWN:
+            return f"{self.store}: not looked into"
         held = f", {counted(self.held, 'file')} held back on purpose" if self.held else ""
         where = f"at {self.position} in file {self.file}" if self.file else "nothing applied yet"
         return f"{self.store}: {self.phase}, {where}{held}"
@@ -75,7 +80,7 @@ def caught(session: Session) -> Caught:
 
 def unopened(store: str, problem: AimfuseError) -> Caught:
     """Return how a store stands that could not be looked into."""
-    return Caught(store, "unknown", "0:0", 0, 0, 0, 0, problem)
+    return Caught(store, UNKNOWN, "0:0", 0, 0, 0, 0, problem)
 
 
 def gravest(all_of: Sequence[Caught]) -> AimfuseError | None:

@@ -14,6 +14,7 @@ from aimfuse.errors import (
     TransportError,
     UsageError,
 )
+from aimfuse.mountpoint import is_volumes_alone, serving_mount
 from aimfuse.replay.access import Access
 from aimfuse.replay.hold import pinned, readable
 from aimfuse.replay.look import Look
@@ -115,8 +116,9 @@ def _check_output(disk: Disk, look: Look, store: Path, request: Request) -> None
     parent = look.entry(output.parent.resolve())
     if parent is None or parent.kind != "directory":
         raise UsageError(f"{output.parent} is no directory", hint="Make it first.")
-    if output.resolve().is_relative_to(store.resolve()):
+    if output.resolve().is_relative_to(store.resolve()) or _is_in_mirror(output):
         raise UsageError(f"{output} is in the store", hint="Restore to somewhere else.")
+    _check_not_served(output)
     entry = look.entry(output)
     if entry is None:
         return
@@ -126,6 +128,31 @@ def _check_output(disk: Disk, look: Look, store: Path, request: Request) -> None
         raise UsageError(f"{output} is a {entry.kind}", hint="Name a place that is not there yet.")
     if not request.force:
         raise UsageError(f"{output} exists", hint="Choose another name, or --force to replace it.")
+
+
+def _is_in_mirror(output: Path) -> bool:
+    """Tell whether *output* would lie among what another store replays, or serves as a source."""
+    return any(
+        one.name == "mirror"
+        and ((one.parent / "state.0").exists() or (one.parent / "state.1").exists())
+        for one in output.resolve().parents
+    )
+
+
+def _check_not_served(output: Path) -> None:
+    """Refuse an image under a mount: its driver would go on with a file that has no name."""
+    where = serving_mount(output)
+    if where is not None:
+        raise BusyError(
+            f"{output} is served at {where}",
+            hint="Restore to another name. To put that back into use, copy it through the mount: "
+            "mirrors get it in order, and their history lasts.",
+        )
+    if is_volumes_alone(output.parent):
+        raise UsageError(
+            f"{output} is in the mount of an image, where no file can be made",
+            hint="Restore to another directory, and copy it to the volume from there.",
+        )
 
 
 def _chosen(rebuild: Rebuild, request: Request) -> list[Piece]:

@@ -62,6 +62,7 @@ def about(tail: Tail, names: list[str]) -> Json:
         "writes": tail.writes,
         "bytes": tail.bytes,
         "differing_bytes": tail.differing_bytes,
+        "is_whole": tail.differs is None,
         "files": len(tail.files),
         "first_ns": tail.first_ns,
         "last_ns": tail.last_ns,
@@ -69,9 +70,11 @@ def about(tail: Tail, names: list[str]) -> Json:
     }
 
 
-def count_writes(writes: int) -> str:
-    """Return how many writes a branch has, for people."""
-    return f"{writes:,} write{'s' * (writes != 1)}"
+def count_writes(writes: int, *, is_whole: object = False) -> str:
+    """Return how many writes a branch has, for people; *is_whole* if some are not known of."""
+    if is_whole and not writes:
+        return "an unknown number of writes"
+    return f"{'at least ' if is_whole else ''}{writes:,} write{'s' * (writes != 1)}"
 
 
 def list_branches(disk: Disk, state_dir: Path) -> list[Branch]:

@@ -91,7 +91,8 @@ def images_of(place: Path, config: GroupConfig | None, name: str | None) -> list
 def describe(one: Json) -> str:
     """Return the line of one branch, for people."""
     fork, last = one["fork"], int(one["last_ns"])
-    written = f"{count_writes(int(one['writes']))}, {format_bytes(int(one['bytes']))}"
+    written = count_writes(int(one["writes"]), is_whole=one.get("is_whole"))
+    written += f", {format_bytes(int(one['bytes']))}" if one["writes"] else ""
     parts = [str(one["name"]), f"{written} behind {fork['epoch']}:{fork['seq']}"]
     if last:
         parts.append(time.strftime("until %Y-%m-%d %H:%M:%S", time.localtime(last / SECOND_NS)))

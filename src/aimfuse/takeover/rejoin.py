@@ -346,8 +346,8 @@ def describe(done: Json) -> list[str]:
     if done["writes"] is not None and fork:
         at = f"{fork['epoch']}:{fork['seq']}"
         lines.append(
-            f"This side has {count_writes(done['writes'])} behind {at}, where the other side went "
-            f"on; {format_bytes(done['differing_bytes'])} may differ."
+            f"This side has {count_writes(done['writes'], is_whole=done['is_whole'])} behind {at}, "
+            f"where the other side went on; {format_bytes(done['differing_bytes'])} may differ."
             if done["writes"] or done["differing_bytes"]
             else f"This side is exactly at {at}, where the other side went on."
         )
