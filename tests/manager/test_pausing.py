@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from aimfuse.cli import pausing
 from aimfuse.config.pauses import load_pauses
 from aimfuse.disk import Disk, note_owner
+from aimfuse.journal.slots import Slots
 from aimfuse.manager.far import store_status
 
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -98,3 +99,15 @@ def test_what_is_no_store_is_refused_with_what_may_be_meant(tmp_path: Path) -> N
     assert done.exit_code == 2
     assert "aimfuse destination pause" in done.stderr
     assert run("pause", tmp_path, "everything").exit_code == 2
+
+
+def test_a_pause_that_is_repeated_keeps_its_reason_and_a_promoted_store_takes_none(
+    store: Path,
+) -> None:
+    run("pause", store, "apply", "--reason", "a backup")
+    run("pause", store, "apply")
+    assert load_pauses(store, Disk())["apply"].reason == "a backup"
+    Slots(Disk(), store / "state", "test").write({"phase": "promoted"})
+    refused = run("pause", store, "apply")
+    assert refused.exit_code == 2
+    assert "destination pause" in refused.stderr

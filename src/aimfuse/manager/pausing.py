@@ -11,7 +11,7 @@ from aimfuse.disk import Disk
 from aimfuse.errors import BusyError, UsageError
 from aimfuse.manager.far import INBOX
 from aimfuse.manager.fields import Fields
-from aimfuse.manager.files import lock_holder, read_json
+from aimfuse.manager.files import lock_holder, read_json, read_slots
 
 POLL_S = 0.05
 _UNFINISHED = frozenset({"catching_up", "switching"})
@@ -26,18 +26,23 @@ class Outcome:
 
 
 def pause(store: Path, kinds: Iterable[str], reason: str, timeout_s: float) -> Outcome:
-    """Pause *kinds*, durably; what is paused already keeps its time and gets the new reason.
+    """Pause *kinds*, durably; what is paused already keeps its time, and its reason without one.
 
     Raises:
-        UsageError: *store* is none.
+        UsageError: *store* is none, or was promoted.
         BusyError: it is noted, and the replayer has not obeyed in time.
     """
     disk, reason = Disk(), reason.strip()[:REASON_CHARACTERS_MAX]
     _check_store(store)
+    if Fields(read_slots(store / "state")[0]).text("phase") == "promoted":
+        hint = "To send nothing to one of its mirrors: aimfuse destination pause STORE NAME."
+        raise UsageError(f"{store} was promoted: it is a source, and applies nothing", hint=hint)
     pauses, now_ns = load_pauses(store, disk), time.time_ns()
     for kind in kinds:
         before = pauses.get(kind)
-        pauses[kind] = Pause(before.since_ns if before else now_ns, reason)
+        pauses[kind] = Pause(
+            before.since_ns if before else now_ns, reason or (before.reason if before else "")
+        )
     save_pauses(store, pauses, disk)
     return _obeyed(store, timeout_s)
 

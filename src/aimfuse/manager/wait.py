@@ -189,7 +189,13 @@ def unmount(
             driver is still busy after `STOP_S_MAX`.
         HaltedError: it is gone, but its end was not a clean one: the disk failed or is full.
     """
-    status = Fields(control_client.call(state_dir, {"cmd": "status"}))
+    try:
+        status = Fields(control_client.call(state_dir, {"cmd": "status"}))
+    except control_client.NotMounted as exc:
+        if lock_holder(state_dir / "lock") is not None:  # It is starting or closing.
+            raise
+        hint = "There is nothing to unmount."
+        raise control_client.NotMounted(f"{state_dir}: not mounted", hint=hint) from exc
     where = status.text("mountpoint")
     mountpoint = Path(where) if where else None
     try:
