@@ -92,6 +92,7 @@ def test_no_restore_replaces_what_a_mount_or_a_store_works_on(
     served = aimfuse("restore", far.store(), "-o", source.image, "--force")
     assert (served.returncode, source.image.stat().st_ino) == (3, inode)
     assert f"is served at {source.mountpoint}" in served.stderr
+    assert "--dest NAME" in aimfuse("restore", source.image, "-o", tmp_path / "v").stderr
     volume = aimfuse("restore", far.store(), "-o", source.volume, "--force")
     assert volume.returncode == 2
     assert "Restore to another directory" in volume.stderr

@@ -70,6 +70,7 @@ def reached(place: Place) -> Iterator["Access"]:
     if url.startswith("dir:"):
         url = unquote(urlsplit(url).path)
     if not _SCHEME.match(url):
+        _check_no_source(Path(url))
         yield Access.here(Path(url))
         return
     if not url.startswith("sftp:"):
@@ -84,6 +85,17 @@ def reached(place: Place) -> Iterator["Access"]:
             yield Access.afar(files, url)
     finally:
         files.close()
+
+
+def _check_no_source(path: Path) -> None:
+    """Say it where an image is named in place of a store of it."""
+    from aimfuse.config import STATE_SUFFIX  # noqa: PLC0415 - as above
+
+    if not path.is_dir() and path.with_name(path.name + STATE_SUFFIX).is_dir():
+        hint = "Name one of them with --dest NAME, or give its store. aimfuse destination list"
+        raise UsageError(
+            f"{path} is a source: its past is with its mirrors", hint=f"{hint} {path} shows them."
+        )
 
 
 def _destination(place: Place) -> "DestinationConfig":

@@ -86,8 +86,9 @@ class Superseded:
             )
         if self.step is Step.REJOINED:
             return SupersededError(
-                f"{image} is a mirror of {self.url} now; its store is {self.store}",
-                hint=f"How it fares: `aimfuse status {self.store}`.",
+                f"{image} belongs to the store {self.store}, a mirror since it rejoined {self.url}",
+                hint=f"How that fares: `aimfuse status {self.store}`. Where that store is the "
+                f"source again: `aimfuse mount {self.store} MOUNTPOINT`.",
             )
         if self.step is Step.REJOINING:
             return SupersededError(
