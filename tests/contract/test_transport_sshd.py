@@ -124,6 +124,17 @@ async def test_an_absolute_path_begins_at_the_served_directory(
         await attempt(embedded, read, str(secret))
 
 
+@pytest.mark.parametrize("path", ["store/wanted", "store/source", "store/history/pins.lock"])
+async def test_no_name_that_a_store_will_need_can_be_taken(
+    embedded: EmbeddedSide, inbox: Path, path: str
+) -> None:
+    (inbox.parent / "history").mkdir()
+    with pytest.raises(asyncssh.SFTPPermissionDenied):
+        await attempt(embedded, mkdir, path)
+    await attempt(embedded, mkdir, "other")
+    await attempt(embedded, mkdir, "other/inbox")
+
+
 async def test_a_link_is_followed_neither_at_the_end_nor_on_the_way(
     embedded: EmbeddedSide, inbox: Path, secret: Path
 ) -> None:

@@ -1,5 +1,7 @@
 """What is taken for a mirror to go on with, and what is not: what halts and deaths have left."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,17 @@ def test_a_store_that_halted_in_its_first_copy_is_never_taken(tmp_path: Path) ->
     store = halted_in_its_copy(tmp_path, is_done=False)
     with pytest.raises(StoreError, match="only a part of its first copy"):
         promoted(store, force=True)
+
+
+def test_an_epoch_that_nobody_can_be_in_is_not_believed(tmp_path: Path) -> None:
+    _source, store = applied(tmp_path)
+    told = store / "inbox" / "source.json"
+    told.write_text(json.dumps({"epoch": (1 << 64) - 1, "time_ns": 1}))
+    assert promoted(store)["epoch"] == 2
+    assert served(store)[0] == 2
+
+
+def test_a_pipe_in_place_of_what_the_source_said_holds_nobody_up(tmp_path: Path) -> None:
+    _source, store = applied(tmp_path)
+    os.mkfifo(store / "inbox" / "source.json")
+    assert promoted(store)["epoch"] == 2

@@ -66,6 +66,27 @@ async def test_a_directory_that_is_a_store_itself_is_replayed(tmp_path: Path) ->
     assert mirror_of(store) == source.snapshot()
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+async def test_a_store_where_nobody_can_tell_who_wants_it_is_replayed_on(
+    tmp_path: Path, number: int
+) -> None:
+    """Another user's promotion was killed, say, or the disk fails for a moment."""
+    source, store = made_source(tmp_path, "one"), tmp_path / "store"
+    deliver(store, *source.sync())
+
+    def refuse(_at: int, label: str) -> None:
+        if label == "handover:look":
+            raise OSError(number, os.strerror(number))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Replayer(store, Steps(refuse), FAST).run)
+        await until(shows(store, source))
+        (store / "wanted").touch()
+        deliver(store, next_file(source, b"x"))
+        await until(shows(store, source))
+        nursery.cancel_scope.cancel()
+
+
 class HangingDisk(Disk):
     """Does not answer for the stores that it is told to, until it is let go on."""
 

@@ -8,7 +8,8 @@ way is opened without following links, and the last step is taken from that desc
 A view that is limited to some stores shows nothing else right beneath the root.
 
 Only files directly inside a directory called ``inbox`` can be written and renamed; directories
-can be made, nothing can be removed: a stolen source key adds files and harms nothing else.
+can be made where no store is yet, nothing can be removed: a stolen source key adds files and
+takes no name that a store will need.
 What is there can be read, so that the owner of a store has its past. A view may be for reading
 only, or for deliveries only: it then reads nothing but inboxes and acknowledgements.
 """
@@ -170,6 +171,7 @@ class ConfinedTree:
             if self._disk.exists(spot.path):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             self._check_use(spot, writes=True)
+            self._check_outside_stores(path)
             self._disk.mkdir("serve:mkdir", spot.path, _DIRECTORY_MODE)
 
     def rename(self, old: bytes, new: bytes, *, replace: bool) -> None:
@@ -189,6 +191,14 @@ class ConfinedTree:
         is_reported = spot.in_inbox or spot.name in {INBOX, ACK}
         if not writes and self._delivers_only and not is_reported:
             raise PermissionError(errno.EACCES, "this key is for deliveries only")
+
+    def _check_outside_stores(self, path: bytes) -> None:
+        """Refuse a place in a store that has its inbox: what else is in it is the replayer's."""
+        steps = normalise(path).split(b"/")[1:-1]
+        for depth in range(0 if self._stores is None else 1, len(steps) + 1):
+            with self._spot(b"/".join([*steps[:depth], INBOX])) as spot:
+                if self._disk.exists(spot.path):
+                    raise PermissionError(errno.EACCES, "a store makes its own directories")
 
     @contextmanager
     def _spot(self, path: bytes) -> Generator[_Spot]:

@@ -19,6 +19,8 @@ LET_GO_S_MAX = 60.0
 """A round in the middle of a large file takes seconds."""
 
 _POLL_S = 0.02
+_MODE = 0o644
+"""The replayer may be another user, and has to see the lock."""
 
 
 def is_wanted(disk: Disk, store: Path) -> bool:
@@ -32,7 +34,7 @@ def is_wanted(disk: Disk, store: Path) -> bool:
         return False
     try:
         fd = disk.open("handover:look", path, os.O_RDONLY)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):  # Another user's: he waits for the lock in vain.
         return False
     try:
         return not disk.take_lock(fd, shared=True)
@@ -49,7 +51,7 @@ def wanted(disk: Disk, store: Path, take: Callable[[], None]) -> Iterator[None]:
         OSError: the store's directory cannot be written to.
     """
     path = store / WANTED
-    fd = disk.open("handover:want", path, os.O_RDWR | os.O_CREAT)
+    fd = disk.open("handover:want", path, os.O_RDWR | os.O_CREAT, _MODE)
     try:
         _insist(lambda: _want(disk, store, fd))
         _insist(take)

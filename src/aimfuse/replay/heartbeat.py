@@ -4,9 +4,9 @@ It comes from elsewhere and goes into reports only; what cannot be read says not
 """
 
 import json
+import os
 from dataclasses import dataclass
 
-from aimfuse.disk import read_file
 from aimfuse.replay.store import HEARTBEAT, Store
 from aimfuse.units import MIB
 
@@ -33,7 +33,7 @@ class Heartbeat:
 def read_heartbeat(store: Store) -> Heartbeat:
     """Return the last heartbeat, an empty one if there is none."""
     try:
-        data = json.loads(read_file(store.disk, store.inbox / HEARTBEAT, _BYTES_MAX))
+        data = json.loads(_read(store))
     except (OSError, ValueError, RecursionError):
         return Heartbeat()
     if not isinstance(data, dict):
@@ -49,6 +49,16 @@ def read_heartbeat(store: Store) -> Heartbeat:
         _count(unsent.get("after")) if isinstance(unsent, dict) else 0,
         _count(unsent.get("bytes")) if isinstance(unsent, dict) else None,
     )
+
+
+def _read(store: Store) -> bytes:
+    """Return what somebody else put there: no link, and no pipe that would be waited for."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    fd = store.disk.open("heartbeat:read", store.inbox / HEARTBEAT, flags)
+    try:
+        return store.disk.pread(fd, _BYTES_MAX, 0)
+    finally:
+        store.disk.close(fd)
 
 
 def _count(value: object) -> int:

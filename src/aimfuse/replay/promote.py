@@ -34,6 +34,9 @@ from aimfuse.units import Epoch
 FAILURES_MAX = 3
 """Failed rounds in a row before a promotion gives up."""
 
+EPOCHS_AHEAD_MAX = 1_000_000
+"""So far ahead an epoch is believed that a source says it is in: file names end at 10^8."""
+
 Report = Callable[[str, int, int], None]
 """Gets what is being done, and how much of how much is done."""
 
@@ -247,7 +250,9 @@ def _order(store: Store, past: Past, request: Request) -> Promoted:
             hint="Without --at the store goes on from what it has.",
         )
     rewind.check_way(store, fork)
-    epoch = Epoch(max(head.epoch, read_heartbeat(store).epoch) + 1)
+    told = read_heartbeat(store).epoch
+    known = told if told - head.epoch <= EPOCHS_AHEAD_MAX else head.epoch
+    epoch = Epoch(max(head.epoch, known) + 1)
     return Promoted(epoch, fork, time.time_ns(), seq, head)
 
 

@@ -172,7 +172,11 @@ class Replayer:
             await self._in_thread(session.close)
 
     async def _is_wanted(self, session: Session) -> bool:
-        return await self._in_thread(partial(is_wanted, self._disk, session.store.path))
+        try:
+            return await self._in_thread(partial(is_wanted, self._disk, session.store.path))
+        except OSError as exc:  # One store's disk must not end the work on the others.
+            log.debug("%s: %s", session.store.path, exc)
+            return False
 
     def _open(self, path: Path) -> Session:
         if is_wanted(self._disk, path):
