@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from aimfuse.config import DestinationConfig, load
 from aimfuse.coordinator.acks import parse_ack
@@ -14,7 +16,7 @@ from aimfuse.coordinator.backlog import Backlog
 from aimfuse.coordinator.ending import Ending
 from aimfuse.coordinator.parts import Parts
 from aimfuse.coordinator.place import Place
-from aimfuse.coordinator.repair import REWRITTEN_BYTES_MAX, Repairs
+from aimfuse.coordinator.repair import AGAIN_S_MIN, REWRITTEN_BYTES_MAX, Repairs
 from aimfuse.coordinator.request import Range, read_request
 from aimfuse.coordinator.source import Source
 from aimfuse.driver import control
@@ -88,6 +90,24 @@ async def test_the_driver_writes_it_again_and_the_mirror_is_heard_before_it_does
         place.ack = ack_of(ROLLED, 100)
         await repairs.look()
         assert served.asked[2:] == [("v.img", 0, 100)]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.expects_warnings
+async def test_what_differs_again_and_again_is_mended_ever_more_rarely(
+    place: Place, autojump_clock: MockClock
+) -> None:
+    served, repairs, times = Served(place), Repairs(place), list[float]()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(served.run)
+        place.ack = ack_of(ROLLED, 4096)
+        while len(times) < 5:
+            await repairs.look()
+            if len(served.asked) > len(times):
+                times.append(autojump_clock.current_time())
+            await trio.sleep(1)
+        waits = [after - before for before, after in pairwise(times)]
+        assert waits == pytest.approx([1, AGAIN_S_MIN, 2 * AGAIN_S_MIN, 4 * AGAIN_S_MIN], abs=2)
         nursery.cancel_scope.cancel()
 
 

@@ -23,6 +23,10 @@ ANSWER_S_MAX = 60.0
 RETRY_S = 30.0
 """Pause behind a try that failed: the image is not mounted, or its volume has another name."""
 
+AGAIN_S_MIN = 60.0
+AGAIN_S_MAX = 86400.0
+"""Pauses where mending is of no use, as on a disk that does not keep what it gets: they double."""
+
 
 class Repairs:
     """The repairs of one destination; owned by its task."""
@@ -32,6 +36,7 @@ class Repairs:
         self._through = 0
         """The file that brings what was mended last: only behind it the mirror can tell."""
         self._not_before_s = 0.0
+        self._pause_s = 0.0
 
     async def look(self) -> None:
         """Mend what the newest ack names, unless that is under way.
@@ -40,7 +45,11 @@ class Repairs:
             OSError: a copy cannot be asked for.
         """
         place, ack = self._place, self._place.ack
-        if ack is None or not ack.mismatches or not place.parts.config.journal.scrub_repair:
+        if ack is None or not place.parts.config.journal.scrub_repair:
+            return
+        if not ack.mismatches:
+            if ack.phase == "consistent":
+                self._pause_s = 0.0
             return
         is_busy = not place.is_shipping or place.is_copy_wanted()
         if ack.phase != "consistent" or is_busy or ack.applied_number < self._through:
@@ -54,6 +63,8 @@ class Repairs:
             write_request(place.parts.disk, place.directory, request)
         elif not await self._rewrite(ack):
             return
+        self._not_before_s = trio.current_time() + self._pause_s
+        self._pause_s = min(max(AGAIN_S_MIN, 2 * self._pause_s), AGAIN_S_MAX)
         said = format_bytes(size)
         log.warning("%s differs from the image: it gets %s again", place.config.name, said)
 
