@@ -59,6 +59,17 @@ def test_a_mirror_that_is_not_there_yet_waits_and_says_so(source: Source, store:
     assert promoted(store) is not None
 
 
+def test_an_operator_who_allows_no_handing_over_is_obeyed_and_the_source_is_told(
+    source: Source, store: Path
+) -> None:
+    (store / "store.toml").write_text("switchover = false\n")
+    request = ask(store, source)
+    session = catch_up(store)
+    assert report(session)["promoted"] is None
+    assert "allows no switch-over" in report(session)["error"]
+    assert not request.exists()
+
+
 def test_what_is_held_back_is_applied_when_the_source_hands_over(
     source: Source, store: Path
 ) -> None:

@@ -241,6 +241,7 @@ STORE: Keys = {
     "keep_free": _size_key("keep_free_bytes", 0, 1024 * TIB),
     "on_bookmark_timeout": _duration_key("on_bookmark_s_max", 1.0, 86400.0),
     "delay": _duration_key("delay_s", 0.0, 366 * 86400.0),
+    "switchover": _flag_key("switchover"),
 }
 DESTINATION: Keys = {
     "name": Key("name", check_name, _NAME_REMEDY),

@@ -26,6 +26,7 @@ class StoreConfig:
     0 seconds switch it off. `keep_free_bytes` of the disk are left alone, whatever else is said.
     With `delay_s` a journal file is applied once it is so old, in seconds. `on_bookmark` has
     patterns of labels, and the command for each; it may take `on_bookmark_s_max` seconds.
+    Without `switchover` whoever may write into the inbox cannot have the store promoted.
     """
 
     keep_s: float = 7 * 86400.0
@@ -34,6 +35,7 @@ class StoreConfig:
     delay_s: float = 0.0
     on_bookmark_s_max: float = 600.0
     on_bookmark: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    switchover: bool = True
 
 
 def load_store(store: Path, disk: Disk) -> StoreConfig:

@@ -9,6 +9,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from aimfuse.config.store import load_store
+from aimfuse.errors import ConfigError
 from aimfuse.replay.findings import Findings
 from aimfuse.replay.look import Entry
 from aimfuse.replay.state import Head, Json, Phase, StoreState, natural
@@ -68,6 +70,7 @@ class Switchovers:
         if entry is None:
             return None
         try:
+            self._check_allowed()
             request = Switchover.from_json(self._read(path, entry))
             why = self._why_not_yet(request, inbox_files)
         except Impossible as exc:
@@ -80,6 +83,16 @@ class Switchovers:
             self.is_waiting = True
             self._findings.give_notice(f"the switch-over waits: {why}")
         return None
+
+    def _check_allowed(self) -> None:
+        try:
+            is_allowed = load_store(self._store.home, self._store.disk).switchover
+        except ConfigError as exc:
+            raise Impossible(f"whether it is allowed cannot be read: {exc}") from exc
+        if not is_allowed:
+            why = "the store's operator allows no switch-over: run `aimfuse promote` there"
+            self._findings.give_notice(why)
+            raise Impossible(why)
 
     def _read(self, path: Path, entry: Entry) -> Json:
         if not entry.is_file or entry.links != 1 or entry.size > _BYTES_MAX:
