@@ -71,6 +71,7 @@ def work(place: Path, far: FarHost) -> Past:
     with Source(place / "near", size=SIZE) as source:
         source.init(to=[far.url()])
         source.mount()
+        source.wait_mirrored(far)  # The past begins where the first copy ends.
         device = source.attach()
         run("mkfs.ext4", "-q", "-E", "lazy_itable_init=0", device)
         with source.file_system(device) as root:

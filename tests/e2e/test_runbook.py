@@ -111,8 +111,9 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
     made.close()
 
 
-def lose_a_file(source: Source, hosts: Hosts) -> None:
+def lose_a_file(source: Source, far: FarHost, hosts: Hosts) -> None:
     """Write a file, note the time, and remove it again."""
+    source.wait_mirrored(far, "disk")  # The past begins where the first copy ends.
     device = source.attach()
     subprocess.run(["mkfs.ext4", "-q", device], check=True)
     with source.file_system(device) as place:
@@ -158,7 +159,7 @@ def test_the_runbook_works_as_it_is_written(tmp_path: Path, hosts: Hosts) -> Non
         far.start()
         near.init(to=[far.url("disk")])
         near.mount()
-        lose_a_file(near, hosts)
+        lose_a_file(near, far, hosts)
         near.wait_mirrored(far, "disk")
 
         hosts.type("far$ aimfuse view")
