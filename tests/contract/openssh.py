@@ -82,9 +82,7 @@ class Sshd:
         process, self._process = self._process, None
         if process is None:
             return
-        # Connections are served by children in sessions of their own, which outlive sshd.
-        own = psutil.Process(process.pid)
-        for each in (own, *own.children(recursive=True)):
+        for each in _halted_tree(process.pid):
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.kill()
         process.wait()
@@ -138,6 +136,21 @@ LogLevel ERROR
             if process.poll() is not None or time.monotonic() > deadline_s:
                 pytest.fail("sshd did not start: " + (self.directory / "sshd.log").read_text())
             time.sleep(0.02)
+
+
+def _halted_tree(pid: int) -> list[psutil.Process]:
+    """Return a process and all below it, stopped: none of them can become more meanwhile.
+
+    Connections are served by children in sessions of their own, which outlive sshd.
+    """
+    tree = [psutil.Process(pid)]
+    tree[0].suspend()
+    while found := [one for one in tree[0].children(recursive=True) if one not in tree]:
+        for each in found:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.suspend()
+        tree += found
+    return tree
 
 
 def _count_listeners(pid: int, port: int) -> int:
