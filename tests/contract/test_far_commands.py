@@ -1,6 +1,8 @@
 """`history` and `restore` of a store that is reached by a URL, as an operator types them."""
 
 import json
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,15 +10,19 @@ from typer.testing import CliRunner
 
 from aimfuse import config as configuration
 from aimfuse.app import initialise
+from aimfuse.cli import destination
 from aimfuse.cli.past import register
 from aimfuse.cli.plain import App
 from aimfuse.config import GroupConfig, add_destination
+from aimfuse.coordinator.run import connect_as_configured
 from tests.contract.far_sides import OpensshSide
+from tests.contract.openssh import make_key
 from tests.replay.recorder import recorded
 
 app = App()
 app.callback()(lambda: None)
 register(app)
+destination.register(app)
 
 
 def run(*words: object) -> tuple[int, str, str]:
@@ -73,6 +79,82 @@ async def test_a_destination_of_an_image_is_reached_as_its_settings_say(
     code, _shown, errors = run("history", image, "--dest", "nobody")
     assert code == 2
     assert "no destination is called 'nobody'" in errors
+
+
+def a_group(tmp_path: Path) -> Path:
+    image = tmp_path / "v.img"
+    image.write_bytes(bytes(4096))
+    initialise(GroupConfig(tmp_path / "v.img.aim", image))
+    return image
+
+
+async def test_a_destination_is_added_with_what_it_takes_to_log_in(
+    openssh: OpensshSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, url = a_group(tmp_path), openssh.sshd.url(openssh.root / "store")
+    identity = openssh.sshd.identity
+    monkeypatch.chdir(identity.parent)
+    by_name = ("--identity", identity.name, *keys(openssh)[2:])
+    code, shown, errors = run("destination", "add", image, url, "--name", "far", *by_name)
+    assert (code, shown) == (0, "Added far.\n"), errors
+    added = configuration.load(tmp_path / "v.img.aim").destination("far")
+    assert added.identity_files == (identity,)
+    assert added.known_hosts == openssh.sshd.known_hosts
+    assert added.ssh_config == openssh.settings.ssh_config
+    transport = connect_as_configured(added)
+    await transport.open()
+    await transport.aclose()
+
+
+def no_key(path: Path) -> str:
+    path.write_text("no key\n")
+    return "Invalid private key"
+
+
+def locked_key(path: Path) -> str:
+    command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "a passphrase", "-f", str(path)]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    return "Passphrase"
+
+
+def no_host(path: Path) -> str:
+    path.write_text("nobody\n")
+    return "nobody"
+
+
+def no_lines(path: Path) -> str:
+    path.write_text("Port nowhere\n")
+    return "nowhere"
+
+
+@pytest.mark.parametrize(
+    ("option", "make"),
+    [
+        ("--identity", lambda _path: "No such file"),
+        ("--identity", no_key),
+        ("--identity", locked_key),
+        ("--known-hosts", lambda _path: "No such file"),
+        ("--known-hosts", no_host),
+        ("--ssh-config", lambda _path: "No such file"),
+        ("--ssh-config", no_lines),
+    ],
+)
+def test_what_nobody_could_log_in_with_is_refused_and_named(
+    option: str, make: Callable[[Path], str], tmp_path: Path
+) -> None:
+    image, path = a_group(tmp_path), tmp_path / "given"
+    reason = make(path)
+    code, _shown, errors = run("destination", "add", image, "sftp://far/srv/v", option, path)
+    assert (code, f"{path}: " in errors, reason in errors) == (2, True, True), errors
+    assert not configuration.load(tmp_path / "v.img.aim").destinations
+
+
+@pytest.mark.parametrize("url", ["/srv/v", "./v", "dir:///srv/v"])
+def test_nobody_logs_in_at_a_directory(url: str, tmp_path: Path) -> None:
+    image = a_group(tmp_path)
+    key = make_key(tmp_path / "key")
+    code, _shown, errors = run("destination", "add", image, url, "--identity", key)
+    assert (code, "nobody logs in there" in errors) == (2, True), errors
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,12 @@ import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
 from aimfuse.cli.boundary import exit_on_error
+from aimfuse.cli.places import IdentityOption, KnownHostsOption, SshConfigOption
 from aimfuse.cli.plain import App
 from aimfuse.config import GroupConfig, add_destination
 from aimfuse.config.edit import change_destination, drop_destination, edit, parse_destination
@@ -15,6 +17,8 @@ from aimfuse.config.keys import check_url
 from aimfuse.errors import UsageError
 
 LIST_VERSION = 1
+
+_LOGIN = ("identity_files", "known_hosts", "ssh_config")
 
 Image = Annotated[
     Path,
@@ -60,18 +64,23 @@ def add(
         typer.Option("--spool-share", metavar="SIZE", help="Most of the spool to keep for it."),
     ] = None,
     paused: Annotated[bool, typer.Option("--paused", help="Send nothing before resume.")] = False,
+    identity: IdentityOption = None,
+    known_hosts: KnownHostsOption = None,
+    ssh_config: SshConfigOption = None,
     state: StateDir = None,
 ) -> None:
     """Mirror to one more place; it begins with a first copy."""
     given = {
         "bandwidth": bandwidth, "windows": window, "spool_share": spool_share,
-        "paused": paused or None,
+        "paused": paused or None, "identity_files": [_from_here(path) for path in identity or ()],
+        "known_hosts": _from_here(known_hosts), "ssh_config": _from_here(ssh_config),
     }  # fmt: skip
     with exit_on_error():
         state_dir = _state_dir(image, state)
         values = parse_destination(
-            state_dir, {key: value for key, value in given.items() if value is not None}
+            state_dir, {key: value for key, value in given.items() if value not in (None, [])}
         )
+        _check_login(url, values)
         before = edit(state_dir, lambda config: config)
 
         def change(config: GroupConfig) -> GroupConfig:
@@ -184,6 +193,30 @@ def _state_dir(image: Path, state: Path | None) -> Path:
     from aimfuse.manager.target import find_source  # noqa: PLC0415 - as above
 
     return find_source(image, state)
+
+
+def _from_here(path: Path | None) -> str | None:
+    """Return a path of the command line as the settings have it: theirs start elsewhere."""
+    return None if path is None else str(path.expanduser().absolute())
+
+
+def _check_login(url: str, values: dict[str, Any]) -> None:
+    """Read the files that were named for logging in at *url*, before anything is changed.
+
+    Raises:
+        UsageError: one cannot be used, or nobody logs in there.
+    """
+    named = {key: value for key, value in values.items() if key in _LOGIN}
+    if not named:
+        return
+    if url.startswith(("/", ".", "dir:")):
+        hint = "Leave --identity, --known-hosts and --ssh-config out."
+        raise UsageError(f"{url} is a directory of this host: nobody logs in there", hint=hint)
+    host = urlsplit(check_url(url)).hostname or ""
+    from aimfuse.transport import TransportSettings  # noqa: PLC0415 - as above
+    from aimfuse.transport.ssh import check_files  # noqa: PLC0415 - loads asyncssh
+
+    check_files(host, TransportSettings(**named))
 
 
 def _set(state_dir: Path, name: str, **changes: Any) -> None:  # noqa: ANN401 - as given on

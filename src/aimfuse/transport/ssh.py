@@ -5,13 +5,15 @@ unknown host key is refused before anything of ours is shown.
 """
 
 import asyncio
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import asyncssh
 
-from aimfuse.errors import Refused, TransportError, Unavailable
+from aimfuse.errors import Refused, TransportError, Unavailable, UsageError
 from aimfuse.transport.base import TransportSettings
 
 CLOSE_S_MAX = 1.0
@@ -19,6 +21,34 @@ CLOSE_S_MAX = 1.0
 
 JUMPS_MAX = 8
 _DEFAULT_PORT = 22
+
+
+def check_files(host: str, settings: TransportSettings) -> None:
+    """Read the files that *settings* name for logging in at *host*, as a connection would.
+
+    Raises:
+        UsageError: one of them cannot be read or used.
+    """
+    for path in settings.identity_files:
+        hint = "Name a private key without a passphrase; one that has one belongs into the agent."
+        with _refused(path, hint):
+            asyncssh.load_keypairs(str(path))
+    if settings.known_hosts is not None:
+        with _refused(settings.known_hosts, "Each line is: host, type of key, key."):
+            asyncssh.read_known_hosts(str(settings.known_hosts))
+    if settings.ssh_config is not None:
+        with _refused(settings.ssh_config, "It is to be what `ssh -F` takes."):
+            asyncssh.SSHClientConnectionOptions(host=host, config=[str(settings.ssh_config)])
+
+
+@contextmanager
+def _refused(path: Path, hint: str) -> Generator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise UsageError(f"{path}: {exc.strerror or exc}", hint=hint) from exc
+    except ValueError as exc:
+        raise UsageError(f"{path}: {exc}", hint=hint) from exc
 
 
 class Connector:
