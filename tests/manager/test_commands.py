@@ -129,6 +129,22 @@ def test_flush_names_who_is_behind_when_its_time_is_over(driver: Driver) -> None
     assert "far is 2 files behind (shipping)" in result.stderr
 
 
+def test_flush_says_what_it_waits_for_where_a_store_holds_back_on_purpose(driver: Driver) -> None:
+    delayed = {"phase": "consistent", "paused": None, "delay_s": 3600.0}
+    driver.put(7, 5, ack=delayed)
+    assert run("flush", driver.state_dir, "--wait", "received").stderr == ""
+    result = run("flush", driver.state_dir, "--wait", "applied", "--timeout", "200ms")
+    said, problem, hint = result.stderr.splitlines()
+    assert said.startswith("far: held back on purpose: its delay is 1 h 0 min. To let it through")
+    assert "far is 2 files behind (shipping: held back on purpose" in problem
+    assert hint == "To let it through, on its host: `delay = 0` in STORE/store.toml."
+    closed = {"receive": {"since_ns": 1, "reason": ""}}
+    driver.put(6, 5, ack=delayed | {"paused": closed, "delay_s": 0.0})
+    result = run("flush", driver.state_dir, "--wait", "received", "--timeout", "200ms")
+    assert "far: held back on purpose: receive is paused there. " in result.stderr
+    assert "`aimfuse resume STORE receive`" in result.stderr
+
+
 def test_flush_does_not_wait_for_what_never_comes(driver: Driver) -> None:
     driver.put(6, 5, "halted", error="gap")
     result = run("flush", driver.state_dir, "--wait", "received", "--timeout", "1h")

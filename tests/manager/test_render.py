@@ -327,6 +327,6 @@ def test_what_a_store_holds_back_on_purpose_is_said_at_both_ends(made: Any) -> N
         shown = words(snapshot(sources, stores, made.now_ns))
         for part in (
             "held back apply paused since", "(backup\\x1b[31m)", "by a delay of 1 h 0 min",
-            "12 files next at",
+            "12 files next at", " s behind, on purpose",
         ):  # fmt: skip
             assert part in shown

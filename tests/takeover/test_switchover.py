@@ -120,6 +120,29 @@ def test_a_journal_whose_end_is_open_is_closed_first(tmp_path: Path) -> None:
     assert source.checkpoint().clean
 
 
+def test_what_a_store_holds_back_on_purpose_is_said_while_it_is_waited_for(
+    tmp_path: Path,
+) -> None:
+    source = Handing(tmp_path)
+    before = source.checkpoint().head.to_json()
+    source.write(3)
+    closed = {"receive": {"since_ns": 1, "reason": "a backup"}}
+    source.say(applied=before, paused=closed)
+    said: list[str] = []
+
+    def hear(line: str) -> None:
+        said.append(line)
+        if "receive is paused there (a backup)" in line:
+            source.say()
+
+    with source.answering():
+        done = switchover(Disk(), load(source.config.state_dir), "far", hear)
+    assert done["state"] == "promoted"
+    assert "far: held, 1 file to go, held back on purpose: receive is paused there (a backup)" in (
+        said
+    )
+
+
 @pytest.mark.parametrize(
     "report",
     [

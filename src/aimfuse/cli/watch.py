@@ -116,7 +116,7 @@ def flush_group(
     """Wait until all that was written is durable, or at the mirrors."""
     with exit_on_error():
         state_dir = find_source(image, state)
-        done = flush(state_dir, wait, parse_duration_s(timeout), destination or [])
+        done = flush(state_dir, wait, parse_duration_s(timeout), destination or [], _say)
     if as_json:
         _print_json({"ok": True, **done})
         return
@@ -150,6 +150,10 @@ def unmount_group(
         _print_json({"ok": True, "mountpoint": None if gone is None else str(gone)})
         return
     typer.echo(f"Unmounted {safe(str(gone or target))}.")
+
+
+def _say(line: str) -> None:
+    typer.echo(safe(line), err=True)
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -85,6 +85,8 @@ class Ack:
     """What was received waits there on purpose: for a delay, or for its operator."""
     takes_nothing: bool = False
     """Its operator has paused receiving."""
+    is_paused: bool = False
+    """Its operator has paused something, be it receiving or applying."""
     needs_sync: str | None = None
     """Why the mirror cannot go on without a new copy."""
     promoted: Promotion | None = None
@@ -156,6 +158,7 @@ def _ack(raw: dict[str, Any]) -> Ack:
         None if error is None else str(error)[:1000],
         bool(raw.get("held")),
         "receive" in (raw.get("paused") or {}),
+        bool(raw.get("paused")),
         None if needs_sync is None else str(needs_sync)[:1000],
         None if promoted is None else Promotion.from_json(promoted),
         DIFFERS_NAME if raw.get("differs") == DIFFERS_NAME else None,

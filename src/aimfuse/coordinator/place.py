@@ -141,7 +141,7 @@ class Place:
         self.state = state
         self.error = error
         self.retry_at = None if retry_in_s is None else now + retry_in_s
-        if error is None and state in {"shipping", "idle", "waiting"}:
+        if error is None and state in {"shipping", "idle", "waiting", "delayed", "held"}:
             self.failing_since = None
         elif error is not None and self.failing_since is None:
             self.failing_since = now

@@ -124,8 +124,17 @@ class Session:
         if place.cursor.sync is not None:
             place.enter("syncing")
         else:
-            is_behind = place.delivery.applied < self._parts.backlog.newest
-            place.enter("shipping" if is_behind else "idle")
+            place.enter(self._state())
+
+    def _state(self) -> str:
+        """Return what the destination is doing while files are shipped."""
+        delivery, ack = self.place.delivery, self.place.ack
+        if delivery.applied >= self._parts.backlog.newest:
+            return "idle"
+        is_sent = not delivery.queued().files
+        if ack is None or not (ack.takes_nothing or (ack.is_held and is_sent)):
+            return "shipping"
+        return "held" if ack.is_paused else "delayed"
 
     def is_full(self) -> bool:
         """Tell, also in the status, whether the far disk is too full to be sent anything."""

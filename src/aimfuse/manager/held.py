@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from aimfuse.manager.fields import Fields
+from aimfuse.units import format_seconds
 
 KINDS = ("receive", "apply")
 
@@ -28,6 +29,29 @@ class Held:
     def __bool__(self) -> bool:
         """Tell whether anything is held back, or would be."""
         return bool(self.paused or self.delay_s)
+
+    @property
+    def is_closed(self) -> bool:
+        """Tell whether not even what arrives is taken."""
+        return any(one.kind == "receive" for one in self.paused)
+
+    def describe(self) -> str:
+        """Return what the store holds back for, for people; empty if for nothing."""
+        parts = [
+            f"{one.kind} is paused there{f' ({one.reason})' if one.reason else ''}"
+            for one in self.paused
+        ]
+        if self.delay_s:
+            parts.append(f"its delay is {format_seconds(self.delay_s)}")
+        return f"held back on purpose: {', '.join(parts)}" if parts else ""
+
+    @property
+    def remedy(self) -> str:
+        """Return what lets it go on; empty if it goes on anyway."""
+        parts = [f"`aimfuse resume STORE {one.kind}`" for one in self.paused]
+        if self.delay_s:
+            parts.append("`delay = 0` in STORE/store.toml")
+        return f"To let it through, on its host: {', '.join(parts)}." if parts else ""
 
 
 def read_held(ack: Fields) -> Held:

@@ -35,6 +35,7 @@ _LEVELS = {
     "connecting": Level.BUSY, "busy": Level.BUSY,
     "new": Level.IDLE, "empty": Level.IDLE, "unmounted": Level.IDLE,
     "stopped": Level.WARN, "paused": Level.IDLE, "waiting": Level.IDLE, "removed": Level.WARN,
+    "delayed": Level.FINE, "held": Level.IDLE,
     "retrying": Level.WARN, "unclean": Level.WARN,
     "spool-full": Level.BAD, "refused": Level.BAD, "halted": Level.BAD, "damaged": Level.BAD,
     "silent": Level.BAD, "superseded": Level.BAD, "diverging": Level.BAD,

@@ -92,7 +92,8 @@ def behind(one: Destination | Store) -> Text:
         return Text()
     if not lag.seconds and not lag.files:
         return Text("up to date", style="green" if one.level < Level.WARN else "")
-    return Text(f"{format_seconds(lag.seconds)} behind")
+    on_purpose = ", on purpose" if one.held.files or one.held.is_closed else ""
+    return Text(f"{format_seconds(lag.seconds)} behind{on_purpose}")
 
 
 def sync_lines(sync: Sync, look: Look) -> Lines:

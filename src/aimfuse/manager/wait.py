@@ -23,7 +23,7 @@ from aimfuse.manager import control_client, users
 from aimfuse.manager.control_client import Answer
 from aimfuse.manager.fields import Fields
 from aimfuse.manager.files import lock_holder, read_json, read_slots
-from aimfuse.manager.held import read_held
+from aimfuse.manager.held import Held, read_held
 from aimfuse.manager.target import mounts
 from aimfuse.units import counted
 
@@ -60,6 +60,8 @@ class Behind:
     at_number: int
     state: str
     error: str
+    held: Held | None = None
+    """What its store holds back for, where that keeps it from getting there."""
 
     def describe(self, number: int) -> str:
         """Return how far it is from file *number*, for people."""
@@ -69,8 +71,13 @@ class Behind:
         return f"{self.name} is {what} ({self.state}{error})"
 
 
-def flush(state_dir: Path, stage: Stage, timeout_s: float, only: Sequence[str] = ()) -> Answer:
+def flush(
+    state_dir: Path, stage: Stage, timeout_s: float, only: Sequence[str] = (),
+    say: Callable[[str], None] = lambda _line: None,
+) -> Answer:  # fmt: skip
     """Make everything accepted so far come to *stage* everywhere, or at the *only* named.
+
+    Who is kept from it on purpose is told to *say* at once.
 
     Returns:
         ``number`` and ``epoch`` of the file that holds the newest of it, the ``stage``, and
@@ -89,11 +96,16 @@ def flush(state_dir: Path, stage: Stage, timeout_s: float, only: Sequence[str] =
         names = destination_names(state_dir, only, or_else=", or use --wait durable")
     answer = control_client.call(state_dir, {"cmd": "roll"}, timeout_s)
     number = Fields(answer).count("number")
+    told: set[str] = set()
     while behind := [b for name in names if (b := _behind(state_dir, name, stage, number))]:
         hopeless = [one for one in behind if one.state in HOPELESS]
         late = time.monotonic() >= end_s
         if hopeless or late:
             raise _not_there(stage, number, hopeless or behind, timed_out=not hopeless)
+        for one in behind:
+            if one.held and (line := f"{one.name}: {one.error}. {one.held.remedy}") not in told:
+                told.add(line)
+                say(line)
         time.sleep(POLL_S)
     return {
         "number": number,
@@ -149,9 +161,10 @@ def _behind(state_dir: Path, name: str, stage: Stage, number: int) -> Behind | N
     if state == "paused" and not is_paused(state_dir, name):
         state = "stopped"  # Said by a coordinator that has gone; the next one will begin.
     error = problem or at.text("reason") or status.text("error")
-    if not error and read_held(status.part("ack")):
-        error = "held back there on purpose, by a delay or a pause"
-    return Behind(name, reached, state, error)
+    held = read_held(status.part("ack"))
+    if error or (stage is Stage.RECEIVED and not held.is_closed):
+        return Behind(name, reached, state, error)
+    return Behind(name, reached, state, held.describe(), held or None)
 
 
 def is_paused(state_dir: Path, name: str) -> bool:
@@ -167,6 +180,8 @@ def _not_there(
 ) -> TransportError:
     who = "; ".join(one.describe(number) for one in behind)
     message = f"durable here, but not {stage.value} everywhere: {who}"
+    if remedies := [one.held.remedy for one in behind if one.held]:
+        return Unavailable(message, hint=" ".join(dict.fromkeys(remedies)))
     if timed_out:
         hint = "It goes on by itself; aimfuse dashboard shows how far. Or give a longer --timeout."
         return Unavailable(message, hint=hint)

@@ -32,6 +32,7 @@ from aimfuse.journal.superseded import (
 from aimfuse.manager.control_client import NotMounted
 from aimfuse.manager.fields import Fields
 from aimfuse.manager.files import lock_holder, read_json, read_slots
+from aimfuse.manager.held import Held, read_held
 from aimfuse.manager.seeding import progress_line
 from aimfuse.manager.source import SHIP_LOCK
 from aimfuse.manager.wait import HOPELESS, Stage, flush, unmount
@@ -119,7 +120,7 @@ def _end_mount(config: GroupConfig, name: str, say: Say) -> None:
     """Let the mirror come close while the volume is in use, then end the mount."""
     try:
         say(f"Waiting until {name} has what was written so far.")
-        flush(config.state_dir, Stage.APPLIED, GIVE_UP_S, [name])
+        flush(config.state_dir, Stage.APPLIED, GIVE_UP_S, [name], say)
         say("Ending the mount.")
         unmount(config.state_dir, USERS_S_MAX)
     except NotMounted:
@@ -153,7 +154,7 @@ async def _drain(config: GroupConfig, name: str, number: int, say: Say) -> None:
         moved, moved_s, said_s = "", time.monotonic(), 0.0
         while not _is_there(directory, number):
             status = Fields(read_json(directory / "status.json"))
-            line = progress_line(status)
+            line = ", ".join(filter(None, (progress_line(status), _held(status).describe())))
             now_s = time.monotonic()
             if line != moved:
                 moved, moved_s = line, now_s
@@ -183,7 +184,9 @@ def _is_there(directory: Path, number: int) -> bool:
 
 
 def _check_hope(config: GroupConfig, name: str, status: Fields, unmoved_s: float) -> None:
-    error, hint = status.text("error"), status.text("hint")
+    held = _held(status)
+    error = status.text("error") or held.describe()
+    hint = status.text("hint") or held.remedy
     again = f"It is not mounted any more: mount it again, or repeat this. {hint}".rstrip()
     if status.text("state") in HOPELESS:
         raise StoreError(f"{name} does not get there: {error or status.text('state')}", hint=again)
@@ -192,6 +195,11 @@ def _check_hope(config: GroupConfig, name: str, status: Fields, unmoved_s: float
     note = read_superseded(Disk(), config.state_dir)
     if note is not None and note.promotion is not None:
         raise SupersededError(f"{name} was promoted meanwhile", hint="See `aimfuse status`.")
+
+
+def _held(status: Fields) -> Held:
+    """Return what the destination's store holds back on purpose."""
+    return read_held(status.part("ack"))
 
 
 async def _hand_over(
