@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from aimfuse import config
 from aimfuse.config.pauses import Pause, save_pauses
-from aimfuse.disk import Disk
+from aimfuse.disk import Disk, read_file
 from aimfuse.driver.group import GroupLimits, GroupPaths, close_group, open_group
 from aimfuse.driver.labels import Labels
 from aimfuse.errors import (
@@ -30,6 +30,7 @@ from aimfuse.errors import (
 from aimfuse.journal.names import GoneName, parse_kept
 from aimfuse.journal.reader import read_sealed
 from aimfuse.journal.records import RecordType
+from aimfuse.journal.rewound import REWOUND
 from aimfuse.replay import rewind
 from aimfuse.replay.hold import pinned
 from aimfuse.replay.look import Look
@@ -215,6 +216,8 @@ ELSEWHERE = {
     "promote:unlink_request": "of a planned switch-over: test_handed_over.py",
     "promote:set_aside": "left by a rejoin that was killed: test_promote_left.py",
     "promote:labels": "where there are bookmarks: below",
+    "promote:rewound": "the first half of the labels of publishing it: as below",
+    "promote:unlink_rewound": "where it could not be written: test_rewound.py",
     "forward:end": "where the store passed its files on: below",
     "forward:end_sync_dir": "the same",
 }
@@ -224,7 +227,7 @@ def _own_labels() -> set[str]:
     """Return the labels of going back and of promoting, as they stand in the sources."""
     label = re.compile(r'"((?:rewind|promote|forward:end)[a-z_:]*)"')
     here = Path(rewind.__file__).parent
-    names = ("rewind.py", "as_source.py", "promotion.py", "forward.py")
+    names = ("rewind.py", "rewound.py", "as_source.py", "promotion.py", "forward.py")
     found = {one for name in names for one in label.findall((here / name).read_text())}
     return {one for one in found if ":" in one}
 
@@ -249,6 +252,12 @@ def simulated(scratch: Path) -> tuple[Recorder, SimDisk]:
     return source, disk
 
 
+def read_noted(disk: SimDisk) -> bytes:
+    """Return what is written down of what was gone back over."""
+    path = STORE / REWOUND
+    return read_file(disk, path, MIB) if disk.exists(path) else b""
+
+
 def run_simulated(disk: SimDisk, wanted: Wanted) -> None:
     with contextlib.suppress(Crash):
         promoted(STORE, wanted, disk, DiskLook(disk))
@@ -267,6 +276,8 @@ def test_a_promotion_that_ends_at_any_step_leaves_the_old_or_the_new(
     assert simulated_mirror(rehearsal) == right
     if not wanted.is_newest:
         assert set(rehearsal.labels) >= _own_labels() - ELSEWHERE.keys()
+        assert "promote:rewound:rename" in rehearsal.labels
+    noted = read_noted(rehearsal)
     for stop_at in range(0, len(rehearsal.labels), 1 if LONG else 2):
         disk = prepared.kill()
         disk.stop_at(stop_at, after_bytes=stop_at * 37 % 5000)
@@ -280,6 +291,7 @@ def test_a_promotion_that_ends_at_any_step_leaves_the_old_or_the_new(
             if session.store.state.phase is Phase.PROMOTED:
                 assert found == right, disk.labels[-1]
                 assert after.exists(STORE / "source" / "group.toml")
+                assert read_noted(after) == noted
             else:
                 assert found == newest, disk.labels[-1]
 

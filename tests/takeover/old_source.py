@@ -19,7 +19,11 @@ from aimfuse.driver.group import (
     init_group,
     open_group,
 )
+from aimfuse.journal.contents import fold_into, read_contents
+from aimfuse.journal.dirty import DirtyMap
 from aimfuse.journal.journal import Head
+from aimfuse.journal.rewound import REWOUND, Rewound
+from aimfuse.journal.spool import release, sealed_names
 from aimfuse.units import KIB, MIB
 
 BLOCK = 4 * KIB
@@ -92,6 +96,26 @@ class OldSource:
         }  # fmt: skip
         (self.far / "ack.json").write_text(json.dumps(report))
         return self.head
+
+    def go_back(self, fork: Head) -> Rewound:
+        """Let the other side go on from *fork*, over all up to the present end, and say so.
+
+        The files that it goes back over leave the spool here, as it had confirmed them.
+        """
+        contents = self.at_fork
+        newest = self.fork()
+        report = json.loads((self.far / "ack.json").read_bytes())
+        report["applied"] = report["promoted"]["fork"] = fork.to_json()
+        (self.far / "ack.json").write_text(json.dumps(report))
+        names = [one for one in sealed_names(Disk(), self.paths.spool) if one.number > fork.number]
+        files = [read_contents(Disk(), self.paths.spool / one.sealed) for one in names]
+        touched = DirtyMap()
+        fold_into(touched, files)
+        found = Rewound(fork, newest, files[0].table, touched)
+        (self.far / REWOUND).write_bytes(found.encode())
+        release(Disk(), self.paths.spool, newest.number)
+        self.head, self.at_fork = fork, contents
+        return found
 
     def contents(self) -> dict[str, bytes]:
         """Return what the images hold, by name."""

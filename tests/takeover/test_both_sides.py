@@ -17,6 +17,8 @@ from aimfuse.disk import Disk
 from aimfuse.driver.checkpoint import Checkpoint, CheckpointFile
 from aimfuse.driver.folding import fold_files
 from aimfuse.driver.group import GroupPaths, close_group, open_group
+from aimfuse.journal.contents import Contents, fold_into, read_contents
+from aimfuse.journal.dirty import DirtyMap, read_map
 from aimfuse.journal.slots import Slots
 from aimfuse.journal.spool import release, sealed_names
 from aimfuse.replay.point import Wanted
@@ -38,10 +40,11 @@ NEWEST = Wanted("now")
 class NewSource:
     """A source in a store that was promoted, at its newest record or at an earlier one."""
 
-    def __init__(self, store: Path, at: Wanted = NEWEST) -> None:
+    def __init__(self, store: Path, at: Wanted = NEWEST, *, force: bool = False) -> None:
         """Promote *store*, which nobody replays now."""
         self.store = store
-        said = promote(Disk(), store, PromoteRequest(at), lambda _what, _done, _all: None)
+        request = PromoteRequest(at, force=force)
+        said = promote(Disk(), store, request, lambda _what, _done, _all: None)
         self.is_rewound = said["rewound"]["files"] > 0
         self.home = store / "source"
         journal = replace(JournalConfig(), file_bytes=64 * 1024)
@@ -73,6 +76,19 @@ class NewSource:
         edit(self.home, lambda config: change_destination(config, "former", url=url))
         await shipped(self.home, store)
 
+    async def begin_copy(self, store: Path) -> DirtyMap:
+        """Let the copy to *store* begin, and nobody take it; return what it is to bring."""
+        edit(self.home, lambda config: change_destination(config, "former", url=f"dir://{store}"))
+        await Replayer(store).run_once()
+        former = self.home / "destinations" / "former"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_ship, self.home)
+            with trio.fail_after(60):
+                while (sync := CursorFile(Disk(), former, "").read().sync) is None:  # noqa: ASYNC110
+                    await trio.sleep(0.02)
+            nursery.cancel_scope.cancel()
+        return read_map(Disk(), former / f"todo-{sync.sync_id:016x}-{sync.round}.map")
+
     def contents(self) -> dict[str, bytes]:
         return contents(self.store / "mirror")
 
@@ -98,11 +114,16 @@ async def shipped(state_dir: Path, store: Path) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def fork(old: OldSource, store: Path, dice: random.Random) -> NewSource:
-    """Mirror the old source to *store*, and promote that, perhaps at an earlier record."""
+async def mirrored(old: OldSource, store: Path) -> None:
+    """Give the old source its first mirror, at *store*."""
     url = f"dir://{store}"
     edit(old.config.state_dir, lambda config: add_destination(config, url))
     await shipped(old.config.state_dir, store)
+
+
+async def fork(old: OldSource, store: Path, dice: random.Random) -> NewSource:
+    """Mirror the old source to *store*, and promote that, perhaps at an earlier record."""
+    await mirrored(old, store)
     old.live(dice, 6)
     await shipped(old.config.state_dir, store)
     newest, at = checkpoint_of(old.config.state_dir).head, NEWEST
@@ -121,9 +142,9 @@ def checkpoint_of(state_dir: Path) -> Checkpoint:
 
 
 def _is_there(store: Path, home: Path) -> bool:
-    if not (data := Slots(Disk(), store / "state", "state").read()):
+    if not Slots(Disk(), store / "state", "state").read():
         return False
-    state = StoreState.from_json(data)
+    state = state_of(store)
     newest = checkpoint_of(home).head.number
     is_there = state.head is not None and state.head.number >= newest
     return state.phase is Phase.CONSISTENT and is_there
@@ -149,6 +170,85 @@ async def test_whatever_both_sides_did_the_mirror_is_the_new_source_and_nothing_
     assert contents(store / "mirror") == new.contents()
     if done["branch"]:
         assert contents(Path(done["branch"]) / "volumes") == at_end
+
+
+def journal_of(spool: Path, fork: int) -> list[Contents]:
+    names = [one for one in sealed_names(Disk(), spool) if one.number > fork]
+    return [read_contents(Disk(), spool / one.sealed) for one in names]
+
+
+def state_of(store: Path) -> StoreState:
+    data = Slots(Disk(), store / "state", "state").read()
+    assert data is not None
+    return StoreState.from_json(data)
+
+
+@pytest.mark.parametrize("names", [(), ("a", "b", "c")], ids=["image", "directory"])
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_of_a_store_that_went_back_behind_the_spool_only_what_was_touched_is_copied(
+    tmp_path: Path, names: tuple[str, ...], seed: int
+) -> None:
+    """What it went back over, what it wrote since, what the old source wrote behind both."""
+    dice = make_dice(seed)
+    old, store = OldSource(tmp_path / "old", names), tmp_path / "new"
+    old.live(dice, 8)
+    await mirrored(old, store)
+    earliest = checkpoint_of(old.config.state_dir).head
+    for _ in range(3):
+        old.live(dice, 4)
+    await shipped(old.config.state_dir, store)
+    newest = checkpoint_of(old.config.state_dir).head
+    position = int(newest.epoch), dice.randrange(int(earliest.seq), int(newest.seq) + 1)
+    new = NewSource(store, Wanted("an earlier record", position=position))
+    await Replayer(store).run_once()
+    went = state_of(store).promoted
+    assert went is not None
+    touched = journal_of(old.paths.spool, went.fork.number)
+    release(Disk(), old.paths.spool, newest.number)
+    old.live(dice, dice.randrange(1, 8))
+    touched += journal_of(old.paths.spool, newest.number)
+    new.live(dice, dice.randrange(8))
+    touched += journal_of(load(new.home).spool, went.fork.number)
+    if dice.random() < 0.5:
+        new.fold(dice)
+    at_end = old.contents()
+
+    done = await join(old.config.state_dir, Request(f"dir://{store}"))
+    assert not done["is_whole"], done["why_whole"]
+    at_most, mirror = DirtyMap(), Path(done["store"])
+    fold_into(at_most, touched)
+    for entry in state_of(mirror).volumes:
+        if not (mirror / "volumes" / f"{entry.volume:08d}").stat().st_size:  # Removed here.
+            at_most.add(entry.volume, 0, entry.size_bytes)
+    named_bytes = at_most.dirty_bytes()
+    at_most.add_all(await new.begin_copy(mirror))
+    assert at_most.dirty_bytes() == named_bytes
+    await new.mirror_to(mirror)
+    assert contents(mirror / "mirror") == new.contents()
+    assert contents(Path(done["branch"]) / "volumes") == at_end
+
+
+async def test_where_the_new_source_is_a_mirror_taken_by_force_everything_is_copied(
+    tmp_path: Path,
+) -> None:
+    """It is nobody's state: where it differs from the fork neither side knows."""
+    dice = make_dice()
+    old, store = OldSource(tmp_path / "old"), tmp_path / "new"
+    old.live(dice, 8)
+    await mirrored(old, store)
+    doubted = replace(state_of(store), phase=Phase.CATCHING_UP, doubt="copied in use")
+    slots = Slots(Disk(), store / "state", "state")
+    slots.write({**(slots.read() or {}), **doubted.to_json()})
+    with (store / "volumes" / "00000001").open("r+b") as file:
+        file.write(b"of another time")
+    new = NewSource(store, force=True)
+    await Replayer(store).run_once()
+    old.write(3)
+    new.live(dice, 4)
+    new.fold(dice)
+    done = await join(old.config.state_dir, Request(f"dir://{store}"))
+    await new.mirror_to(Path(done["store"]))
+    assert contents(Path(done["store"]) / "mirror") == new.contents()
 
 
 @pytest.mark.parametrize("names", [(), ("a", "b")] if LONG else [("a", "b")])

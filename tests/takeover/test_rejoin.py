@@ -11,6 +11,7 @@ from aimfuse.config import load
 from aimfuse.disk import Disk
 from aimfuse.errors import BusyError, StoreError, SupersededError, UsageError
 from aimfuse.journal.dirty import read_map
+from aimfuse.journal.rewound import REWOUND
 from aimfuse.journal.slots import Slots
 from aimfuse.journal.spool import sealed_names
 from aimfuse.journal.superseded import Step, read_superseded
@@ -18,7 +19,7 @@ from aimfuse.replay.doubt import DIFFERS, REJOINED
 from aimfuse.replay.state import Phase, StoreState
 from aimfuse.takeover import rejoin as rejoin_module
 from aimfuse.takeover.branches import discard, export, find_branch, list_branches
-from aimfuse.takeover.rejoin import Json, Request, rejoin
+from aimfuse.takeover.rejoin import Json, Request, describe, rejoin
 from tests.coordinator.samples import make_dice
 from tests.disks.faults import Crash
 from tests.replay.faults import Steps, dying
@@ -194,6 +195,53 @@ def test_a_rejoin_that_dies_at_every_label_ends_as_one_that_did_not(
     assert {"superseded:rename", "branch:rename", "rejoin:rename", "rejoin:spool"} <= met
     check(source, source.contents())
     assert (source.config.state_dir / "store" / DIFFERS).exists()  # And not all of it.
+
+
+def gone_back(root: Path) -> OldSource:
+    """Return a source whose other side went back over a file that has left the spool here."""
+    source = OldSource(root)
+    source.write(1, 2, 3)
+    fork = source.fork()
+    source.write(5, byte=5)
+    source.go_back(fork)
+    source.write(3, 9, byte=7)
+    return source
+
+
+def differing_blocks(source: OldSource) -> set[int]:
+    extents = read_map(Disk(), source.config.state_dir / "store" / DIFFERS).extents()
+    return {one.offset // BLOCK + n for one in extents for n in range(one.length // BLOCK)}
+
+
+def test_what_the_other_side_went_back_over_differs_too(tmp_path: Path) -> None:
+    source = gone_back(tmp_path)
+    done = run(source, dry_run=True)
+    assert (done["is_whole"], done["differing_bytes"], done["is_counted"]) == (
+        False, 3 * BLOCK, False
+    )  # fmt: skip
+    assert "at least 2 writes" in describe(done)[0]
+    run(source)
+    check(source, source.contents())
+    assert differing_blocks(source) == {3, 5, 9}
+    assert not (source.config.state_dir / REWOUND).exists()
+
+
+def test_what_it_went_back_over_is_known_to_whoever_goes_on_with_a_rejoin(tmp_path: Path) -> None:
+    source = gone_back(tmp_path)
+    met = relay(source)
+    assert {"rejoin:rewound_map:rename", "rejoin:unlink_rewound"} <= met
+    check(source, source.contents())
+    assert differing_blocks(source) == {3, 5, 9}
+
+
+@pytest.mark.expects_warnings
+def test_a_damaged_note_of_it_costs_a_copy_of_everything(tmp_path: Path) -> None:
+    source = gone_back(tmp_path)
+    note = source.far / REWOUND
+    note.write_bytes(note.read_bytes()[:-1])
+    done = run(source)
+    assert done["is_whole"]
+    assert not (source.config.state_dir / "store" / DIFFERS).exists()
 
 
 def test_a_rejoin_that_dies_at_any_step_goes_on(tmp_path: Path) -> None:

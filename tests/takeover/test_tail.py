@@ -1,5 +1,6 @@
 """What an old source touched behind the fork: everything that differs is named, and little else."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from aimfuse.driver.checkpoint import Checkpoint, CheckpointFile
 from aimfuse.driver.folding import fold_files
 from aimfuse.journal.dirty import DirtyMap
 from aimfuse.journal.journal import Head
+from aimfuse.journal.rewound import Rewound
 from aimfuse.journal.spool import release, sealed_names
 from aimfuse.takeover.tail import Tail, survey
 from aimfuse.units import Epoch, FileNumber
@@ -23,8 +25,9 @@ def checkpoint(source: OldSource) -> Checkpoint:
     return found
 
 
-def look(source: OldSource) -> Tail:
-    return survey(Disk(), source.config, checkpoint(source), source.head)
+def look(source: OldSource, rewound: Rewound | None = None) -> Tail:
+    at = checkpoint(source)
+    return survey(Disk(), source.config, at, source.head, rewound=rewound)
 
 
 def covered(differs: DirtyMap, volume: int, size: int) -> bytearray:
@@ -46,7 +49,29 @@ def test_whatever_differs_from_the_fork_is_named(
     source.live(dice, 10)
     source.fork()
     source.live(dice, 12)
-    tail = look(source)
+    check_named(source, look(source))
+
+
+@pytest.mark.parametrize("names", [(), ("a", "b", "c")], ids=["image", "directory"])
+@pytest.mark.parametrize("seed", range(3))
+def test_what_the_other_side_went_back_over_is_named_with_what_was_written_since(
+    tmp_path: Path, names: tuple[str, ...], seed: int
+) -> None:
+    dice = make_dice(seed)
+    source = OldSource(tmp_path, names)
+    source.live(dice, 10)
+    fork = source.fork()
+    source.live(dice, 10)
+    rewound = source.go_back(fork)
+    source.live(dice, 10)
+    assert look(source).differs is None
+    tail = look(source, rewound)
+    assert (tail.is_cut, tail.is_counted) == (True, False)
+    check_named(source, tail)
+
+
+def check_named(source: OldSource, tail: Tail) -> None:
+    """Check that all is named that the images hold otherwise than at the fork."""
     assert tail.differs is not None, tail.why_all
     present = {one.entry.volume: one for one in checkpoint(source).volumes}
     now = source.contents()
@@ -143,6 +168,51 @@ def test_a_fork_that_left_a_full_spool_counts_only_if_it_was_this_sides(
     digest = ours.digest if is_ours else b"\7" * 32
     source.head = Head(Epoch(ours.epoch + epochs), ours.number, ours.seq, digest)
     assert (look(source).differs is not None) == is_ours
+
+
+@pytest.mark.parametrize("names", [(), ("a",)], ids=["image", "directory"])
+def test_behind_what_was_gone_back_over_a_fold_serves_as_well_as_the_spool(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    source = OldSource(tmp_path, names)
+    source.write(1)
+    fork = source.fork()
+    source.write(2, byte=2)
+    rewound = source.go_back(fork)
+    for block in (3, 4, 5):
+        source.write(block, byte=2)
+    spool, place = source.paths.spool, source.config.state_dir / "destinations" / "far"
+    place.mkdir(parents=True)
+    confirm(place, rewound.newest)
+    behind = sealed_names(Disk(), spool)
+    fold_files(Disk(), spool, place, int(rewound.newest.number), behind[:2])
+    release(Disk(), spool, behind[1].number)
+    tail = look(source, rewound)
+    assert tail.differs is not None, tail.why_all
+    extents = [(one.offset // BLOCK, one.length // BLOCK) for one in tail.differs.extents()]
+    assert extents == [(2, 4)]
+
+
+@pytest.mark.parametrize("wrong", ["fork", "newest", "ahead", "hole"])
+def test_what_another_history_went_back_over_is_not_believed(tmp_path: Path, wrong: str) -> None:
+    source = OldSource(tmp_path)
+    source.write(1)
+    fork = source.fork()
+    source.write(2, byte=2)
+    rewound = source.go_back(fork)
+    source.write(3, byte=2)
+    source.write(4, byte=2)
+    newest = rewound.newest
+    if wrong == "fork":
+        rewound = replace(rewound, fork=replace(fork, digest=b"\7" * 32))
+    elif wrong == "newest":
+        rewound = replace(rewound, newest=replace(newest, digest=b"\7" * 32))
+    elif wrong == "ahead":
+        rewound = replace(rewound, newest=replace(newest, number=FileNumber(newest.number + 9)))
+    else:
+        names = sealed_names(Disk(), source.paths.spool)
+        release(Disk(), source.paths.spool, names[0].number)
+    assert look(source, rewound).differs is None
 
 
 @pytest.mark.parametrize("harm", ["released", "damaged", "other-fork", "behind"])

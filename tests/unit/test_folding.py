@@ -9,6 +9,7 @@ from aimfuse.disk import Disk
 from aimfuse.driver.folding import fold_files, folded_through, forget_fold
 from aimfuse.journal.fold import FoldFile
 from aimfuse.journal.names import JournalName
+from aimfuse.journal.records import RecordType
 from aimfuse.journal.spool import release, sealed_names
 from aimfuse.units import FileNumber
 from tests.disks.cuts import keep_all, keep_none, keep_random
@@ -88,6 +89,19 @@ def test_where_the_last_one_is_damaged_nothing_is_covered(rig: Rig) -> None:
     rig.fold(1, 2, 5)
     assert rig.state() == (5, 5, 5, False)
     assert not FoldFile(Disk(), rig.directory).read().covers(5)
+
+
+def test_a_file_that_says_that_history_is_broken_breaks_the_row(rig: Rig) -> None:
+    source, number = rig.source, len(rig.names)
+    source.mark(RecordType.GAP, b'{"reason":"--resync"}')
+    source.write(1, 9 * BLOCK, b"x")
+    source.roll()
+    source.write(1, 11 * BLOCK, b"x")
+    source.roll()
+    rig.fold(1, 2, number + 2)
+    assert rig.state() == (number + 1, number + 1, number + 2, True)
+    assert rig.blocks() == (set(), {11})
+    assert not FoldFile(Disk(), rig.directory).read().covers(number)
 
 
 def test_files_that_are_missing_break_the_row(rig: Rig) -> None:

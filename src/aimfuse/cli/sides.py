@@ -187,11 +187,9 @@ def discard(
     with exit_on_error():
         from aimfuse.disk import process_disk  # noqa: PLC0415 - as above
         from aimfuse.takeover import branches  # noqa: PLC0415
-        from aimfuse.takeover.branches import count_writes  # noqa: PLC0415
 
         one = _found(image, state, branch)
-        written = count_writes(one.about["writes"], is_whole=one.about.get("is_whole"))
-        what = f"{one.name} ({written})"
+        what = f"{one.name} ({branches.written(one.about)})"
         if not yes and not (
             sys.stdin.isatty() and typer.confirm(f"Remove branch {what}?", err=True)
         ):

@@ -160,7 +160,10 @@ def behind(backlog: Backlog, disk: Disk, after: int, through: int) -> DirtyMap:
             name = backlog.name(number)
             if name is None:
                 raise NotCovered(f"file {number} has left the spool")
-            fold_into(found, [read_contents(disk, backlog.path(name))])
+            contents = read_contents(disk, backlog.path(name))
+            if contents.is_broken:
+                raise NotCovered(f"history is broken in file {number}")
+            fold_into(found, [contents])
     except (JournalError, FileNotFoundError) as exc:
         raise NotCovered(str(exc)) from exc
     return found

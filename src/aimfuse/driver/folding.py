@@ -1,7 +1,8 @@
 """Fold journal files that one destination has not got into what it will have to copy instead.
 
-Durable before the files go. A file that cannot be read, or is gone, breaks the row: what is
-known begins behind it, and a mirror in front of it will need a copy of everything.
+Durable before the files go. A file that cannot be read, or is gone, or says that the history is
+broken, breaks the row: what is known begins behind it, and a mirror in front of it will need a
+copy of everything.
 """
 
 import logging
@@ -44,7 +45,10 @@ def fold_files(
             begins, added = name.number - 1, DirtyMap()
         row = name.number
         try:
-            end = fold_into(added, [read_contents(disk, spool / name.sealed)])
+            contents = read_contents(disk, spool / name.sealed)
+            end = fold_into(added, [contents])
+            if contents.is_broken:  # In front of it the image was another one.
+                begins, added = name.number, DirtyMap()
         except (JournalError, FileNotFoundError) as exc:
             log.error("%s: what %s changed is not known: %s", directory.name, name, exc)  # noqa: TRY400
             begins, added, end = name.number, DirtyMap(), None

@@ -49,6 +49,11 @@ class Contents:
     iocbs: tuple[Iocb, ...]
     names: dict[int, str]
 
+    @property
+    def is_broken(self) -> bool:
+        """Tell whether it says that the image changed in a way that no record tells of."""
+        return any(one.type is RecordType.GAP for one in self.iocbs)
+
     def head(self) -> Head:
         """Return the position behind the file; without records its time is that of the table."""
         identity, seal, first = self.identity, self.seal, self.iocbs[0]

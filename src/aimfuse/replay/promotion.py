@@ -20,6 +20,7 @@ from aimfuse.replay.as_source import (
 from aimfuse.replay.findings import Findings
 from aimfuse.replay.forward import end_forwarding
 from aimfuse.replay.kept import is_whole
+from aimfuse.replay.rewound import note_rewound
 from aimfuse.replay.state import Phase, Promoted
 from aimfuse.replay.store import REQUEST, Store
 
@@ -58,6 +59,7 @@ class Promotion:
         self._store = store
         self._applier = applier
         self._findings = findings
+        self._is_noted = False
         self._is_settled = False
 
     def go_on(self) -> bool:
@@ -91,6 +93,9 @@ class Promotion:
         assert store.state.head is not None
         is_forward = store.state.head.epoch == promoted.epoch
         ahead = self._read_ahead
+        if not is_forward and not self._is_noted:
+            note_rewound(store, promoted)
+            self._is_noted = True
         if not is_forward and not rewind.step_back(store, promoted.fork, read_ahead=ahead):
             return
         end_forwarding(store)

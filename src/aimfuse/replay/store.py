@@ -21,6 +21,7 @@ from aimfuse.disk import Disk, note_owner, try_lock
 from aimfuse.errors import BusyError, StateLost, StoreError
 from aimfuse.journal.names import JournalName, parse
 from aimfuse.journal.records import VolumeEntry
+from aimfuse.journal.rewound import REWOUND
 from aimfuse.journal.slots import Slots
 from aimfuse.replay.doubt import COPIED, DIFFERS, REJOINED, Place, doubted, is_doubtful
 from aimfuse.replay.kept import is_whole
@@ -260,6 +261,8 @@ class Store:
         """Remove what a crash left over, and make the names right that it left wrong."""
         if self.state.doubt != REJOINED and self.disk.exists(self.home / DIFFERS):
             self.disk.unlink("differs:tidy", self.home / DIFFERS)
+        if self.state.promoted is None and self.disk.exists(self.home / REWOUND):
+            self.disk.unlink("rewound:tidy", self.home / REWOUND)  # Of when it was a source.
         if self.state.phase is Phase.PROMOTED:  # What is here belongs to the source, or the past.
             return
         known = {f"{entry.volume:08d}" for entry in self.state.volumes}

@@ -63,6 +63,7 @@ def about(tail: Tail, names: list[str]) -> Json:
         "bytes": tail.bytes,
         "differing_bytes": tail.differing_bytes,
         "is_whole": tail.differs is None,
+        "is_counted": tail.is_counted,
         "files": len(tail.files),
         "first_ns": tail.first_ns,
         "last_ns": tail.last_ns,
@@ -70,11 +71,17 @@ def about(tail: Tail, names: list[str]) -> Json:
     }
 
 
-def count_writes(writes: int, *, is_whole: object = False) -> str:
-    """Return how many writes a branch has, for people; *is_whole* if some are not known of."""
-    if is_whole and not writes:
+def count_writes(writes: int, *, is_counted: object = True) -> str:
+    """Return how many writes a branch has, for people; not *is_counted*: there may be more."""
+    if not (is_counted or writes):
         return "an unknown number of writes"
-    return f"{'at least ' if is_whole else ''}{writes:,} write{'s' * (writes != 1)}"
+    return f"{'' if is_counted else 'at least '}{writes:,} write{'s' * (writes != 1)}"
+
+
+def written(about: Json) -> str:
+    """Return how many writes the branch has that *about* tells of, for people."""
+    is_counted = about.get("is_counted", not about.get("is_whole"))
+    return count_writes(int(about["writes"]), is_counted=is_counted)
 
 
 def list_branches(disk: Disk, state_dir: Path) -> list[Branch]:

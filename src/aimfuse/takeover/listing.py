@@ -15,9 +15,9 @@ from aimfuse.takeover.branches import (
     Branch,
     about,
     branch_name,
-    count_writes,
     find_branch,
     list_branches,
+    written,
 )
 from aimfuse.takeover.rejoin import home_of
 from aimfuse.takeover.tail import survey
@@ -91,9 +91,8 @@ def images_of(place: Path, config: GroupConfig | None, name: str | None) -> list
 def describe(one: Json) -> str:
     """Return the line of one branch, for people."""
     fork, last = one["fork"], int(one["last_ns"])
-    written = count_writes(int(one["writes"]), is_whole=one.get("is_whole"))
-    written += f", {format_bytes(int(one['bytes']))}" if one["writes"] else ""
-    parts = [str(one["name"]), f"{written} behind {fork['epoch']}:{fork['seq']}"]
+    size = f", {format_bytes(int(one['bytes']))}" if one["writes"] else ""
+    parts = [str(one["name"]), f"{written(one)}{size} behind {fork['epoch']}:{fork['seq']}"]
     if last:
         parts.append(time.strftime("until %Y-%m-%d %H:%M:%S", time.localtime(last / SECOND_NS)))
     parts.append(f"the image itself, {one['path']}" if one["is_image"] else str(one["path"]))

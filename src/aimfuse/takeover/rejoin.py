@@ -7,6 +7,7 @@ images become a store; the spool goes; the note says that it is done. The copy i
 from the new source, when its replayer and its settings know of each other.
 """
 
+import contextlib
 import os
 import socket
 import stat
@@ -20,7 +21,7 @@ import trio
 
 from aimfuse.config import GroupConfig
 from aimfuse.coordinator.run import SHIP_LOCK
-from aimfuse.disk import Disk, try_lock
+from aimfuse.disk import Disk, publish, read_file, try_lock
 from aimfuse.driver.checkpoint import Checkpoint, CheckpointFile
 from aimfuse.driver.group import (
     GroupLimits,
@@ -38,6 +39,7 @@ from aimfuse.errors import (
     StoreError,
     UsageError,
 )
+from aimfuse.journal.rewound import REWOUND, REWOUND_BYTES_MAX, Rewound
 from aimfuse.journal.spool import sealed_names
 from aimfuse.journal.superseded import (
     Promotion,
@@ -76,11 +78,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """This side: its disk, its settings, and whom to tell what takes time."""
+    """This side: its disk, its settings, and whom to tell what takes time.
+
+    `rewound` is what the other side noted of its going back, unread, empty if it did not.
+    """
 
     disk: Disk
     config: GroupConfig
     say: Say
+    rewound: bytes
 
 
 def rejoin(disk: Disk, config: GroupConfig, request: Request, say: Say) -> Json:
@@ -99,8 +105,9 @@ def rejoin(disk: Disk, config: GroupConfig, request: Request, say: Say) -> Json:
     if note is not None and note.step is Step.REJOINED:
         return _done(config, note, Path(note.store), None, None)
     _refuse_device(config.image)
+    rewound = b""
     if note is None or note.step is not Step.REJOINING:  # Begun is begun, whatever is there now.
-        promotion = _ask(config, request.url, _checkpoint(disk, config).group)
+        promotion, rewound = _ask(config, request.url, _checkpoint(disk, config).group)
         note = _first_note(config, request, promotion)
     with _alone(disk, config):
         meanwhile = read_superseded(disk, config.state_dir)
@@ -109,7 +116,7 @@ def rejoin(disk: Disk, config: GroupConfig, request: Request, say: Say) -> Json:
         if note.step is Step.REJOINED:
             return _done(config, note, Path(note.store), None, None)
         before = _checkpoint(disk, config)
-        return _rejoin(_Side(disk, config, say), request, before, note)
+        return _rejoin(_Side(disk, config, say, rewound), request, before, note)
 
 
 def _rejoin(side: _Side, request: Request, before: Checkpoint, note: Superseded) -> Json:
@@ -122,7 +129,8 @@ def _rejoin(side: _Side, request: Request, before: Checkpoint, note: Superseded)
     checkpoint, problem = before, note.problem
     if not (is_begun or request.dry_run):  # Links to the images would look like a change.
         checkpoint, problem = recovered(disk, config, before, side.say)
-    tail = survey(disk, config, checkpoint, note.promotion.fork, problem)
+    rewound = _rewound(side, is_begun=is_begun)
+    tail = survey(disk, config, checkpoint, note.promotion.fork, problem, rewound)
     is_kept = not (request.discard or tail.is_empty)
     if request.dry_run:
         return _plan(config, note, tail, is_kept=is_kept, is_recovered=checkpoint.clean)
@@ -131,6 +139,8 @@ def _rejoin(side: _Side, request: Request, before: Checkpoint, note: Superseded)
     named = {path.name: path for path in images.values()}
     if is_kept:
         check_room(disk, home_of(config), named)
+    if side.rewound and not is_begun:  # Whoever goes on with it asks nobody any more.
+        publish(disk, "rejoin:rewound_map", config.state_dir / REWOUND, side.rewound)
     note = replace(note, step=Step.REJOINING, problem=problem)
     write_superseded(disk, config.state_dir, note)
     branch = keep(disk, home_of(config), named, tail, side.say) if is_kept else None
@@ -148,6 +158,8 @@ def _finish(
     """Let go of the spool, whose files are kept as a branch or given up, and note the end."""
     for name in sealed_names(disk, config.spool) if disk.exists(config.spool) else []:
         disk.unlink("rejoin:spool", config.spool / name.sealed)
+    if disk.exists(config.state_dir / REWOUND):
+        disk.unlink("rejoin:unlink_rewound", config.state_dir / REWOUND)
     note = replace(note, step=Step.REJOINED)
     write_superseded(disk, config.state_dir, note)
     done = _done(config, note, Path(note.store), tail, branch)
@@ -162,13 +174,14 @@ def _finish(
 # Before.
 
 
-def _ask(config: GroupConfig, url: str, group: bytes) -> Promotion:
-    """Return at which point the store at *url* was promoted."""
+def _ask(config: GroupConfig, url: str, group: bytes) -> tuple[Promotion, bytes]:
+    """Return at which point the store at *url* was promoted, and what it noted of going back."""
     destination = destination_at(config, url)
 
-    async def ask() -> Promotion:
+    async def ask() -> tuple[Promotion, bytes]:
         async with connected(destination) as transport:
             ack = await read_ack(transport, destination, group)
+            rewound = await transport.get(REWOUND, REWOUND_BYTES_MAX)
         if ack is None or ack.promoted is None:
             said = f"it is {ack.phase}" if ack else "it has not said anything yet"
             raise StoreError(
@@ -176,9 +189,22 @@ def _ask(config: GroupConfig, url: str, group: bytes) -> Promotion:
                 hint="This image is the source still. To hand over without loss: aimfuse "
                 f"switchover {config.image} NAME",
             )
-        return ack.promoted
+        return ack.promoted, rewound or b""
 
     return run_in_trio(ask)
+
+
+def _rewound(side: _Side, *, is_begun: bool) -> Rewound | None:
+    """Return what the other side went back over; None, for all that is known, if it is damaged."""
+    data = side.rewound
+    if is_begun:
+        with contextlib.suppress(FileNotFoundError):
+            data = read_file(side.disk, side.config.state_dir / REWOUND, REWOUND_BYTES_MAX)
+    try:
+        return Rewound.decode(data) if data else None
+    except ValueError as exc:
+        side.say(f"What the other side went back over cannot be read: {exc}")
+        return None
 
 
 def run_in_trio(work: Callable[[], Awaitable[T]]) -> T:
@@ -334,6 +360,7 @@ def _done(
         "writes": tail.writes if tail else None,
         "differing_bytes": tail.differing_bytes if tail else None,
         "is_whole": tail is not None and tail.differs is None,
+        "is_counted": tail is None or tail.is_counted,
         "why_whole": (tail.why_all or None) if tail else None,
         "branch": str(branch) if branch else None,
         "host": socket.gethostname(),
@@ -345,8 +372,9 @@ def describe(done: Json) -> list[str]:
     fork, lines = done["fork"], []
     if done["writes"] is not None and fork:
         at = f"{fork['epoch']}:{fork['seq']}"
+        writes = count_writes(done["writes"], is_counted=done["is_counted"])
         lines.append(
-            f"This side has {count_writes(done['writes'], is_whole=done['is_whole'])} behind {at}, "
+            f"This side has {writes} behind {at}, "
             f"where the other side went on; {format_bytes(done['differing_bytes'])} may differ."
             if done["writes"] or done["differing_bytes"]
             else f"This side is exactly at {at}, where the other side went on."

@@ -1,0 +1,91 @@
+"""Note which extents a promotion goes back over, for the old source to rejoin by.
+
+Made of the journal files that the history keeps, before the first of them is undone. An old
+source copies everything where the note is missing, so whatever stands against making it costs
+time later on, and never holds a promotion up.
+"""
+
+import errno
+import logging
+
+from aimfuse.disk import publish, read_file
+from aimfuse.errors import CorruptRecord, JournalError
+from aimfuse.journal.contents import fold_into, read_contents
+from aimfuse.journal.dirty import DirtyMap
+from aimfuse.journal.journal import Head as JournalHead
+from aimfuse.journal.names import PART
+from aimfuse.journal.records import VolumeEntry
+from aimfuse.journal.rewound import REWOUND, REWOUND_BYTES_MAX, Rewound
+from aimfuse.replay.kept import list_kept
+from aimfuse.replay.state import Head, Promoted
+from aimfuse.replay.store import Store
+
+_MODE = 0o644
+"""As the ack: the old source reads it by the account that ships to the store."""
+
+log = logging.getLogger(__name__)
+
+
+def note_rewound(store: Store, promoted: Promoted) -> None:
+    """Write down what lies behind the fork, durably; called again it changes nothing.
+
+    Raises:
+        OSError: the disk failed, other than being full; calling again goes on.
+    """
+    path = store.home / REWOUND
+    if promoted.newest.number > promoted.fork.number:
+        if _is_noted(store, promoted):
+            return
+        try:
+            data = _survey(store, promoted).encode()
+            publish(store.disk, "promote:rewound", path, data, _MODE)
+        except (JournalError, FileNotFoundError) as exc:
+            log.warning("%s: what is gone back over is not known: %s", store.path, exc)
+        except OSError as exc:
+            if exc.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            log.warning("%s: no room to note what is gone back over", store.path)
+        else:
+            return
+    for one in (path.with_name(path.name + PART), path):  # Cut short, or of an earlier promotion.
+        if store.disk.exists(one):
+            store.disk.unlink("promote:unlink_rewound", one)
+
+
+def _is_noted(store: Store, promoted: Promoted) -> bool:
+    try:
+        data = read_file(store.disk, store.home / REWOUND, REWOUND_BYTES_MAX)
+        found = Rewound.decode(data)
+    except (FileNotFoundError, ValueError):
+        return False
+    return (found.fork, found.newest) == (_as_journal(promoted.fork), _as_journal(promoted.newest))
+
+
+def _survey(store: Store, promoted: Promoted) -> Rewound:
+    """Return what the files behind the fork touch, each of them the one in front of the next.
+
+    Raises:
+        JournalError: one is damaged, or another one.
+        OSError: one could not be read, or is gone.
+    """
+    kept = list_kept(store.look, store.history)
+    touched, digest = DirtyMap(), promoted.fork.digest
+    volumes: tuple[VolumeEntry, ...] = ()
+    for number in range(promoted.fork.number + 1, promoted.newest.number + 1):
+        one = kept.get(number)
+        if one is None:
+            raise CorruptRecord(store.path, 0, f"file {number} is gone from its history")
+        contents = read_contents(store.disk, store.history / one.name.sealed)
+        if contents.seal.prev_digest != digest:
+            raise CorruptRecord(store.path, 0, f"file {number} is not the one behind the others")
+        if number == promoted.fork.number + 1:
+            volumes = contents.table
+        fold_into(touched, [contents])
+        digest = contents.seal.digest
+    if digest != promoted.newest.digest:
+        raise CorruptRecord(store.path, 0, "its history ends with another file than its mirror")
+    return Rewound(_as_journal(promoted.fork), _as_journal(promoted.newest), volumes, touched)
+
+
+def _as_journal(head: Head) -> JournalHead:
+    return JournalHead(head.epoch, head.number, head.seq, head.digest, head.time_ns)

@@ -1,0 +1,76 @@
+"""What a promotion goes back over is written down before it does, or nobody is told of it."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from aimfuse.disk import Disk
+from aimfuse.journal.rewound import REWOUND, Rewound
+from aimfuse.replay.state import Phase
+from tests.replay.faults import failing_at
+from tests.replay.recorder import at
+from tests.replay.source import mirror_of
+from tests.replay.stores import catch_up
+from tests.replay.test_crash import copy_store
+from tests.replay.test_promote import applied, promoted, reachable, state_of
+
+pytestmark = pytest.mark.expects_warnings
+
+
+def noted(store: Path) -> Rewound:
+    return Rewound.decode((store / REWOUND).read_bytes())
+
+
+def test_everything_that_going_back_changed_is_named(tmp_path: Path) -> None:
+    source, prepared = applied(tmp_path)
+    before = mirror_of(prepared)
+    positions = sorted(reachable(source))
+    for position in positions[3::9]:
+        store = tmp_path / "{}-{}".format(*position)
+        copy_store(prepared, store)
+        promoted(store, at(position))
+        found, went = noted(store), state_of(store)
+        assert (found.fork.digest, found.newest.digest) == (went.fork.digest, went.newest.digest)
+        named = set(found.touched.extents())
+        for one in found.volumes:
+            after = mirror_of(store).get(one.name)
+            if after is None or one.name not in before:
+                continue
+            length = min(len(after), len(before[one.name]))
+            for block in range(0, length, 4096):
+                if after[block : block + 4096] == before[one.name][block : block + 4096][:length]:
+                    continue
+                assert any(
+                    volume == one.volume and offset <= block < offset + size
+                    for volume, offset, size in named
+                ), (position, one.name, block)
+
+
+def test_a_store_that_goes_on_from_its_newest_record_notes_nothing(tmp_path: Path) -> None:
+    _source, store = applied(tmp_path)
+    (store / REWOUND).write_bytes(b"of an earlier promotion")
+    promoted(store)
+    assert not (store / REWOUND).exists()
+
+
+def test_a_mirror_again_forgets_what_it_once_went_back_over(tmp_path: Path) -> None:
+    _source, store = applied(tmp_path)
+    (store / REWOUND).write_bytes(b"of an earlier promotion")
+    assert catch_up(store).store.state.phase is Phase.CONSISTENT
+    assert not (store / REWOUND).exists()
+
+
+@pytest.mark.parametrize("harm", ["no room", "a damaged file"])
+def test_without_the_note_it_goes_back_all_the_same(tmp_path: Path, harm: str) -> None:
+    source, store = applied(tmp_path)
+    (store / REWOUND).write_bytes(b"of an earlier promotion")
+    disk = Disk()
+    if harm == "no room":
+        disk = failing_at("promote:rewound:write", errno.ENOSPC)
+    else:
+        victim = max((store / "history").glob("*.aim"))
+        victim.write_bytes(victim.read_bytes()[:-200])
+    promoted(store, at((1, 27)), disk)
+    assert mirror_of(store) == source.states[1, 27]
+    assert not list(store.glob(f"{REWOUND}*"))
