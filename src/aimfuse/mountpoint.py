@@ -110,6 +110,27 @@ def is_volumes_alone(directory: Path) -> bool:
     return False
 
 
+def mount_above(path: Path, fstype: str) -> str | None:
+    """Return the mountpoint of a mount of that kind that *path* is or lies in; None without one."""
+    real = Path(os.path.realpath(path))
+    found = [where for _source, where in _mounts(fstype) if real.is_relative_to(where)]
+    return max(found, key=len, default=None)
+
+
+def check_takes_directory(path: Path) -> None:
+    """Refuse a place in one of our mounts, where no directory can be made.
+
+    Raises:
+        UsageError: it is in one.
+    """
+    where = mount_above(path, FSTYPE) or mount_above(path, VIEW_FSTYPE)
+    if where is not None:
+        raise UsageError(
+            f"{path} is to be a directory, and in the mount at {where} there can be files alone",
+            hint="Choose a place outside of that mount.",
+        )
+
+
 def _mounts(fstype: str) -> Iterator[tuple[str, str]]:
     """Yield source and mountpoint of every mount of that kind."""
     with contextlib.suppress(OSError):

@@ -122,6 +122,8 @@ def test_one_volume_alone_can_be_viewed(tmp_path: Path) -> None:
     with view(store, tmp_path / "mnt", "--at", "1:12", "--volume", "v.img") as shown:
         assert [path.name for path in shown.place.iterdir()] == ["v.img"]
         assert (shown.place / "v.img").read_bytes() == source.states[1, 12]["v.img"]
+        into = aimfuse("restore", store, "-o", shown.place / "x.img", "--volume", "v.img")
+        assert (into.returncode, "where nothing lasts" in into.stderr) == (2, True)
     refused = aimfuse("view", store, tmp_path / "mnt", "--volume", "w.img")
     assert refused.returncode == 2
     assert "There were: extra-" in refused.stderr

@@ -8,10 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from aimfuse.cli import past, seed, view
+from aimfuse.cli.plain import App
 from aimfuse.units import MIB, TIB
 from tests.e2e.host import FarHost, Source, until
 from tests.fuse.calls import RENAME_EXCHANGE, RENAME_NOREPLACE, opened, renameat2
+from tests.replay.recorder import recorded
 
 pytestmark = [pytest.mark.fuse, pytest.mark.usefixtures("require_fuse")]
 
@@ -158,6 +162,28 @@ def test_what_cannot_be_mirrored_is_refused_cleanly(source: Source) -> None:
         }  # fmt: skip
     assert held(place) == {"file": b"file"}
     assert source.status()["state"] == "active"
+
+
+def test_a_command_that_would_make_a_directory_there_says_so_before_it_begins(
+    source: Source, tmp_path: Path
+) -> None:
+    place, (_writer, store, _waiting) = source.mountpoint, recorded(tmp_path)
+    free, to = tmp_path / "free", "sftp://far/srv/v"
+    free.mkdir()
+    app = App()
+    for module in (past, seed, view):
+        module.register(app)
+    for words, said in (
+        (("restore", store, "-o", place / "was"), "there can be files alone"),
+        (("restore", store, "-o", place / "was", "--dry-run"), "there can be files alone"),
+        (("seed", "export", source.image, place / "seed", "--to", to), "there can be files alone"),
+        (("view", store, free, "--scratch-dir", place), "what is written there is mirrored"),
+    ):
+        done = CliRunner().invoke(app, [*map(str, words)])
+        assert (done.exit_code, said in done.stderr) == (2, True), done.stderr
+    one = ("restore", store, "-o", place / "was.img", "--volume", "v.img")
+    assert CliRunner().invoke(app, [*map(str, one)]).exit_code == 0
+    assert list(held(place)) == ["was.img"]
 
 
 def test_a_write_beyond_what_the_disk_below_can_hold_is_refused_before_it_is_accepted(

@@ -23,6 +23,7 @@ from aimfuse.manager.fields import Fields
 from aimfuse.manager.files import lock_holder, read_json, read_slots
 from aimfuse.manager.reload import follow
 from aimfuse.manager.source import SHIP_LOCK
+from aimfuse.mountpoint import check_takes_directory
 from aimfuse.supervisor import Supervisor
 from aimfuse.units import counted, format_bytes
 
@@ -62,6 +63,7 @@ def begin(state_dir: Path, directory: Path, url: str, name: str | None) -> Filli
     if not directory.parent.is_dir():
         hint = "Is the disk mounted that it is to be carried on?"
         raise UsageError(f"{directory.parent} is not there", hint=hint)
+    check_takes_directory(directory)
     for path in (directory, directory / "inbox"):
         disk.mkdir("seed:mkdir", path, 0o750)
     found = name or destination_name(url)

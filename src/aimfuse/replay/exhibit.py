@@ -14,7 +14,7 @@ import trio
 from aimfuse.disk import Disk, weakness
 from aimfuse.errors import JournalError, OutOfReach, UsageError
 from aimfuse.io_path import become_part_of_the_io_path
-from aimfuse.mountpoint import VIEW_FSTYPE, check_mountpoint
+from aimfuse.mountpoint import FSTYPE, VIEW_FSTYPE, check_mountpoint, mount_above
 from aimfuse.replay.frozen import Frozen, FrozenVolume, named_as
 from aimfuse.replay.hold import pinned, readable
 from aimfuse.replay.look import Look
@@ -159,6 +159,9 @@ def _scratch(request: ViewRequest) -> Path | None:
         raise UsageError(f"{scratch} is no directory", hint="Name one with --scratch-dir.")
     if scratch.resolve().is_relative_to(request.store.resolve()):
         raise UsageError(f"{scratch} is in the store", hint="Name another with --scratch-dir.")
+    if (where := mount_above(scratch, FSTYPE)) is not None:
+        text = f"{scratch} is in the mount at {where}: what is written there is mirrored"
+        raise UsageError(text, hint="Name another with --scratch-dir.")
     if problem := weakness(scratch):
         log.info("what is written goes to %s, which is %s", scratch, problem)
     return scratch

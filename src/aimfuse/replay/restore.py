@@ -14,7 +14,13 @@ from aimfuse.errors import (
     TransportError,
     UsageError,
 )
-from aimfuse.mountpoint import is_volumes_alone, serving_mount
+from aimfuse.mountpoint import (
+    VIEW_FSTYPE,
+    check_takes_directory,
+    is_volumes_alone,
+    mount_above,
+    serving_mount,
+)
 from aimfuse.replay.access import Access
 from aimfuse.replay.hold import pinned, readable
 from aimfuse.replay.look import Look
@@ -84,6 +90,8 @@ def restore_from(
             rebuild = Rebuild(disk, past, point, look, copiers=access.copiers)
             try:
                 pieces = _chosen(rebuild, request)
+                if _is_directory(request, pieces):
+                    check_takes_directory(request.output)
                 said = _describe(store, request, rebuild, pieces)
                 if not dry_run:
                     _write(access, request, rebuild, pieces, report)
@@ -147,6 +155,11 @@ def _check_not_served(output: Path) -> None:
             f"{output} is served at {where}",
             hint="Restore to another name. To put that back into use, copy it through the mount: "
             "mirrors get it in order, and their history lasts.",
+        )
+    if (view := mount_above(output, VIEW_FSTYPE)) is not None:
+        raise UsageError(
+            f"{output} is in the view at {view}, where nothing lasts",
+            hint="Restore to somewhere else.",
         )
     if is_volumes_alone(output.parent):
         raise UsageError(

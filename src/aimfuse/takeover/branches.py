@@ -17,6 +17,7 @@ from typing import Any
 
 from aimfuse.disk import Disk, publish, read_file
 from aimfuse.errors import StateLost, UsageError
+from aimfuse.mountpoint import check_takes_directory
 from aimfuse.takeover.tail import Tail
 from aimfuse.units import MIB, format_bytes
 
@@ -158,6 +159,7 @@ def export(disk: Disk, branch: Branch, output: Path) -> list[Path]:
         copy_image(disk, volumes[0], part)
         found = [output]
     else:
+        check_takes_directory(output)
         _make(disk, part)
         for one in volumes:
             copy_image(disk, one, part / one.name)
