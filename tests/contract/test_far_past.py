@@ -160,9 +160,9 @@ async def test_a_restore_whose_link_does_not_come_back_goes_on_the_next_time(
 class Pruning(Steps):
     """Has everything pruned that may be, whenever the restore takes a step."""
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, store: Path, reader_max: str = "1d") -> None:
         super().__init__(self._prune)
-        (store / "store.toml").write_text('keep = "1ms"')
+        (store / "store.toml").write_text(f'keep = "1ms"\nreader_max = "{reader_max}"')
         self.store = store
         self.session = None
 
@@ -185,6 +185,19 @@ async def test_nothing_that_a_distant_restore_needs_is_pruned(
     catch_up(store)
     assert undo_files(store) == 0
     assert [*(store / "inbox").iterdir()] == []
+
+
+async def test_who_reads_longer_than_the_store_allows_is_told_so(
+    openssh: OpensshSide, tmp_path: Path
+) -> None:
+    _source, store, _waiting = recorded(openssh.root)
+    disk = Pruning(store, reader_max="1ms")
+    with (
+        reaching(openssh, store, disk=disk, answer_s_max=0.1) as access,
+        pytest.raises(OutOfReach, match="keeps no more for who reads it from afar"),
+    ):
+        restored_from(access, at((1, 6)), tmp_path / "out")
+    assert [*tmp_path.glob("out*")] == []
 
 
 async def test_an_account_that_may_only_read_restores_all_the_same(

@@ -218,10 +218,13 @@ async def test_a_key_that_is_for_deliveries_reads_nothing_but_answers(
     for name in ("history", "volumes"):
         (store / name).mkdir()
         (store / name / "a").write_text("mirrored")
-    (store / "ack.json").write_text("{}")
+    said = ("ack.json", "differs.map", "rewound.map")
+    for name in said:
+        (store / name).write_text("{}")
     limit_key(embedded, "deliver-only")
     await attempt(embedded, write, "/store/inbox/b")
-    assert await attempt(embedded, read, "/store/ack.json") == b"{}"
+    for name in said:
+        assert await attempt(embedded, read, f"/store/{name}") == b"{}"
     assert await attempt(embedded, listdir, "/store/inbox") == ["b"]
     for action, path in (
         (read, "/store/volumes/a"), (read, "/store/history/a"), (listdir, "/store/history"),

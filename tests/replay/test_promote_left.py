@@ -8,8 +8,9 @@ import pytest
 
 from aimfuse.errors import StoreError
 from tests.replay.source import Source, deliver, mirror_of
-from tests.replay.stores import catch_up
+from tests.replay.stores import begin, catch_up
 from tests.replay.test_promote import applied, promoted, served
+from tests.replay.test_resync import do_much, make_source
 
 pytestmark = pytest.mark.expects_warnings
 
@@ -54,6 +55,19 @@ def test_a_store_that_halted_in_its_first_copy_is_never_taken(tmp_path: Path) ->
     store = halted_in_its_copy(tmp_path, is_done=False)
     with pytest.raises(StoreError, match="only a part of its first copy"):
         promoted(store, force=True)
+
+
+def test_a_copy_that_was_given_up_leaves_nothing_behind(tmp_path: Path) -> None:
+    source, store = make_source(tmp_path / "spool"), tmp_path / "store"
+    begin(store, source)
+    right = mirror_of(store)
+    copies = list(source.resync(do_much(source), to=4))
+    deliver(store, *copies[:3])
+    catch_up(store)
+    assert list((store / "staging").iterdir())
+    promoted(store)
+    assert not list((store / "staging").iterdir())
+    assert mirror_of(store) == right
 
 
 def test_an_epoch_that_nobody_can_be_in_is_not_believed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from aimfuse.disk import Disk
 from aimfuse.replay.past import describe, look_at
 from aimfuse.replay.pins import Pin
+from aimfuse.replay.readers import Wish, reader_name
 from aimfuse.replay.session import Session
 from aimfuse.units import SECOND_NS
 from tests.disks.faults import Crash
@@ -151,6 +153,75 @@ def test_while_the_past_is_read_a_full_disk_holds_the_mirror_up(tmp_path: Path) 
     pin.release()
     assert not at(2 * DAY_NS, store, Small(1000)).error
     assert mirror_of(store) == source.snapshot()
+
+
+def read_from_afar(store: Path, now_ns: int, token: str = "0" * 16) -> None:
+    """Let somebody say, just now, that he needs all of the past."""
+    path = store / "inbox" / reader_name(token)
+    path.write_text(json.dumps(Wish().to_json()))
+    os.utime(path, ns=(now_ns, now_ns))
+
+
+def test_who_reads_from_afar_keeps_history_so_much_longer_and_no_more(tmp_path: Path) -> None:
+    _source, store, right = a_file_each_day(tmp_path, 5)
+    (store / "store.toml").write_text('keep = "2d"\nreader_max = "1d"\n')
+    last_ns = 5 * DAY_NS + 23 * 3600 * SECOND_NS
+    for number, now_ns in enumerate((5 * DAY_NS, 5 * DAY_NS + DAY_NS // 2, last_ns)):
+        read_from_afar(store, now_ns, f"{number:016x}")  # Whoever he says that he is.
+        at(now_ns, store)
+    assert states_of(store) == {number: right[number] for number in (3, 4, 5, 6)}
+    at(last_ns + 120 * SECOND_NS + 1, store)  # He is not heard of any more.
+    assert states_of(store) == {number: right[number] for number in (4, 5, 6)}
+
+
+def test_who_reads_from_afar_keeps_no_more_than_twice_keep_size(tmp_path: Path) -> None:
+    _source, store, right = a_file_each_day(tmp_path, 5)
+    size = describe(Disk(), store)["bytes"]
+    read_from_afar(store, 5 * DAY_NS)
+    (store / "store.toml").write_text(f"keep_size = {size // 2 + 1}\n")
+    at(5 * DAY_NS, store)
+    assert states_of(store) == right
+    (store / "store.toml").write_text(f"keep_size = {size // 2 - 1}\n")
+    at(5 * DAY_NS, store)
+    assert states_of(store) == {number: right[number] for number in (2, 3, 4, 5, 6)}
+
+
+def test_where_readers_are_given_no_time_they_hold_nothing(tmp_path: Path) -> None:
+    _source, store, right = a_file_each_day(tmp_path, 5)
+    read_from_afar(store, 5 * DAY_NS)
+    (store / "store.toml").write_text('keep = "2d"\nreader_max = 0\n')
+    at(5 * DAY_NS + 1, store)
+    assert states_of(store) == {number: right[number] for number in (4, 5, 6)}
+
+
+def test_the_mirror_does_not_wait_for_who_reads_from_afar(tmp_path: Path) -> None:
+    source, store, _right = a_file_each_day(tmp_path, 2)
+    source.write(1, 0, b"more")
+    deliver(store, source.roll())
+    read_from_afar(store, 2 * DAY_NS)
+    assert not at(2 * DAY_NS, store, Small(1000)).error
+    assert mirror_of(store) == source.snapshot()
+
+
+def test_a_view_of_the_operators_own_holds_whatever_distant_readers_may(tmp_path: Path) -> None:
+    _source, store, right = a_file_each_day(tmp_path, 5)
+    (store / "store.toml").write_text('keep = "1s"\nreader_max = "1s"\n')
+    pin = Pin(Disk(), store / "history")
+    pin.move(3)
+    read_from_afar(store, 9 * DAY_NS)
+    at(9 * DAY_NS, store)
+    assert states_of(store) == {number: right[number] for number in (3, 4, 5, 6)}
+    pin.release()
+
+
+def test_what_a_killed_reader_was_writing_goes_after_a_while(tmp_path: Path) -> None:
+    _source, store, _right = a_file_each_day(tmp_path, 1)
+    left = store / "inbox" / (reader_name("0" * 16) + ".part")
+    for age_s, is_left in ((100, True), (121, False)):
+        left.write_text('{"beh')
+        os.utime(left, ns=(DAY_NS, DAY_NS))
+        at(DAY_NS + age_s * SECOND_NS, store)
+        assert left.exists() is is_left
 
 
 def test_a_change_larger_than_keep_size_begins_history_anew(tmp_path: Path) -> None:

@@ -234,11 +234,16 @@ def test_what_it_went_back_over_is_known_to_whoever_goes_on_with_a_rejoin(tmp_pa
     assert differing_blocks(source) == {3, 5, 9}
 
 
-@pytest.mark.expects_warnings
-def test_a_damaged_note_of_it_costs_a_copy_of_everything(tmp_path: Path) -> None:
+@pytest.mark.parametrize("harm", ["damaged", "unreadable", "gone"])
+def test_without_a_readable_note_of_it_everything_is_copied(tmp_path: Path, harm: str) -> None:
     source = gone_back(tmp_path)
     note = source.far / REWOUND
-    note.write_bytes(note.read_bytes()[:-1])
+    data = note.read_bytes()
+    note.unlink()
+    if harm == "damaged":
+        note.write_bytes(data[:-1])
+    elif harm == "unreadable":
+        note.mkdir()
     done = run(source)
     assert done["is_whole"]
     assert not (source.config.state_dir / "store" / DIFFERS).exists()

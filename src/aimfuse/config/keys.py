@@ -239,6 +239,7 @@ STORE: Keys = {
     "keep": _duration_key("keep_s", 0.0, 100 * 366 * 86400.0),
     "keep_size": _size_key("keep_bytes_max", 0, 1024 * TIB),
     "keep_free": _size_key("keep_free_bytes", 0, 1024 * TIB),
+    "reader_max": _duration_key("reader_s_max", 0.0, 366 * 86400.0),
     "on_bookmark_timeout": _duration_key("on_bookmark_s_max", 1.0, 86400.0),
     "delay": _duration_key("delay_s", 0.0, 366 * 86400.0),
     "switchover": _flag_key("switchover"),

@@ -24,6 +24,7 @@ class StoreConfig:
     """How long the history of a store is kept, in seconds, and how large it gets, in bytes.
 
     0 seconds switch it off. `keep_free_bytes` of the disk are left alone, whatever else is said.
+    For the sake of who reads it from afar it is kept `reader_s_max` longer, at most.
     With `delay_s` a journal file is applied once it is so old, in seconds. `on_bookmark` has
     patterns of labels, and the command for each; it may take `on_bookmark_s_max` seconds.
     Without `switchover` whoever may write into the inbox cannot have the store promoted.
@@ -32,6 +33,7 @@ class StoreConfig:
     keep_s: float = 7 * 86400.0
     keep_bytes_max: int = 50 * GIB
     keep_free_bytes: int = 256 * MIB
+    reader_s_max: float = 86400.0
     delay_s: float = 0.0
     on_bookmark_s_max: float = 600.0
     on_bookmark: tuple[tuple[str, tuple[str, ...]], ...] = ()

@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aimfuse.disk import Disk
+from aimfuse.journal.rewound import REWOUND
+from aimfuse.replay.doubt import DIFFERS
 from aimfuse.units import KIB
 
 PRIVATE = b".aimfuse"
@@ -32,6 +34,9 @@ PRIVATE = b".aimfuse"
 
 INBOX = b"inbox"
 ACK = b"ack.json"
+REPORTS = {ACK, DIFFERS.encode(), REWOUND.encode()}
+"""What a store says to who ships to it: where it stands, and which extents differ there."""
+
 READ_BYTES_MAX = 255 * KIB
 
 _FILE_MODE = 0o640
@@ -188,7 +193,7 @@ class ConfinedTree:
         """Refuse what a view does not allow."""
         if writes and self._reads_only:
             raise PermissionError(errno.EACCES, "this key is for reading only")
-        is_reported = spot.in_inbox or spot.name in {INBOX, ACK}
+        is_reported = spot.in_inbox or spot.name == INBOX or spot.name in REPORTS
         if not writes and self._delivers_only and not is_reported:
             raise PermissionError(errno.EACCES, "this key is for deliveries only")
 

@@ -11,7 +11,7 @@ import contextlib
 import errno
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 from aimfuse.config.store import StoreConfig, load_store
 from aimfuse.errors import ConfigError, JournalError
@@ -49,6 +49,9 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY_NS = SECOND_NS
 """Time between two looks at what is to be pruned."""
+
+READERS_SIZE_FACTOR = 2
+"""So many times `keep_size` history may become for the sake of who reads it from afar."""
 
 
 class History:
@@ -206,10 +209,13 @@ class History:
         return "the disk was full" if short > 0 else ""
 
     def _prune_for(self, short: int) -> int | None:
-        """Prune until about *short* bytes more are free; None if a pin forbids it."""
+        """Prune until about *short* bytes more are free; None if a pin forbids it.
+
+        The mirror does not wait for who reads from afar: he may be anybody.
+        """
         victims: list[KeptSet] = []
         freed, is_pinned = 0, False
-        with self._unpinned() as limit:
+        with unpinned(self._store.disk, self._store.history) as limit:
             for one in self._sets:
                 if freed >= short or one.name.number > self._head():
                     break
@@ -264,29 +270,42 @@ class History:
             return
         self._looked_ns = now_ns
         self._load_settings()
-        victims = self._due(now_ns)
-        if victims:
-            with self._unpinned() as limit:
-                self._remove([v for v in victims if limit is None or v.name.number <= limit])
-
-    @contextlib.contextmanager
-    def _unpinned(self) -> Iterator[int | None]:
-        """Keep new pins out; give what `unpinned` does, also for the sake of distant readers."""
+        settings = self._settings
+        victims = self._due(now_ns, settings.keep_s, settings.keep_bytes_max)
+        if not victims:
+            return
         with unpinned(self._store.disk, self._store.history) as limit:
-            limits = [one for one in (limit, self._readers.lowest()) if one is not None]
-            yield min(limits, default=None)
+            far = self._far_limit(now_ns)
+            limits = [one for one in (limit, far) if one is not None]
+            allowed = min(limits, default=victims[-1].name.number)
+            self._remove([one for one in victims if one.name.number <= allowed])
 
-    def _due(self, now_ns: int) -> list[KeptSet]:
+    def _far_limit(self, now_ns: int) -> int | None:
+        """Return the highest number whose set may go for all distant readers; None: any.
+
+        However many there are and whatever they say, they keep history so much longer than it
+        would be kept, so much more of it, and nothing where the disk is short.
+        """
+        wanted = self._readers.lowest()
+        if wanted is None:
+            return None
+        keep_s = self._settings.keep_s + self._settings.reader_s_max
+        most = READERS_SIZE_FACTOR * self._settings.keep_bytes_max
+        overdue = self._due(now_ns, keep_s, most if self._settings.reader_s_max else 0)
+        return max(wanted, int(overdue[-1].name.number) if overdue else 0)
+
+    def _due(self, now_ns: int, keep_s: float, keep_bytes_max: int) -> list[KeptSet]:
+        """Return what is not to be kept by those limits, the oldest first."""
         settings, disk = self._settings, self._store.disk
         state, held = self._store.state, self._held_bytes
         first = find_first(state, self._floor)[0]
         short = settings.keep_free_bytes - disk.free_bytes(self._store.home)
-        oldest_ns = now_ns - int(settings.keep_s * SECOND_NS)
+        oldest_ns = now_ns - int(keep_s * SECOND_NS)
         due: list[KeptSet] = []
         for one in self._sets:
             if one.name.number > self._head():
                 break
-            is_due = one.name.number <= first or held > settings.keep_bytes_max or short > 0
+            is_due = one.name.number <= first or held > keep_bytes_max or short > 0
             if not is_due and self._made(one, now_ns) >= oldest_ns:
                 break
             due.append(one)
@@ -348,8 +367,9 @@ class History:
             if name not in useful and name != GATE and not name.startswith((PREFIX, f"{FLOOR}."))
         ]
         if litter:
-            with self._unpinned() as limit:
-                for name in litter if limit is None else ():
+            with unpinned(store.disk, store.history) as limit:
+                is_read = limit is not None or self._readers.lowest() is not None
+                for name in () if is_read else litter:
                     store.disk.unlink("history:tidy", store.history / name)
 
     # What is known.

@@ -111,6 +111,7 @@ class Promotion:
         write_settings(store)
         if store.disk.exists(store.inbox / REQUEST):
             store.disk.unlink("promote:unlink_request", store.inbox / REQUEST)
+        self._applier.staged.tidy()  # Of a copy that was given up.
         for copy in list(self._applier.work.copies()):
             path = store.work / copy.name.sealed
             is_copy = isinstance(copy.name, SyncName)  # Of no use to anybody any more.

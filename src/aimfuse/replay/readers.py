@@ -4,10 +4,12 @@ A reader is a small file in the inbox, ``reader-TOKEN.json``, which he writes an
 seconds: ``behind``, the number of the file up to which sets may be pruned; ``ask``, counting his
 questions; ``data``, files of the store of which he wants to know where their data lies; ``done``
 when he needs nothing any more. What it says holds for `READER_NS` after it was written last, by
-this host's clock. The answer is ``readers/TOKEN.json.z``, for each file ranges as offset and
-end; everything outside of them was a hole when the answer was begun, at file ``number``.
+this host's clock; beyond what the settings allow nothing is kept: see history.py. The answer is
+``readers/TOKEN.json.z``, for each file ranges as offset and end; everything outside of them was a
+hole when the answer was begun, at file ``number``.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from aimfuse.disk import Disk, publish
-from aimfuse.journal.names import GoneName, parse_kept
+from aimfuse.journal.names import PART, GoneName, parse_kept
 from aimfuse.replay.look import Entry
 from aimfuse.replay.state import Json, natural
 from aimfuse.replay.store import Store
@@ -69,7 +71,7 @@ def answer_name(token: str) -> str:
 
 def is_reader(name: str) -> bool:
     """Tell whether a file of the inbox is a reader's."""
-    return _READER.fullmatch(name.removesuffix(".part")) is not None
+    return _READER.fullmatch(name.removesuffix(PART)) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,9 +162,13 @@ class Readers:
         self._seen_ns = inbox.mtime_ns if inbox else 0
         seen: dict[str, _Reader] = {}
         for name in store.look.scan(store.inbox):
-            match = _READER.fullmatch(name)
+            match = _READER.fullmatch(name.removesuffix(PART))
             entry = store.look.entry(store.inbox / name) if match else None
             if match is None or entry is None or not entry.is_file:
+                continue
+            if name.endswith(PART):  # Of one who was killed while he wrote.
+                if abs(now_ns - entry.mtime_ns) > READER_NS:
+                    self._unlink(store.inbox / name)
                 continue
             reader = self._known.get(match[1])
             if reader is None or reader.mtime_ns != entry.mtime_ns:
@@ -187,10 +193,14 @@ class Readers:
 
     def _forget(self, token: str) -> None:
         store = self._store
-        store.disk.unlink("readers:unlink", store.inbox / reader_name(token))
+        self._unlink(store.inbox / reader_name(token))
         answer = store.home / answer_name(token)
         if store.disk.exists(answer):
             store.disk.unlink("readers:unlink_answer", answer)
+
+    def _unlink(self, path: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):  # He was faster.
+            self._store.disk.unlink("readers:unlink", path)
 
     def _answer(self, token: str, reader: _Reader) -> None:
         """Go on with an answer; once it is complete, give it."""

@@ -100,8 +100,8 @@ def restore_from(
                     raise
                 continue
             except (JournalError, StoreError):
-                if pin is None:
-                    _check_unheld(access, point)
+                if pin is None or access.is_far:
+                    _check_pruned(access, point, is_held=pin is not None)
                 raise
             finally:
                 rebuild.close()
@@ -109,14 +109,22 @@ def restore_from(
     raise AssertionError
 
 
-def _check_unheld(access: Access, point: Point) -> None:
-    """Say it, if what was read while nothing held it has been pruned meanwhile."""
+def _check_pruned(access: Access, point: Point, *, is_held: bool) -> None:
+    """Say it, if what was read has been pruned meanwhile, and what would have kept it."""
     past = look_at(access.disk, access.path, access.look)
-    if past.reach is not None and past.reach.base > point.base:
+    if past.reach is None or past.reach.base <= point.base:
+        return
+    what = "what was needed has been pruned while it was read"
+    if not is_held:
         raise OutOfReach(
-            "what was needed has been pruned while it was read: this account cannot hold it",
+            f"{what}: this account cannot hold it",
             hint="Let it write into the store's inbox/, or ask for a later point.",
         )
+    raise OutOfReach(
+        f"{what}: the store keeps no more for who reads it from afar",
+        hint="Ask for a later point. What it allows is in its store.toml: keep, keep_size and "
+        "reader_max; where its disk is short of room, nothing.",
+    )
 
 
 def _check_output(disk: Disk, look: Look, store: Path, request: Request) -> None:

@@ -30,14 +30,22 @@ class StagedFiles:
             OSError: the disk failed; try again with a new object.
         """
         self._store = store
-        staging = store.state.staging
+        if self.tidy() and store.state.phase is not Phase.SWITCHING:
+            log.warning("%s: files of a staged copy are gone; it begins anew", store.path)
+            self.drop()
+
+    def tidy(self) -> bool:
+        """Remove what the state does not know; return whether something is missing that it does.
+
+        Raises:
+            OSError: the disk failed; calling again goes on.
+        """
+        store, staging = self._store, self._store.state.staging
         wanted = set(_names(staging)) if staging else set[str]()
         found = set(store.disk.listdir(store.staging))
         for name in sorted(found - wanted):
             store.disk.unlink("staging:tidy", store.staging / name)
-        if wanted - found and store.state.phase is not Phase.SWITCHING:
-            log.warning("%s: files of a staged copy are gone; it begins anew", store.path)
-            self.drop()
+        return bool(wanted - found)
 
     def take(self, name: SyncName, aim: AimFile, mark: SyncMark) -> None:
         """Keep a file whose turn it is, durably; the copy in ``work/`` is of no use then.

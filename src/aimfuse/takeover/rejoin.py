@@ -37,6 +37,7 @@ from aimfuse.errors import (
     JournalError,
     StateLost,
     StoreError,
+    Unavailable,
     UsageError,
 )
 from aimfuse.journal.rewound import REWOUND, REWOUND_BYTES_MAX, Rewound
@@ -107,7 +108,7 @@ def rejoin(disk: Disk, config: GroupConfig, request: Request, say: Say) -> Json:
     _refuse_device(config.image)
     rewound = b""
     if note is None or note.step is not Step.REJOINING:  # Begun is begun, whatever is there now.
-        promotion, rewound = _ask(config, request.url, _checkpoint(disk, config).group)
+        promotion, rewound = _ask(config, request.url, _checkpoint(disk, config).group, say)
         note = _first_note(config, request, promotion)
     with _alone(disk, config):
         meanwhile = read_superseded(disk, config.state_dir)
@@ -174,14 +175,19 @@ def _finish(
 # Before.
 
 
-def _ask(config: GroupConfig, url: str, group: bytes) -> tuple[Promotion, bytes]:
+def _ask(config: GroupConfig, url: str, group: bytes, say: Say) -> tuple[Promotion, bytes]:
     """Return at which point the store at *url* was promoted, and what it noted of going back."""
     destination = destination_at(config, url)
 
     async def ask() -> tuple[Promotion, bytes]:
         async with connected(destination) as transport:
             ack = await read_ack(transport, destination, group)
-            rewound = await transport.get(REWOUND, REWOUND_BYTES_MAX)
+            try:
+                rewound = await transport.get(REWOUND, REWOUND_BYTES_MAX)
+            except Unavailable as exc:
+                ack = await read_ack(transport, destination, group)  # Else the line is gone.
+                rewound = None
+                say(f"More may be copied than differs: {exc}")
         if ack is None or ack.promoted is None:
             said = f"it is {ack.phase}" if ack else "it has not said anything yet"
             raise StoreError(
