@@ -1,6 +1,7 @@
 """Which point of the past is meant: a time, an age, a position, a bookmark."""
 
 import contextlib
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import pytest
 from aimfuse.disk import Disk
 from aimfuse.errors import (
     AimfuseError,
+    CorruptRecord,
     OutOfReach,
     UsageError,
 )
-from aimfuse.replay.past import describe
-from aimfuse.replay.point import Wanted, parse_at
+from aimfuse.replay.past import describe, look_at
+from aimfuse.replay.point import CLOCK_FILES, Finder, Wanted, parse_at
 from aimfuse.units import SECOND_NS
 from tests.replay.recorder import (
     NOW,
@@ -84,6 +86,70 @@ def test_a_copy_behind_which_nothing_was_written_has_no_time(tmp_path: Path) -> 
     with pytest.raises(OutOfReach, match="nothing has been written since the copy"):
         restored(store, parse_at("5 minutes ago", NOW), tmp_path / "out")
     assert restored(store, parse_at(None, NOW), tmp_path / "out") == source.snapshot()
+
+
+class Counting(Disk):
+    """Counts the files of a history that are opened, by the end of their names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened: Counter[str] = Counter()
+
+    def open(self, label: str, path: Path, flags: int, mode: int = 0o666) -> int:
+        if path.parent.name == "history":
+            self.opened[path.suffix] += 1
+        return super().open(label, path, flags, mode)
+
+
+def many_files(scratch: Path, count: int, back: int = 0) -> tuple[Recorder, Path]:
+    """Return a store with *count* files in its history; at half way the clock goes *back*."""
+    source, store = Recorder(scratch / "spool"), scratch / "store"
+    source.create("v.img", 30000)
+    source.roll()
+    begin(store, source)
+    made = []
+    for index in range(count):
+        source.write(1, index, b"%d" % index)
+        source.write(1, index, b"%d again" % index)
+        made.append(source.roll())
+        source.clock_ns -= back * (index == count // 2)
+    deliver(store, *made)
+    catch_up(store)
+    return source, store
+
+
+def point_at(store: Path, time_ns: int, disk: Disk) -> tuple[int, int]:
+    past = look_at(disk, store)
+    return Finder(disk, past).find(Wanted("then", time_ns=time_ns)).position
+
+
+def test_a_time_is_found_by_halves(tmp_path: Path) -> None:
+    source, store = many_files(tmp_path, 64)
+    for seq in range(3, source.seq + 1):
+        disk = Counting()
+        assert point_at(store, 1_000_000 + seq, disk) == (1, seq)
+        assert disk.opened[".aim"] <= 6 + CLOCK_FILES + 2  # By halves, those near, the file itself.
+
+
+@pytest.mark.parametrize("back", [1, 2, 5])
+def test_where_the_clock_was_set_back_a_little_the_last_record_counts(
+    tmp_path: Path, back: int
+) -> None:
+    _source, store = many_files(tmp_path, 32, back)
+    times = {seq: 1_000_000 + seq - back * (seq > 36) for seq in range(3, 67)}
+    for time_ns in range(1_000_003, times[66] + 1):
+        last = max(seq for seq, made_ns in times.items() if made_ns <= time_ns)
+        assert point_at(store, time_ns, Disk()) == (1, last)
+
+
+def test_a_damaged_file_hides_no_time_behind_it(tmp_path: Path) -> None:
+    source, store = many_files(tmp_path, 31)
+    newest = source.seq
+    for path in sorted((store / "history").glob("*.aim"))[:16]:
+        path.write_bytes(b"damaged")
+    assert point_at(store, 1_000_000 + newest - 3, Disk()) == (1, newest - 3)
+    with pytest.raises(CorruptRecord):
+        point_at(store, 1_000_000 + 8, Disk())
 
 
 def test_a_bookmark_is_found_by_its_label(tmp_path: Path) -> None:

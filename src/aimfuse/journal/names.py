@@ -11,6 +11,9 @@ PART = ".part"
 UNDO = ".undo"
 GONE = ".gone"
 
+STEM_CHARACTERS = 21
+"""Of every name that belongs to one journal file."""
+
 _JOURNAL = re.compile(r"([0-9]{8})-([0-9]{12})")
 _PARTED = re.compile(r"([0-9]{8}-[0-9]{12})-([0-9]{8})")
 _SYNC = re.compile(r"sync-([0-9a-f]{16})-([0-9]{8})")

@@ -19,7 +19,7 @@ from pathlib import Path
 from aimfuse.disk import Disk
 from aimfuse.errors import AimfuseError, CorruptRecord, OutOfReach, StoreError
 from aimfuse.journal.names import UndoName, parse_kept
-from aimfuse.replay.kept import KeptSet, floor_slots, is_whole, list_kept, read_floor
+from aimfuse.replay.kept import KeptSet, floor_slots, is_whole, list_names, read_floor
 from aimfuse.replay.look import Look
 from aimfuse.replay.open_files import OpenFiles
 from aimfuse.replay.past import Past, read_state
@@ -237,7 +237,7 @@ class Frozen:
         """Index undo files that came to be; return whether the state is to be looked at."""
         news = self._watch.news()
         if news is None:
-            self._take_note(list_kept(self._look, self._past.history))
+            self._take_note(list_names(self._look, self._past.history))
             return True
         if news.names:
             self._take_note(_named(news.names))

@@ -5,15 +5,25 @@ that it removed. States behind file n-1 can be had with set n: undo takes the mi
 file goes forward again to the record. Sets count in one unbroken run that ends at the mirror.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
 from aimfuse.disk import Disk
 from aimfuse.errors import StateLost
-from aimfuse.journal.names import GoneName, JournalName, UndoName, parse_kept
+from aimfuse.journal.names import (
+    SEALED,
+    STEM_CHARACTERS,
+    UNDO,
+    GoneName,
+    JournalName,
+    UndoName,
+    parse,
+    parse_kept,
+)
 from aimfuse.journal.slots import Slots
 from aimfuse.replay.look import Look
 from aimfuse.replay.state import Json, Phase, StoreState, natural
@@ -21,6 +31,7 @@ from aimfuse.replay.state import Json, Phase, StoreState, natural
 HISTORY = "history"
 FLOOR = "floor"
 PRUNED = "what was older has been pruned"
+_FIRST_UNDO = f"-{0:08d}{UNDO}"
 WHY_CHARACTERS_MAX = 500
 """So that a slot never grows beyond the block that it has."""
 
@@ -49,8 +60,45 @@ class KeptSet(NamedTuple):
         return {one.volume: text for text, one in found.items() if isinstance(one, GoneName)}
 
 
+def list_names(look: Look, history: Path) -> dict[int, KeptSet]:
+    """Return what `list_kept` does, by the names alone: what the files hold counts as nothing.
+
+    Raises:
+        OSError: the directory could not be read.
+    """
+    sets: dict[int, KeptSet] = {}
+    for stem, group in groupby(sorted(look.scan(history)), key=_stem):
+        sealed, undo = stem + SEALED, stem + _FIRST_UNDO
+        file = parse(sealed)
+        if not isinstance(file, JournalName):
+            continue
+        known = sets.get(file.number)
+        if known is not None and known.name.epoch > file.epoch:  # It is of a branch left.
+            continue
+        texts = set(group)
+        extra = sorted(text for text in texts - {sealed, undo} if parse_kept(text))
+        if extra or not texts.isdisjoint((sealed, undo)):
+            sets[file.number] = KeptSet(file, 0, undo in texts, sealed in texts, tuple(extra))
+    return dict(sorted(sets.items()))
+
+
+def measured(look: Look, history: Path, sets: Iterable[KeptSet]) -> list[KeptSet]:
+    """Return *sets* with the sizes of their files, of which those that are gone count as nothing.
+
+    Raises:
+        OSError: the directory could not be read.
+    """
+    files = [(one, one.files()) for one in sets]
+    sizes = look.sizes(history, [name for _one, names in files for name in names])
+    return [
+        one._replace(size_bytes=sum(sizes.get(name, 0) for name in names)) for one, names in files
+    ]
+
+
 def list_kept(look: Look, history: Path) -> dict[int, KeptSet]:
     """Return the sets in *history*, also incomplete ones, by the number of their file.
+
+    Every file is looked at, for its size.
 
     Raises:
         OSError: the directory could not be read.
@@ -68,6 +116,11 @@ def list_kept(look: Look, history: Path) -> dict[int, KeptSet]:
             continue
         sets[file.number] = with_file(known, name, entry.size)
     return dict(sorted(sets.items()))
+
+
+def _stem(text: str) -> str:
+    """Return the part of a name that those of one set have in common."""
+    return text[:STEM_CHARACTERS]
 
 
 def with_file(one: KeptSet, name: JournalName | UndoName | GoneName, size: int) -> KeptSet:

@@ -6,7 +6,7 @@ disk put a simulated look in its place.
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +74,11 @@ class Look:
             info.st_uid,
             info.st_mtime_ns,
         )
+
+    def sizes(self, directory: Path, names: Collection[str]) -> dict[str, int]:
+        """Return the sizes in bytes of those *names* in the directory that are there."""
+        found = {name: self.entry(directory / name) for name in names}
+        return {name: entry.size for name, entry in found.items() if entry}
 
     def own_uid(self) -> int:
         """Return the user id that this process acts as."""

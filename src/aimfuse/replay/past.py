@@ -19,6 +19,7 @@ from aimfuse.replay.kept import (
     floor_slots,
     is_whole,
     list_kept,
+    list_names,
     read_floor,
 )
 from aimfuse.replay.look import NO_INODE, Look
@@ -32,7 +33,10 @@ TRIES_MAX = 5
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """A store's state, and what is in its history; `reach` is None where there is no mirror."""
+    """A store's state, and what is in its history; `reach` is None where there is no mirror.
+
+    The sets in it do not know their sizes.
+    """
 
     path: Path
     state: StoreState
@@ -62,7 +66,7 @@ def look_at(disk: Disk, path: Path, look: Look | None = None) -> Past:
     if not disk.exists(history):
         return Past(path, state, Floor(), {}, None)
     floor = read_floor(floor_slots(disk, history), state)
-    kept = list_kept(look, history)
+    kept = list_names(look, history)
     if state.phase is Phase.PROMOTED:
         return _of_promoted(disk, Past(path, state, floor, kept, None))
     reach = find_reach(state, kept, floor) if is_whole(state) else None
@@ -157,7 +161,7 @@ def _listed(disk: Disk, path: Path, look: Look) -> Json:
     return _said(disk, path, state) | {
         "oldest": _position(oldest.to_json()),
         "files": len(reach.sets),
-        "bytes": sum(one.size_bytes for one in past.kept.values()),
+        "bytes": sum(one.size_bytes for one in list_kept(look, past.history).values()),
         "gaps": [{"behind": reach.base, "why": reach.why}],
         "bookmarks": _shown(find_bookmarks(disk, past)),
     }

@@ -14,8 +14,9 @@ from datetime import datetime, time, timedelta
 from pathlib import Path
 
 from aimfuse.disk import Disk
-from aimfuse.errors import CorruptRecord, OutOfReach, UsageError
+from aimfuse.errors import CorruptRecord, JournalError, OutOfReach, UsageError
 from aimfuse.journal.header import HEADER_BYTES, Seal, identity_seed
+from aimfuse.journal.names import JournalName
 from aimfuse.journal.reader import read_header, read_sealed
 from aimfuse.journal.records import IOCB_BYTES, BadIocb, decode_iocb
 from aimfuse.replay.kept import KeptSet
@@ -33,6 +34,9 @@ HINT = (
 )
 FUTURE_NS_MAX = 3600 * SECOND_NS
 """The source's clock may be ahead of this one."""
+
+CLOCK_FILES = 8
+"""So many files behind the one that is found by its time are looked at, too."""
 
 _POSITION = re.compile(r"(\d{1,19}):(\d{1,19})")
 _AGO = re.compile(r"(.+?)\s+ago")
@@ -149,6 +153,7 @@ class Finder:
         self._head = past.state.head
         self._sets = past.reach.sets[::-1]
         self._onward = onward
+        self._headers: dict[JournalName, tuple[int, Seal]] = {}
 
     def find(self, wanted: Wanted) -> Point:
         """Return where *wanted* lies.
@@ -213,14 +218,45 @@ class Finder:
             raise self._beyond(wanted, "nothing has been written since the copy, so it has no time")
         if limit_ns >= self._head.time_ns:
             return self._ahead_until(limit_ns)
-        for one in reversed(self._sets):
-            _epoch, seal = self._header(one)
-            if seal.record_count and seal.first_time_ns <= limit_ns:
+        end = self._begun_after(limit_ns)
+        for one in reversed(self._sets[end : end + CLOCK_FILES]):
+            if 0 < self._guess_ns(one) <= limit_ns:  # The clock was set back a little.
+                return self._inside_until(one, limit_ns)
+        for one in reversed(self._sets[:end]):
+            if 0 < self._begun_ns(one) <= limit_ns:
                 return self._inside_until(one, limit_ns)
         oldest = self._undo_head(self._sets[0]) if self._sets else self._head
         if not 0 < oldest.time_ns <= limit_ns:
             raise self._beyond(wanted, self._reach.why)
         return self._boundary(oldest)
+
+    def _begun_after(self, limit_ns: int) -> int:
+        """Return the index of the first file whose records were all made after *limit_ns*.
+
+        Found by halves. If the source's clock was set back there may be several.
+        """
+        low, high = 0, len(self._sets)
+        while low < high:
+            middle = at = (low + high) // 2
+            while not (begun_ns := self._guess_ns(self._sets[at])) and at > low:
+                at -= 1  # It holds no records, or is damaged: the one in front of it counts.
+            if begun_ns > limit_ns:
+                high = at
+            else:
+                low = middle + 1
+        return low
+
+    def _begun_ns(self, one: KeptSet) -> int:
+        """Return when the first record of a file was made, 0 if it holds none."""
+        _epoch, seal = self._header(one)
+        return seal.first_time_ns if seal.record_count else 0
+
+    def _guess_ns(self, one: KeptSet) -> int:
+        """Return the same, also 0 if it is damaged: what lies behind it can be had all the same."""
+        try:
+            return self._begun_ns(one)
+        except JournalError:
+            return 0
 
     def _inside_until(self, one: KeptSet, limit_ns: int) -> Point:
         aim = read_sealed(self._disk, self._path(one))
@@ -279,9 +315,12 @@ class Finder:
         return epoch, mark.seq
 
     def _header(self, one: KeptSet) -> tuple[int, Seal]:
+        if (known := self._headers.get(one.name)) is not None:
+            return known
         identity, seal = read_header(self._disk, self._path(one))
         if seal is None:
             raise CorruptRecord(self._path(one), 0, "never sealed")
+        self._headers[one.name] = identity.epoch, seal
         return identity.epoch, seal
 
     def _undo_head(self, one: KeptSet) -> Head:

@@ -18,7 +18,7 @@ from aimfuse.journal.reader import read_header, read_sealed
 from aimfuse.replay import promotion, rewind
 from aimfuse.replay.handover import wanted
 from aimfuse.replay.heartbeat import read_heartbeat
-from aimfuse.replay.kept import is_whole, list_kept
+from aimfuse.replay.kept import is_whole, list_kept, measured
 from aimfuse.replay.lacking import find_lacking
 from aimfuse.replay.look import Look
 from aimfuse.replay.past import Past, look_at, read_state
@@ -305,7 +305,8 @@ def _foretell(disk: Disk, path: Path, request: Request, look: Look) -> Json:
         why = state.doubt or state.reason or f"it is {state.phase.value}"
         raise StoreError(f"{path} has no consistent mirror now: {why}", hint=_FORCE)
     point = Finder(disk, past).find(request.at)
-    undone = [one for one in past.reach.sets if one.name.number > point.base]
+    behind = [one for one in past.reach.sets if one.name.number > point.base]
+    undone = measured(look, past.history, behind)
     return {
         "store": str(path),
         "dry_run": True,

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import zip_longest
+from itertools import takewhile, zip_longest
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,7 +22,7 @@ from aimfuse.journal.records import Iocb
 from aimfuse.replay.ahead import ReadAhead
 from aimfuse.replay.apply import execute, set_size
 from aimfuse.replay.copying import Copying
-from aimfuse.replay.kept import KeptSet
+from aimfuse.replay.kept import KeptSet, measured
 from aimfuse.replay.look import Look
 from aimfuse.replay.onward import go
 from aimfuse.replay.past import Past, look_at
@@ -82,6 +82,7 @@ class Rebuild:
         self._past = past
         self._look = look
         self._fds: list[int] = []
+        self._sizes: dict[JournalName, int] = {}
         self.then = self._state_at(point.base)
         self.redo: AimFile | None = None
         self._made: set[VolumeId] = set()
@@ -139,7 +140,15 @@ class Rebuild:
         reach = self._past.reach
         assert reach is not None
         found = [reach.open_set] if reach.open_set else []
-        return [*found, *(one for one in reach.sets if one.name.number > self.point.base)]
+        sets = takewhile(lambda one: one.name.number > self.point.base, reach.sets)
+        return self._measured([*found, *sets])
+
+    def _measured(self, sets: list[KeptSet]) -> list[KeptSet]:
+        """Return *sets* with their sizes, each looked at once."""
+        new = [one for one in sets if one.name not in self._sizes]
+        for one in measured(self._look or Look(), self._past.history, new):
+            self._sizes[one.name] = one.size_bytes
+        return [one._replace(size_bytes=self._sizes[one.name]) for one in sets]
 
     def build(
         self,
@@ -323,6 +332,7 @@ class Rebuild:
             raise StoreError(
                 f"the undo file of file {number} is gone", hint="Somebody removed it by hand."
             )
+        found = self._measured(found)
         added = sum(one.size_bytes for one in found) - sum(
             one.size_bytes for one in self.undo_sets()
         )
