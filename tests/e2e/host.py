@@ -24,6 +24,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
+
 from aimfuse import config as configuration
 from aimfuse.config import DestinationConfig, GroupConfig, JournalConfig, add_destination
 from aimfuse.disk import Disk
@@ -393,6 +395,14 @@ def until_quietly(condition: Callable[[], bool], s_max: float = 10.0) -> bool:
     while not (holds := condition()) and time.monotonic() < end_s:
         time.sleep(POLL_S)
     return holds
+
+
+def is_running(pid: int) -> bool:
+    """Tell whether a process is there, and not only its exit code."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def is_mountpoint(path: Path) -> bool:

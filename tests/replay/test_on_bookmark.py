@@ -13,6 +13,7 @@ from aimfuse.disk import Disk
 from aimfuse.errors import ConfigError
 from aimfuse.replay.look import Entry, Look
 from aimfuse.replay.session import Session
+from tests.e2e.host import is_running, until
 from tests.replay.source import Source, deliver, inbox_of
 from tests.replay.stores import begun, exhaust, made_source, opened, report
 from tests.replay.test_marks import marked
@@ -22,6 +23,11 @@ SCRIPT = """\
 echo "$AIMFUSE_LABEL $AIMFUSE_POSITION $AIMFUSE_STORE $*" >> {log}
 if [ "$AIMFUSE_LABEL" = bad ]; then exit 3; fi
 if [ "$AIMFUSE_LABEL" = slow ]; then exec sleep 60; fi
+if [ "$AIMFUSE_LABEL" = leaves ]; then
+    (trap '' TERM; exec sleep 600) &
+    echo $! >> {log}
+    wait
+fi
 """
 
 
@@ -154,6 +160,18 @@ def test_a_slow_command_is_ended_and_the_mirror_goes_on_meanwhile(
         assert session.is_busy
         work(session, lambda: len(ran(store)) == 2)
         work(session, lambda: not session.is_busy)
+
+
+@pytest.mark.expects_warnings
+def test_what_a_slow_command_started_ends_with_it(store: Path, source: Source) -> None:
+    script = str(store.with_name("script"))
+    settings(store, "*", script, first='on_bookmark_timeout = "1h"')
+    deliver(store, marked(source, "leaves"))
+    with opened(store) as session:
+        work(session, lambda: len(ran(store)) == 2)
+        settings(store, "*", script, first='on_bookmark_timeout = "1s"')
+        work(session, lambda: not session.is_busy)
+    until(lambda: not is_running(int(ran(store)[1])))
 
 
 def test_a_command_that_was_cut_off_runs_again(store: Path, source: Source) -> None:

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Generator, Mapping
 from types import FrameType
 
@@ -19,6 +20,7 @@ from aimfuse.errors import AimfuseError, HookFailed, UsageError
 STDERR = 2
 KILL_S = 5.0
 """How long a hook that took too long gets to end by itself."""
+_POLL_S = 0.02
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SIGNALLED = 128
@@ -80,14 +82,30 @@ class Hook:
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """End a hook that is still running, and all that it started; twice, if need be."""
+    """End a hook that is still running, and all that it started; twice, if need be.
+
+    It is the group that has to be gone, not the hook alone: a shell that dies of its signal may
+    leave what takes its time over it, or what it was just starting and has heard nothing.
+    """
+    if child.poll() is not None:
+        return
     for number in (signal.SIGTERM, signal.SIGKILL):
-        if child.poll() is not None:
-            return
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(OSError):
             os.killpg(child.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(KILL_S)
+        end_s = time.monotonic() + KILL_S
+        while _is_running(child) and time.monotonic() < end_s:
+            time.sleep(_POLL_S)
+
+
+def _is_running(child: subprocess.Popen[bytes]) -> bool:
+    """Tell whether the hook runs, or anything of its group that we may signal."""
+    if child.poll() is None:
+        return True
+    try:
+        os.killpg(child.pid, 0)
+    except OSError:
+        return False
+    return True
 
 
 class Interrupts:

@@ -208,6 +208,8 @@ class OnBookmark:
         code = child.poll()
         if code is not None:
             self._child = None
+            if self._ended_by:
+                _send(child, signal.SIGKILL)  # To what it started and has not ended with it.
             self._end(self._ended_by or (f"failed with exit code {code}" if code else ""))
             return True
         timeout_s = self._settings().on_bookmark_s_max
