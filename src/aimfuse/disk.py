@@ -204,6 +204,10 @@ class Disk:
         """Return the size in bytes of a file or of a block device."""
         return _size(fd)
 
+    def is_file(self, fd: int) -> bool:
+        """Tell whether it is a plain file: no directory, FIFO, socket or device."""
+        return stat.S_ISREG(os.fstat(fd).st_mode)
+
     def allocated(self, fd: int) -> int:
         """Return the bytes that the file occupies; a block device occupies all of itself."""
         info = os.fstat(fd)
@@ -368,14 +372,21 @@ def publish(disk: Disk, label: str, target: Path, data: Buffer, mode: int = 0o60
     disk.sync_dir(f"{label}:sync_dir", target.parent)
 
 
+class NoPlainFile(OSError):
+    """A directory, FIFO, socket or device lies where a file is to be."""
+
+
 def read_file(disk: Disk, path: Path, limit_bytes: int) -> bytes:
-    """Return the first *limit_bytes* bytes of a file.
+    """Return the first *limit_bytes* bytes of a file. Does not wait for whoever fills a FIFO.
 
     Raises:
+        NoPlainFile: something else than a file bears that name.
         OSError: as opening or reading gave it.
     """
-    fd = disk.open("read", path, os.O_RDONLY)
+    fd = disk.open("read", path, os.O_RDONLY | os.O_NONBLOCK)
     try:
+        if not disk.is_file(fd):
+            raise NoPlainFile(errno.EINVAL, "is no plain file", str(path))
         return disk.pread(fd, min(limit_bytes, disk.size(fd)), 0)
     finally:
         disk.close(fd)

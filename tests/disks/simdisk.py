@@ -187,6 +187,10 @@ class SimDisk(Machine, Disk):
         with self._lock:
             return self._descriptor(fd).file.size
 
+    def is_file(self, fd: int) -> bool:
+        with self._lock:
+            return self._descriptor(fd).file is not None
+
     def allocated(self, fd: int) -> int:
         with self._lock:
             return len(self._descriptor(fd).file.data_pages()) * PAGE_BYTES

@@ -1,6 +1,7 @@
 """A store holds back on purpose: by a delay, or because its operator has paused it."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -278,6 +279,23 @@ def test_a_pause_that_cannot_be_read_counts_as_one_of_everything(plain: Far) -> 
     assert set(paused) == {"receive", "apply"}
     assert "cannot be read" in paused["apply"]["reason"]
     assert len(list(inbox_of(plain.store).glob("*.aim"))) == 1
+
+
+@pytest.mark.expects_warnings
+def test_a_pipe_in_the_place_of_a_store_s_files_holds_nobody_up(plain: Far) -> None:
+    before = plain.applied
+    for name in ("paused.json", "store.toml", "wanted"):
+        (plain.store / name).unlink(missing_ok=True)
+        os.mkfifo(plain.store / name)
+    plain.sleep(1)
+    plain.write(b"outside")
+    said = plain.said()
+    assert isinstance(said["paused"], dict)
+    assert "is no plain file" in said["paused"]["receive"]["reason"]
+    assert "store.toml: file: is no plain file" in str(said["error"])
+    (plain.store / "paused.json").unlink()
+    plain.sleep(1)
+    assert plain.applied == before + 1
 
 
 def test_pauses_are_kept_as_they_were_written(tmp_path: Path) -> None:

@@ -2,12 +2,12 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from aimfuse.disk import Disk
+from aimfuse.disk import Disk, NoPlainFile, read_file
 from aimfuse.units import MIB
 
 pytestmark = pytest.mark.usefixtures("require_root_loop")
@@ -51,3 +51,12 @@ def test_a_range_whose_pages_are_in_use_reads_zeros_too(device: Path) -> None:
     finally:
         os.close(fd)
         os.close(claimed)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_plain_file_is_refused_without_waiting(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / "x")
+    with pytest.raises(NoPlainFile, match="is no plain file"):
+        read_file(Disk(), tmp_path / "x", MIB)

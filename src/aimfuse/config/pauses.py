@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aimfuse.disk import Disk, publish, read_file
+from aimfuse.disk import Disk, NoPlainFile, publish, read_file
 from aimfuse.units import KIB
 
 PAUSES_NAME = "paused.json"
@@ -45,7 +45,7 @@ def load_pauses(store: Path, disk: Disk) -> Pauses:
         return {kind: _pause(data[kind]) for kind in KINDS if kind in data}
     except FileNotFoundError:
         return {}
-    except (PermissionError, ValueError, TypeError, KeyError, RecursionError) as exc:
+    except (PermissionError, NoPlainFile, ValueError, TypeError, KeyError, RecursionError) as exc:
         unread = Pause(0, f"{PAUSES_NAME} cannot be read: {exc}"[:REASON_CHARACTERS_MAX])
         return dict.fromkeys(KINDS, unread)
 

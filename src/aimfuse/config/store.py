@@ -9,7 +9,7 @@ from pathlib import Path
 
 from aimfuse.config import setting_values
 from aimfuse.config.keys import STORE
-from aimfuse.disk import Disk, read_file
+from aimfuse.disk import Disk, NoPlainFile, read_file
 from aimfuse.errors import ConfigError
 from aimfuse.units import GIB, MIB
 
@@ -51,6 +51,8 @@ def load_store(store: Path, disk: Disk) -> StoreConfig:
         return parse_store(path, read_file(disk, path, CONFIG_BYTES_MAX))
     except FileNotFoundError:
         return StoreConfig()
+    except NoPlainFile as exc:
+        raise ConfigError(path, "file", "is no plain file", hint="Remove it.") from exc
     except OSError as exc:
         raise ConfigError(path, "file", str(exc), hint="Make it readable.") from exc
 

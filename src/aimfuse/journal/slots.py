@@ -92,7 +92,7 @@ class Slots:
 
     def _read_slot(self, path: Path) -> tuple[int, State] | None:
         try:
-            fd = self._disk.open(f"{self._label}:read", path, os.O_RDONLY)
+            fd = self._disk.open(f"{self._label}:read", path, os.O_RDONLY | os.O_NONBLOCK)
         except FileNotFoundError:
             return None
         try:

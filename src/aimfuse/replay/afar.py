@@ -142,6 +142,10 @@ class FarDisk(Disk):
         """Return the size in bytes."""
         return super().size(fd) if fd < _FD_MIN else self._files.size(self._opened[fd].file)
 
+    def is_file(self, fd: int) -> bool:
+        """Tell whether it is a plain file; of what was opened from afar its server has seen to."""
+        return fd >= _FD_MIN or super().is_file(fd)
+
     def allocated(self, fd: int) -> int:
         """Return the bytes of data that will be read of the file."""
         if fd < _FD_MIN:

@@ -33,7 +33,7 @@ def is_wanted(disk: Disk, store: Path) -> bool:
     if not disk.exists(path):
         return False
     try:
-        fd = disk.open("handover:look", path, os.O_RDONLY)
+        fd = disk.open("handover:look", path, os.O_RDONLY | os.O_NONBLOCK)
     except (FileNotFoundError, PermissionError):  # Another user's: he waits for the lock in vain.
         return False
     try:

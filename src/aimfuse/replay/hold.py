@@ -54,7 +54,7 @@ def readable(disk: Disk, store: Path, look: Look, held: contextlib.ExitStack) ->
     is_blind = past.floor.is_off or past.floor.number > past.state.head.number
     if not is_blind or not disk.exists(store / "lock"):
         return past
-    fd = disk.open("restore:lock", store / "lock", os.O_RDONLY)
+    fd = disk.open("restore:lock", store / "lock", os.O_RDONLY | os.O_NONBLOCK)
     held.callback(disk.close, fd)
     if not disk.take_lock(fd):
         text = f"{store} is being replayed without history, so its mirror cannot be read meanwhile"

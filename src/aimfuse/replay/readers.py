@@ -264,7 +264,9 @@ def _survey(store: Store, name: str) -> Generator[None, None, Ranges | None]:
     disk, gap = store.disk, _GAP_BYTES
     ranges: Ranges = []
     try:
-        fd = disk.open("readers:open", store.home / name, os.O_RDONLY | os.O_NOFOLLOW)
+        fd = disk.open(
+            "readers:open", store.home / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        )
     except FileNotFoundError:
         return None
     try:
