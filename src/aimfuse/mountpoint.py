@@ -90,6 +90,26 @@ def mounted_source(mountpoint: Path, fstype: str) -> str | None:
     return found
 
 
+def check_no_view(path: Path) -> None:
+    """Refuse what is or lies in a view of a store's past, and say which one it is.
+
+    Raises:
+        UsageError: it does.
+    """
+    real = Path(os.path.realpath(path))
+    for source, where, options in _table(VIEW_FSTYPE):
+        if real.is_relative_to(where):
+            kind = "read only" if "ro" in options.split(",") else "with a scratch"
+            store = os.fsdecode(unquote_to_bytes(os.fsencode(source)))
+            what = f"a view of {store} is mounted, {kind}"
+            raise UsageError(
+                f"{path} is no source and no store: at {where} {what}",
+                hint=f"Its point was said when it was mounted; of one in the background {store}/"
+                f"view.log has it. Its store: aimfuse status {store}. To end it: aimfuse umount "
+                f"{where}",
+            )
+
+
 def serving_mount(path: Path) -> str | None:
     """Return the mountpoint of the group whose image *path* is, or lies in; None without one."""
     real = Path(os.path.realpath(path))
@@ -133,12 +153,18 @@ def check_takes_directory(path: Path) -> None:
 
 def _mounts(fstype: str) -> Iterator[tuple[str, str]]:
     """Yield source and mountpoint of every mount of that kind."""
+    for source, where, _options in _table(fstype):
+        yield source, where
+
+
+def _table(fstype: str) -> Iterator[tuple[str, str, str]]:
+    """Yield source, mountpoint and options of every mount of that kind."""
     with contextlib.suppress(OSError):
         table = os.fsdecode(Path("/proc/self/mounts").read_bytes())  # Other mounts' names, too.
         for line in filter(None, table.split("\n")):
-            source, where, kind, *_ = line.split(" ")
+            source, where, kind, options, *_ = line.split(" ")
             if kind == f"fuse.{fstype}":
-                yield _unescape(source), _unescape(where)
+                yield _unescape(source), _unescape(where), options
 
 
 def _unescape(word: str) -> str:

@@ -122,6 +122,9 @@ def test_one_volume_alone_can_be_viewed(tmp_path: Path) -> None:
     with view(store, tmp_path / "mnt", "--at", "1:12", "--volume", "v.img") as shown:
         assert [path.name for path in shown.place.iterdir()] == ["v.img"]
         assert (shown.place / "v.img").read_bytes() == source.states[1, 12]["v.img"]
+        asked = aimfuse("status", shown.place)
+        assert asked.returncode == 2
+        assert f"a view of {store} is mounted, read only" in asked.stderr
         into = aimfuse("restore", store, "-o", shown.place / "x.img", "--volume", "v.img")
         assert (into.returncode, "where nothing lasts" in into.stderr) == (2, True)
     refused = aimfuse("view", store, tmp_path / "mnt", "--volume", "w.img")
@@ -188,6 +191,8 @@ def test_what_is_written_to_a_scratch_is_nowhere_else(tmp_path: Path) -> None:
     right = {name: bytearray(data) for name, data in source.states[1, 12].items()}
     with view(store, tmp_path / "mnt", "--at", "1:12", "--scratch-dir", str(scratch)) as shown:
         place = shown.place
+        assert f"{place}: a view at 1:12, with a scratch" in shown.log.read_text()
+        assert "is mounted, with a scratch" in aimfuse("status", place / "v.img").stderr
         with (place / "v.img").open("r+b") as file:
             file.seek(5000)
             file.write(b"scratch" * 1000)

@@ -89,7 +89,8 @@ def restore(
 ) -> None:
     """Restore a point of the past to new files, also while the store is replayed.
 
-    PATH appears when it is whole. Exit code 15: the past does not go back to that point.
+    PATH appears when it is whole. From another host an interrupted one goes on when it is run
+    again; name the point with --at then. Exit code 15: the past does not go back to that point.
     """  # fmt: skip
     with exit_on_error():
         # Imported when needed: the other commands do without.
@@ -113,13 +114,20 @@ def check_local(store: Path) -> None:
         raise UsageError(f"{store} is no directory of this host", hint=hint)
 
 
+_NEWEST = {
+    False: ", the newest that is applied here",
+    True: ", where it was promoted: what was written since is in its mount",
+}
+"""What is said of the newest state, by whether the store was promoted."""
+
+
 def _restored(said: dict[str, Any]) -> list[str]:
     reads = said["reads"]
     done = "would restore" if said["dry_run"] else "restored"
     mirror, undo = format_bytes(reads["mirror_bytes"]), format_bytes(reads["undo_bytes"])
     return [
         f"{done} {said['position']} in file {said['file']}, {format_time(said['time_ns'])}"
-        + (", the newest that is applied here" if said["newest"] else "")
+        + (_NEWEST[said["promoted"]] if said["newest"] else "")
         + (", received here and not applied yet" if said["ahead"] else ""),
         *(f"  {one['name']}, {format_bytes(one['size'])}" for one in said["volumes"]),
         f"to {said['output']}" + ("/" if said["directory"] else ""),

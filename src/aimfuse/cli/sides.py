@@ -141,7 +141,11 @@ def list_all(image: Image, as_json: AsJson = False, state: StateDir = None) -> N
 def view(
     image: Image, branch: BranchName = None, as_json: AsJson = False, state: StateDir = None
 ) -> None:
-    """Say where the images of a branch lie; they are files to be read as they are."""
+    """Say where the images of a branch lie. Nothing is mounted: they are files, to be read.
+
+    To look into one: mount -o loop,ro FILE DIR. A file system that was in use then wants
+    noload (ext4) or norecovery (XFS) as well; what is to be written to is exported first.
+    """
     with exit_on_error():
         from aimfuse.takeover.listing import images_of, place_of  # noqa: PLC0415 - as above
 
@@ -151,7 +155,7 @@ def view(
         return
     for path in paths:
         typer.echo(str(path))
-    typer.echo("Read-only, as a disk: losetup --find --show --read-only FILE", err=True)
+    typer.echo("To look into one: mount -o loop,ro,noload FILE DIR (XFS: norecovery)", err=True)
 
 
 @family.command("export")

@@ -15,6 +15,7 @@ from aimfuse.errors import BusyError, UsageError
 from aimfuse.manager import far
 from aimfuse.manager.files import JSON_BYTES_MAX, State
 from aimfuse.manager.source import source_status
+from aimfuse.mountpoint import check_no_view
 
 CONTROL_DIR = ".aimfuse"
 MOUNT_S_MAX = 5.0
@@ -118,6 +119,7 @@ def unescape(text: str) -> str:
 
 def _resolve(path: Path) -> list[Target]:
     path = path.absolute()
+    check_no_view(path)
     if path in mounts():
         return [Target(Kind.SOURCE, _state_dir_of_mount(path))]
     if path.parent in mounts():

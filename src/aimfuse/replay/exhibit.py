@@ -71,6 +71,8 @@ def show(disk: Disk, request: ViewRequest, mounted: Callable[[Json], None]) -> N
             options = ViewOptions(
                 request.store, request.mountpoint, request.allow_other, request.while_open
             )
+            kind = "read only" if tree.scratch is None else "with a scratch"
+            log.info("%s: a view at %s, %s", request.mountpoint, said["position"], kind)
             trio.run(serve, frozen, tree, options, lambda: mounted(said))
         finally:
             tree.close()

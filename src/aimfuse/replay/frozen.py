@@ -200,10 +200,13 @@ class Frozen:
 
     def _source(self, volume: VolumeId) -> int:
         """Return where the bytes of a volume are: in the mirror, or kept since its removal."""
-        path = self._index.gone.get(volume) or self._past.path / "volumes" / f"{volume:08d}"
+        in_mirror = self._past.path / "volumes" / f"{volume:08d}"
+        path = self._index.gone.get(volume) or in_mirror
         try:
             return self._sources.get(path)
         except FileNotFoundError:
+            if self._past.state.phase is Phase.PROMOTED:  # It came back with what was gone over.
+                return self._sources.get(in_mirror)
             self._hear()
             if volume not in self._index.gone:
                 raise
@@ -305,7 +308,8 @@ class Frozen:
         """Make sure that what was indexed last takes back what the mirror has."""
         head, newest = state.head, self._newest
         assert head is not None
-        if head.number < self._known_head - 1:
+        is_left = state.phase is Phase.PROMOTED  # What was gone back over is indexed, too.
+        if head.number < self._known_head - 1 and not is_left:
             raise StoreError(f"the mirror went back to file {head.number}")
         if newest and head.number == newest.name.number and newest.mark.of != head.digest:
             raise StoreError(f"file {head.number} is another one than its undo file takes back")

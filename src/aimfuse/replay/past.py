@@ -7,6 +7,7 @@ from pathlib import Path
 from aimfuse.config.store import StoreConfig, load_store
 from aimfuse.disk import Disk
 from aimfuse.errors import ConfigError, CorruptRecord, StateLost, StoreError, UsageError
+from aimfuse.journal.reader import read_sealed
 from aimfuse.journal.slots import Slots
 from aimfuse.replay.doubt import doubted, is_doubtful
 from aimfuse.replay.glance import glance
@@ -86,13 +87,28 @@ def _of_promoted(disk: Disk, past: Past) -> Past:
         if behind is None or not behind.has_undo:
             return past
         undo = read_undo(disk, past.history, behind.name)
-        state = replace(state, head=promoted.fork, volumes=undo.table)
+        state = replace(
+            state, head=promoted.fork, volumes=undo.table,
+            volume_id_max=undo.mark.id_max, volume_ids_exact=undo.mark.ids_exact,
+        )  # fmt: skip
         gone = behind.gone()
     volumes = past.path / "volumes"
     for entry in state.volumes:
         if entry.volume not in gone and not disk.exists(volumes / f"{entry.volume:08d}"):
             return past
     return replace(past, state=state, reach=find_reach(state, past.kept, past.floor))
+
+
+def promoted_tail(past: Past) -> tuple[KeptSet | None, int]:
+    """Return the file within which a store was promoted, and its last record that counts.
+
+    None where it was promoted at the end of a file, or where that file is not kept.
+    """
+    promoted = past.state.promoted
+    if promoted is None or not promoted.seq:
+        return None, 0
+    one = past.kept.get(promoted.fork.number + 1)
+    return (one, promoted.seq) if one and one.has_redo and one.has_undo else (None, 0)
 
 
 def read_state(disk: Disk, path: Path, look: Look) -> StoreState:
@@ -158,13 +174,28 @@ def _listed(disk: Disk, path: Path, look: Look) -> Json:
     oldest = state.head
     if reach.sets:
         oldest = read_undo(disk, past.history, reach.sets[-1].name).mark.head
-    return _said(disk, path, state) | {
-        "oldest": _position(oldest.to_json()),
-        "files": len(reach.sets),
-        "bytes": sum(one.size_bytes for one in list_kept(look, past.history).values()),
-        "gaps": [{"behind": reach.base, "why": reach.why}],
-        "bookmarks": _shown(find_bookmarks(disk, past)),
-    }
+    return (
+        _said(disk, path, state)
+        | _promoted_at(disk, past)
+        | {
+            "oldest": _position(oldest.to_json()),
+            "files": len(reach.sets),
+            "bytes": sum(one.size_bytes for one in list_kept(look, past.history).values()),
+            "gaps": [{"behind": reach.base, "why": reach.why}],
+            "bookmarks": _shown(find_bookmarks(disk, past)),
+        }
+    )
+
+
+def _promoted_at(disk: Disk, past: Past) -> Json:
+    """Return the newest state where that is within a file, as of a store promoted there."""
+    one, seq = promoted_tail(past)
+    if one is None:
+        return {}
+    aim = read_sealed(disk, past.history / one.name.sealed)
+    time_ns = next((iocb.time_ns for iocb in aim.records() if iocb.seq == seq), 0)
+    place = {"epoch": one.name.epoch, "seq": seq, "number": one.name.number, "time_ns": time_ns}
+    return {"newest": _position(place)}
 
 
 def _said(disk: Disk, path: Path, state: StoreState) -> Json:

@@ -22,7 +22,7 @@ from aimfuse.journal.records import IOCB_BYTES, BadIocb, decode_iocb
 from aimfuse.replay.kept import KeptSet
 from aimfuse.replay.marks import scan_file
 from aimfuse.replay.onward import WORK, Step, read_step
-from aimfuse.replay.past import Past, find_bookmarks
+from aimfuse.replay.past import Past, find_bookmarks, promoted_tail
 from aimfuse.replay.state import Head
 from aimfuse.replay.undo import read_undo
 from aimfuse.units import SECOND_NS, parse_duration_s
@@ -153,6 +153,7 @@ class Finder:
         self._head = past.state.head
         self._sets = past.reach.sets[::-1]
         self._onward = onward
+        self._tail, self._tail_seq = promoted_tail(past)
         self._headers: dict[JournalName, tuple[int, Seal]] = {}
 
     def find(self, wanted: Wanted) -> Point:
@@ -165,7 +166,7 @@ class Finder:
             OSError: one could not be read.
         """
         if wanted.is_newest:
-            return self._boundary(self._head)
+            return self._newest()
         if wanted.position is not None:
             epoch, seq = wanted.position
             return self._at(wanted, epoch, seq - 1 if wanted.before else seq)
@@ -195,6 +196,8 @@ class Finder:
             for count, step in enumerate(self._onward, 1):
                 if step.holds(epoch, seq):
                     return self._ahead(count, seq)
+            if self._tail and epoch == self._tail.name.epoch and seq <= self._tail_seq:
+                return self._inside(self._tail, seq)
             raise self._beyond(wanted, "it is not here yet")
         index = bisect_left(self._sets, (epoch, seq), key=self._last_position)
         if index == len(self._sets):
@@ -258,11 +261,17 @@ class Finder:
         except JournalError:
             return 0
 
-    def _inside_until(self, one: KeptSet, limit_ns: int) -> Point:
+    def _newest(self) -> Point:
+        """Return where the mirror is; of a promoted store where it was promoted."""
+        if self._tail:
+            return self._inside(self._tail, self._tail_seq)
+        return self._boundary(self._head)
+
+    def _inside_until(self, one: KeptSet, limit_ns: int, seq_max: int | None = None) -> Point:
         aim = read_sealed(self._disk, self._path(one))
         last = aim.seal.first_seq - 1
         for iocb in aim.records():
-            if iocb.time_ns > limit_ns:
+            if iocb.time_ns > limit_ns or iocb.seq == (seq_max or -1) + 1:
                 break
             last = iocb.seq
         return self._inside(one, last)
@@ -284,6 +293,8 @@ class Finder:
                 aim = read_step(self._disk, self._past.path, self._onward[count - 1])
                 before = itertools.takewhile(lambda one: one.time_ns <= limit_ns, aim.records())
                 return self._ahead(count, max(one.seq for one in before))
+        if self._tail and 0 < self._begun_ns(self._tail) <= limit_ns:
+            return self._inside_until(self._tail, limit_ns, self._tail_seq)
         return self._boundary(self._head)
 
     def _ahead(self, count: int, seq: int) -> Point:

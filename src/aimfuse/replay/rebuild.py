@@ -25,7 +25,7 @@ from aimfuse.replay.copying import Copying
 from aimfuse.replay.kept import KeptSet, measured
 from aimfuse.replay.look import Look
 from aimfuse.replay.onward import go
-from aimfuse.replay.past import Past, look_at
+from aimfuse.replay.past import Past, look_at, promoted_tail
 from aimfuse.replay.plan import Plan, plan_until, start
 from aimfuse.replay.point import Point
 from aimfuse.replay.resume import Resume, Stage
@@ -115,8 +115,16 @@ class Rebuild:
         """Tell whether the point is where the mirror was: nothing behind it is here."""
         head = self._past.state.head
         point = self.point
+        one, seq = promoted_tail(self._past)
+        if one is not None:
+            return point.redo is not None and (point.redo.name, point.seq) == (one.name, seq)
         at_end = point.redo is None and not point.onward
         return head is not None and at_end and point.base == head.number
+
+    @property
+    def is_promoted(self) -> bool:
+        """Tell whether the store was promoted: its mirror has gone on as a source."""
+        return self._past.state.promoted is not None
 
     def names(self) -> list[str]:
         """Return the volumes that were there, by name."""

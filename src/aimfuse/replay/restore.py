@@ -200,6 +200,7 @@ def _describe(store: Path, request: Request, rebuild: Rebuild, pieces: list[Piec
         "file": point.base + len(point.onward) + bool(point.redo),
         "time_ns": point.time_ns or None,
         "newest": rebuild.is_newest,
+        "promoted": rebuild.is_promoted,
         "ahead": bool(point.onward),
         "directory": _is_directory(request, pieces),
         "volumes": [{"name": one.name, "size": one.size_bytes} for one in pieces],
