@@ -17,9 +17,9 @@ class DirectorySide:
         self.root = root
         self.settings = TransportSettings()
 
-    def transport(self, store: Path) -> Transport:
+    def transport(self, store: Path, *, settings: TransportSettings | None = None) -> Transport:
         """Return a transport to *store*, a path on this machine beneath `root`."""
-        return open_transport(f"dir://{store}", self.settings)
+        return open_transport(f"dir://{store}", settings or self.settings)
 
     async def start(self) -> None:
         """Be there."""

@@ -4,12 +4,13 @@ import os
 import subprocess
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 
-from aimfuse.errors import Unavailable, UsageError
+from aimfuse.errors import Refused, Unavailable, UsageError
 from aimfuse.transport import Transport, TransportSettings, open_transport
 from aimfuse.units import KIB, MIB
 from tests.contract.far_sides import DirectorySide, EmbeddedSide, OpensshSide
@@ -199,6 +200,20 @@ async def test_an_existing_store_is_opened_again(far: Far, make_file: MakeFile) 
     async with opened(far.transport(store)) as transport:
         await transport.put(make_file("b", 10), "b.aim")
     assert names(store) == ["a.aim", "b.aim"]
+
+
+async def test_who_only_wants_to_look_makes_no_store(far: Far) -> None:
+    store = far.root / "store"
+    settings = replace(far.settings, makes_store=False)
+    looking = far.transport(store, settings=settings)
+    with pytest.raises(Refused, match="there is no store"):
+        async with opened(looking):
+            pass
+    assert not store.exists()
+    async with opened(far.transport(store)):
+        (store / "ack.json").write_bytes(b"{}")
+    async with opened(far.transport(store, settings=settings)) as transport:
+        assert await transport.get("ack.json", 10) == b"{}"
 
 
 async def test_a_store_below_a_missing_directory_is_unavailable(far: Far) -> None:

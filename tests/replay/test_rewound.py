@@ -7,12 +7,14 @@ import pytest
 
 from aimfuse.disk import Disk
 from aimfuse.journal.rewound import REWOUND, Rewound
+from aimfuse.replay.past import describe
 from aimfuse.replay.state import Phase
 from tests.replay.faults import failing_at
 from tests.replay.recorder import at
 from tests.replay.source import mirror_of
 from tests.replay.stores import catch_up
 from tests.replay.test_crash import copy_store
+from tests.replay.test_history import run_history
 from tests.replay.test_promote import applied, promoted, reachable, state_of
 
 pytestmark = pytest.mark.expects_warnings
@@ -74,3 +76,30 @@ def test_without_the_note_it_goes_back_all_the_same(tmp_path: Path, harm: str) -
     promoted(store, at((1, 27)), disk)
     assert mirror_of(store) == source.states[1, 27]
     assert not list(store.glob(f"{REWOUND}*"))
+
+
+def test_the_history_of_a_store_that_went_back_says_what_is_kept_of_it(tmp_path: Path) -> None:
+    _source, store = applied(tmp_path)
+    promoted(store, at((1, 12)))
+    went = state_of(store)
+    said = describe(Disk(), store)
+    rewound = said["rewound"]
+    kept = [path for path in (store / "history").iterdir() if path.name[:1] == "0"]
+    assert said["bytes"] > rewound["bytes"] > 0
+    assert said["bytes"] <= sum(path.stat().st_size for path in kept)
+    assert (rewound["fork"]["file"], rewound["newest"]["file"]) == (
+        went.fork.number, went.newest.number
+    )  # fmt: skip
+    text = run_history(store)
+    assert f"holds  {said['files']} files" in text
+    assert "no state of it can be had: it was promoted" in text
+    assert f"gone back over, from {rewound['newest']['position']} to" in text
+
+
+def test_the_history_of_a_store_that_never_went_back_says_nothing_of_that(tmp_path: Path) -> None:
+    _source, store = applied(tmp_path)
+    assert describe(Disk(), store)["rewound"] is None
+    promoted(store)
+    said = describe(Disk(), store)
+    assert said["rewound"] is None
+    assert said["files"] > 0

@@ -251,6 +251,30 @@ async def test_where_the_new_source_is_a_mirror_taken_by_force_everything_is_cop
     assert contents(Path(done["store"]) / "mirror") == new.contents()
 
 
+async def test_shipping_until_empty_does_not_end_before_a_rejoined_mirror_has_its_copy(
+    tmp_path: Path,
+) -> None:
+    """Also where the new source has written nothing that it could ship."""
+    dice = make_dice()
+    old, store = OldSource(tmp_path / "old"), tmp_path / "new"
+    old.live(dice, 8)
+    await mirrored(old, store)
+    new = NewSource(store)
+    await Replayer(store).run_once()
+    old.write(3, byte=9)
+    done = await join(old.config.state_dir, Request(f"dir://{store}"))
+    mirror = Path(done["store"])
+    edit(new.home, lambda config: change_destination(config, "former", url=f"dir://{mirror}"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Replayer(mirror).run)
+        with trio.fail_after(60):
+            await run_ship(new.home, until_empty=True)
+            while not _is_there(mirror, new.home):  # noqa: ASYNC110 - another's files
+                await trio.sleep(0.02)
+        nursery.cancel_scope.cancel()
+    assert contents(mirror / "mirror") == new.contents()
+
+
 @pytest.mark.parametrize("names", [(), ("a", "b")] if LONG else [("a", "b")])
 @pytest.mark.parametrize("seed", range(10 if LONG else 1))
 async def test_a_promoted_store_rejoins_where_it_lies_beside_a_replayer_that_runs(

@@ -3,19 +3,22 @@
 import fcntl
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from aimfuse.config import load
+from aimfuse.config import GroupConfig, load
 from aimfuse.disk import Disk
-from aimfuse.errors import BusyError, StoreError, SupersededError, UsageError
+from aimfuse.errors import BusyError, Refused, StoreError, SupersededError, UsageError
 from aimfuse.journal.dirty import read_map
 from aimfuse.journal.rewound import REWOUND
 from aimfuse.journal.slots import Slots
 from aimfuse.journal.spool import sealed_names
 from aimfuse.journal.superseded import Step, read_superseded
 from aimfuse.replay.doubt import DIFFERS, REJOINED
+from aimfuse.replay.hold import pinned
+from aimfuse.replay.past import look_at
 from aimfuse.replay.state import Phase, StoreState
 from aimfuse.takeover import rejoin as rejoin_module
 from aimfuse.takeover.branches import discard, export, find_branch, list_branches
@@ -24,6 +27,7 @@ from tests.coordinator.samples import make_dice
 from tests.disks.faults import Crash
 from tests.replay.faults import Steps, dying
 from tests.replay.recorder import at
+from tests.replay.source import mirror_of
 from tests.replay.stores import catch_up
 from tests.replay.test_promote import applied, promoted
 from tests.takeover.old_source import BLOCK, OldSource
@@ -149,6 +153,10 @@ def test_what_cannot_be_done_is_refused_before_anything_changes(tmp_path: Path) 
     (source.far / "ack.json").unlink()
     with pytest.raises(StoreError, match="was not promoted"):
         run(source)
+    wrong = tmp_path / "wrong"
+    with pytest.raises(Refused, match="there is no store"):
+        rejoin(Disk(), source.config, Request(f"dir://{wrong}"), lambda _line: None)
+    assert not wrong.exists()
     assert read_superseded(Disk(), source.config.state_dir) is None
 
 
@@ -169,7 +177,7 @@ def test_an_image_that_belongs_to_a_mirror_is_not_served_again(tmp_path: Path) -
     assert isinstance(note.error(), SupersededError)
 
 
-def relay(source: OldSource) -> set[str]:
+def relay(live: Callable[[Disk], object]) -> set[str]:
     """Rejoin in many lives, each of which dies at the first label at which none before it did."""
     met: set[str] = set()
 
@@ -180,7 +188,7 @@ def relay(source: OldSource) -> set[str]:
 
     while True:
         try:
-            run(source, Steps(before))
+            live(Steps(before))
         except Crash:
             continue
         return met
@@ -191,7 +199,7 @@ def test_a_rejoin_that_dies_at_every_label_ends_as_one_that_did_not(
     tmp_path: Path, names: tuple[str, ...]
 ) -> None:
     source = forked(tmp_path, names, clean=False)
-    met = relay(source)
+    met = relay(lambda disk: run(source, disk))
     assert {"superseded:rename", "branch:rename", "rejoin:rename", "rejoin:spool"} <= met
     check(source, source.contents())
     assert (source.config.state_dir / "store" / DIFFERS).exists()  # And not all of it.
@@ -228,7 +236,7 @@ def test_what_the_other_side_went_back_over_differs_too(tmp_path: Path) -> None:
 
 def test_what_it_went_back_over_is_known_to_whoever_goes_on_with_a_rejoin(tmp_path: Path) -> None:
     source = gone_back(tmp_path)
-    met = relay(source)
+    met = relay(lambda disk: run(source, disk))
     assert {"rejoin:rewound_map:rename", "rejoin:unlink_rewound"} <= met
     check(source, source.contents())
     assert differing_blocks(source) == {3, 5, 9}
@@ -294,13 +302,9 @@ def test_of_any_history_everything_that_this_side_held_is_in_the_branch(
     check(source, at_end)
 
 
-def test_a_replayer_between_two_attempts_does_not_keep_a_promoted_store_from_rejoining(
-    tmp_path: Path,
-) -> None:
-    _source, store = applied(tmp_path)
-    promoted(store, at((1, 12)))
-    config = load(store / "source")
-    far = tmp_path / "far"
+def superseded(root: Path, store: Path) -> tuple[GroupConfig, Request]:
+    """Let another store have been promoted behind all that the promoted *store* has."""
+    config, far = load(store / "source"), root / "far"
     (far / "inbox").mkdir(parents=True)
     state = store_state(store)
     assert state.group is not None
@@ -310,7 +314,76 @@ def test_a_replayer_between_two_attempts_does_not_keep_a_promoted_store_from_rej
         "applied": state.head.to_json(),
         "promoted": {"epoch": 9, "fork": state.head.to_json(), "at_ns": 1},
     }))  # fmt: skip
-    request = Request(f"dir://{far}")
+    return config, Request(f"dir://{far}")
+
+
+class Cloning(Disk):
+    """A disk whose files can share blocks, or so it says."""
+
+    def clone(self, label: str, source: int, target: int) -> bool:
+        self.step(label)
+        size = self.size(source)
+        self.truncate(f"{label}:size", target, size)
+        self.pwrite(f"{label}:write", target, [self.pread(source, size, 0)], 0)
+        return True
+
+
+def test_while_the_past_of_a_promoted_store_is_read_it_does_not_rejoin(tmp_path: Path) -> None:
+    _source, store = applied(tmp_path)
+    promoted(store, at((1, 12)), Cloning())
+    config, request = superseded(tmp_path, store)
+    with pinned(Disk(), store), pytest.raises(BusyError, match=str(os.getpid())):
+        rejoin(Disk(), config, request, lambda _line: None)
+    assert read_superseded(Disk(), config.state_dir) is None
+    assert rejoin(Disk(), config, request, lambda _line: None)["state"] == "rejoined"
+
+
+def test_no_step_of_a_rejoin_shows_the_mirror_as_the_past(tmp_path: Path) -> None:
+    """Also to those from afar, whom no lock holds up."""
+    _source, store = applied(tmp_path)
+    promoted(store, disk=Cloning())
+    config, request = superseded(tmp_path, store)
+    volume, image = store / "volumes" / "00000001", store / "mirror" / "v.img"
+    shown: list[bool] = []
+
+    def look(_at: int, label: str) -> None:
+        past = look_at(Disk(), store)
+        is_past = past.reach is not None and past.state.promoted is not None
+        assert not (is_past and volume.exists() and volume.samefile(image)), label
+        shown.append(is_past)
+
+    rejoin(Steps(look), config, request, lambda _line: None)
+    assert shown[0]
+    assert not shown[-1]
+    assert volume.samefile(image)
+
+
+def test_a_promoted_store_whose_rejoin_dies_at_every_label_is_a_mirror_in_the_end(
+    tmp_path: Path,
+) -> None:
+    _source, store = applied(tmp_path)
+    promoted(store, at((1, 12)), Cloning())
+    config, request = superseded(tmp_path, store)
+    before = mirror_of(store)
+
+    def live(disk: Disk) -> None:
+        if config.state_dir.exists():  # It goes last.
+            rejoin(disk, config, request, lambda _line: None)
+
+    met = relay(live)
+    assert {"rejoin-state:write", "rejoin:rewound", "rejoin:link", "rejoin:retire"} <= met
+    assert store_state(store).phase is Phase.CONSISTENT
+    assert mirror_of(store) == before
+    assert catch_up(store).store.state.phase is Phase.CONSISTENT
+    assert not (store / "rewound.map").exists()
+
+
+def test_a_replayer_between_two_attempts_does_not_keep_a_promoted_store_from_rejoining(
+    tmp_path: Path,
+) -> None:
+    _source, store = applied(tmp_path)
+    promoted(store, at((1, 12)))
+    config, request = superseded(tmp_path, store)
     seen: list[str] = []
 
     def die(_at: int, label: str) -> None:

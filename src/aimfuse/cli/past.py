@@ -147,7 +147,16 @@ def _lines(said: dict[str, Any]) -> list[str]:
         if settings["keep_s"]
         else "holds  nothing: history is switched off (keep = 0)"
     )
-    lines += [f"       no further back: {gap['why']}" for gap in said["gaps"]]
+    lines += [
+        f"       {'no further back' if oldest else 'no state of it can be had'}: {gap['why']}"
+        for gap in said["gaps"]
+    ]
+    if rewound := said.get("rewound"):
+        size = f"{counted(rewound['files'], 'file')}, {format_bytes(rewound['bytes'])}"
+        lines.append(
+            f"       {size} of it are of what was gone back over, from "
+            f"{rewound['newest']['position']} to {rewound['fork']['position']}"
+        )
     if said["problem"]:
         lines.append(f"       {said['problem']}")
     lines += [

@@ -4,7 +4,7 @@ A cursor never runs ahead of the store's own acknowledgement. `pin` is the promi
 above that number stay in the spool. A destination that is still new pins nothing.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,10 @@ class SyncState:
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """The newest file that the store confirmed, or, during a sync, the file it starts from."""
+    """The newest file that the store confirmed, or, during a sync, the file it starts from.
+
+    `url` is where that store was: one that is said to be elsewhere since has not been met there.
+    """
 
     url: str
     group: bytes | None = None
@@ -108,7 +111,7 @@ class CursorFile:
         """
         state = self._slots.read()
         try:
-            return Cursor(self._url) if state is None else replace(_load(state), url=self._url)
+            return Cursor(self._url) if state is None else _load(state)
         except (KeyError, ValueError, TypeError) as exc:
             raise StateLost(self._path, f"the cursor lacks or spoils {exc}") from exc
 

@@ -205,8 +205,9 @@ class Place:
             self.delivery.rewind(ack.confirmed, ack.applied_number)
         self.delivery.start(first, trio.current_time())
         self.cursor = replace(
-            self.cursor, group=group, pin=self._known_confirmed(), sync=None, halted=None
-        )
+            self.cursor, url=self.config.url, group=group, pin=self._known_confirmed(), sync=None,
+            halted=None,
+        )  # fmt: skip
         self.take_ack(ack)
 
     @property
@@ -223,13 +224,16 @@ class Place:
     def is_drained(self) -> bool:
         """Tell whether the store has confirmed all there is, and the cursor says so durably.
 
-        A copy that was asked for and is not begun is still to come.
+        A copy that was asked for, or is needed there, and is not begun is still to come; and
+        what lies at another URL than before may need one.
         """
         return (
             self.is_shipping
+            and not (self.ack and self.ack.needs_sync)
             and self.delivery.confirmed >= self.parts.backlog.newest
             and self._saved is not None
             and self._saved.state == "shipping"
+            and self._saved.url == self.config.url
             and self._saved.number == self.delivery.confirmed
             and not self.is_copy_wanted()
         )

@@ -65,7 +65,7 @@ def yield_to_applications(niceness: int = 10) -> None:
     os.nice(niceness)
 
 
-def connect_as_configured(config: DestinationConfig) -> Transport:
+def connect_as_configured(config: DestinationConfig, *, makes_store: bool = True) -> Transport:
     """Return the transport that a destination's settings ask for, not yet connected."""
     return open_transport(
         config.url,
@@ -76,6 +76,7 @@ def connect_as_configured(config: DestinationConfig) -> Transport:
             use_agent=config.use_agent,
             stall_s_max=config.stall_s_max,
             block_bytes_max=block_bytes_max(config.bandwidth_bytes_s),
+            makes_store=makes_store,
         ),
     )
 

@@ -6,7 +6,9 @@ store's directory and of its lock, and says whether the store was open. A closed
 copied and moved at will; one that was open then gets a copy of everything from its source.
 
 An old source's image that was made a mirror is doubted, too: it differs from its position in
-what was written there since. Where, says ``differs.map``, so that less has to be copied.
+what was written there since. Where, says ``differs.map``, so that less has to be copied. While a
+promoted store is being made a mirror again, its state says so before its data changes hands:
+from then on nobody reads its past.
 """
 
 from dataclasses import replace

@@ -290,10 +290,9 @@ class Frozen:
         state, then = read_state(self._disk, self._past.path, self._look), self._past.state
         floor, before = read_floor(self._floor_slots, state), self._past.floor
         assert then.head is not None
-        if then.phase is Phase.PROMOTED and (state.phase, state.promoted) == (
-            then.phase,
-            then.promoted,
-        ):
+        if then.phase is Phase.PROMOTED and (state.phase, state.promoted, state.doubt) == (
+            then.phase, then.promoted, "",
+        ):  # fmt: skip
             return then.head.number  # What a promotion has left of the past stays as it is.
         if not is_whole(state) or state.sync != then.sync:
             why = f"the mirror changed in a way that cannot be taken back: {state.phase.value}"

@@ -68,7 +68,7 @@ def look_at(disk: Disk, path: Path, look: Look | None = None) -> Past:
         return Past(path, state, Floor(), {}, None)
     floor = read_floor(floor_slots(disk, history), state)
     kept = list_names(look, history)
-    if state.phase is Phase.PROMOTED:
+    if state.phase is Phase.PROMOTED and not state.doubt:
         return _of_promoted(disk, Past(path, state, floor, kept, None))
     reach = find_reach(state, kept, floor) if is_whole(state) else None
     return Past(path, state, floor, kept, reach)
@@ -166,25 +166,24 @@ def _glanced(disk: Disk, path: Path, look: Look) -> Json | None:
 def _listed(disk: Disk, path: Path, look: Look) -> Json:
     past = look_at(disk, path, look)
     state, reach = past.state, past.reach
+    kept = list_kept(look, past.history) if disk.exists(past.history) else {}
+    said = _said(disk, path, state) | {
+        "bytes": sum(one.size_bytes for one in kept.values()),
+        "rewound": _rewound(state, kept.values()),
+    }
     if reach is None:
-        why = why_out_of_reach(state)
-        gaps = [{"behind": None, "why": why}]
-        return _said(disk, path, state) | {"newest": None, "gaps": gaps}
+        gaps = [{"behind": None, "why": why_out_of_reach(state)}]
+        return said | {"newest": None, "files": len(kept), "gaps": gaps}
     assert state.head is not None
     oldest = state.head
     if reach.sets:
         oldest = read_undo(disk, past.history, reach.sets[-1].name).mark.head
-    return (
-        _said(disk, path, state)
-        | _promoted_at(disk, past)
-        | {
-            "oldest": _position(oldest.to_json()),
-            "files": len(reach.sets),
-            "bytes": sum(one.size_bytes for one in list_kept(look, past.history).values()),
-            "gaps": [{"behind": reach.base, "why": reach.why}],
-            "bookmarks": _shown(find_bookmarks(disk, past)),
-        }
-    )
+    return said | _promoted_at(disk, past) | {
+        "oldest": _position(oldest.to_json()),
+        "files": len(reach.sets),
+        "gaps": [{"behind": reach.base, "why": reach.why}],
+        "bookmarks": _shown(find_bookmarks(disk, past)),
+    }  # fmt: skip
 
 
 def _promoted_at(disk: Disk, past: Past) -> Json:
@@ -198,6 +197,21 @@ def _promoted_at(disk: Disk, past: Past) -> Json:
     return {"newest": _position(place)}
 
 
+def _rewound(state: StoreState, kept: Iterable[KeptSet]) -> Json | None:
+    """Return what is kept of that which a promotion went back over, None if it did not."""
+    promoted = state.promoted
+    if promoted is None or promoted.newest.number <= promoted.fork.number:
+        return None
+    fork, epoch = promoted.fork.number, promoted.epoch  # What counts of it was applied anew.
+    behind = [one for one in kept if one.name.number > fork and one.name.epoch < epoch]
+    return {
+        "fork": _position(promoted.fork.to_json()),
+        "newest": _position(promoted.newest.to_json()),
+        "files": len(behind),
+        "bytes": sum(one.size_bytes for one in behind),
+    }
+
+
 def _said(disk: Disk, path: Path, state: StoreState) -> Json:
     return {
         "store": str(path),
@@ -209,6 +223,7 @@ def _said(disk: Disk, path: Path, state: StoreState) -> Json:
         "bytes": 0,
         "gaps": [],
         "bookmarks": [],
+        "rewound": None,
         **_settings(disk, path),
     }
 
@@ -227,7 +242,7 @@ def _shown(marks: Iterable[Bookmark]) -> list[Json]:
 
 def why_out_of_reach(state: StoreState) -> str:
     """Return why nothing of the past of a store in *state* can be had."""
-    if state.phase is Phase.PROMOTED:
+    if state.phase is Phase.PROMOTED and not state.doubt:
         return "it was promoted, and its mirror is written to as a source"
     return state.doubt or state.reason or "the store has no consistent mirror now"
 

@@ -74,6 +74,12 @@ def unpinned(disk: Disk, history: Path) -> Iterator[int | None]:
         disk.close(gate)
 
 
+def holders(disk: Disk, history: Path) -> str:
+    """Return which processes hold the past, for people; "" if none does."""
+    names = [name for name in disk.listdir(history) if name.startswith(PREFIX)]
+    return ", ".join(name.split("-")[1] for name in names)
+
+
 def _lowest(disk: Disk, history: Path) -> int | None:
     lowest: int | None = None
     for name in disk.listdir(history):

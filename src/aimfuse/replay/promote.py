@@ -22,7 +22,7 @@ from aimfuse.replay.kept import is_whole, list_kept, measured
 from aimfuse.replay.lacking import find_lacking
 from aimfuse.replay.look import Look
 from aimfuse.replay.past import Past, look_at, read_state
-from aimfuse.replay.pins import unpinned
+from aimfuse.replay.pins import holders, unpinned
 from aimfuse.replay.point import Finder, Point, Wanted
 from aimfuse.replay.promoted import describe
 from aimfuse.replay.session import Session
@@ -282,17 +282,12 @@ def _begin(store: Store, promoted: Promoted, *, force: bool) -> None:
     """
     with unpinned(store.disk, store.history) as limit:
         if limit is not None and not force:
-            readers = ", ".join(_readers(store)) or "unknown"
+            readers = holders(store.disk, store.history) or "unknown"
             raise BusyError(
                 f"the past of {store.path} is being read, by process {readers}",
                 hint="End the restore or the view first; --force makes it fail instead.",
             )
         promotion.begin(store, promoted)
-
-
-def _readers(store: Store) -> list[str]:
-    names = store.disk.listdir(store.history)
-    return [name.split("-")[1] for name in names if name.startswith("pin-")]
 
 
 def _foretell(disk: Disk, path: Path, request: Request, look: Look) -> Json:

@@ -16,7 +16,7 @@ from aimfuse.journal.journal import Head as JournalHead
 from aimfuse.journal.names import PART
 from aimfuse.journal.records import VolumeEntry
 from aimfuse.journal.rewound import REWOUND, REWOUND_BYTES_MAX, Rewound
-from aimfuse.replay.kept import list_kept
+from aimfuse.replay.kept import list_names
 from aimfuse.replay.state import Head, Promoted
 from aimfuse.replay.store import Store
 
@@ -68,7 +68,7 @@ def _survey(store: Store, promoted: Promoted) -> Rewound:
         JournalError: one is damaged, or another one.
         OSError: one could not be read, or is gone.
     """
-    kept = list_kept(store.look, store.history)
+    kept = list_names(store.look, store.history)
     touched, digest = DirtyMap(), promoted.fork.digest
     volumes: tuple[VolumeEntry, ...] = ()
     for number in range(promoted.fork.number + 1, promoted.newest.number + 1):

@@ -25,12 +25,12 @@ def destination_at(config: GroupConfig, url: str) -> DestinationConfig:
 
 @asynccontextmanager
 async def connected(config: DestinationConfig) -> AsyncIterator[Transport]:
-    """Give an open connection to the store.
+    """Give an open connection to a store that is there: none is made.
 
     Raises:
         Unavailable, Refused: as the transport gave it.
     """
-    transport = connect_as_configured(config)
+    transport = connect_as_configured(config, makes_store=False)
     try:
         with trio.move_on_after(CONNECT_S_MAX) as scope:
             await transport.open()

@@ -4,6 +4,7 @@ Nothing of the images changes here. Where they may differ from the fork, the sto
 so, and it takes nothing from its source before a copy of that has come.
 """
 
+import contextlib
 import errno
 import os
 import secrets
@@ -19,6 +20,7 @@ from aimfuse.journal.dirty import write_map
 from aimfuse.journal.records import VolumeEntry
 from aimfuse.journal.slots import Slots
 from aimfuse.replay.doubt import DIFFERS, REJOINED
+from aimfuse.replay.pins import holders, unpinned
 from aimfuse.replay.state import Head, Phase, StoreState, SyncProgress
 from aimfuse.replay.store import ACK
 from aimfuse.takeover.branches import BRANCHES, remove_tree
@@ -32,6 +34,7 @@ REWOUND = "rewound-"
 """Begins the name of a history that a promotion went back over; see `_keep_rewound`."""
 
 LET_GO_S_MAX = 30.0
+GATE_S_MAX = 5.0
 _POLL_S = 0.05
 _INBOX_MODE = 0o750
 
@@ -84,16 +87,63 @@ def return_store(disk: Disk, store: Path, wanted: Wanted) -> None:
     """Make the promoted store whose mirror the images are an ordinary one again; blocks.
 
     Raises:
-        BusyError: its replayer does not let go of it. Nothing was changed.
+        BusyError: its replayer does not let go of it, or its past is read. Nothing was changed.
         OSError: the disk failed; calling again begins anew.
     """
     with _held(disk, store):
-        if not is_made(disk, store, wanted.group, wanted.images):
+        if is_made(disk, store, wanted.group, wanted.images):
+            return
+        with _unread(disk, store):
             if disk.exists(store / ACK):  # It says that the store is promoted: it is no more.
                 disk.unlink("rejoin:ack", store / ACK)
                 disk.sync_dir("rejoin:sync_dir", store)
+            _doubt(disk, store)
             _keep_rewound(disk, store)
             _fill(disk, store, wanted, shown=wanted.present)
+
+
+def check_unread(disk: Disk, store: Path) -> None:
+    """Refuse a promoted store whose past is being read: that would be another one.
+
+    Raises:
+        BusyError: it is.
+    """
+    with _unread(disk, store):
+        pass
+
+
+@contextmanager
+def _unread(disk: Disk, store: Path) -> Iterator[None]:
+    """Keep those out for the block who want to read the past of a promoted store.
+
+    Raises:
+        BusyError: somebody reads it.
+    """
+    history = store / HISTORY
+    if not disk.exists(history):
+        yield
+        return
+    end_s = time.monotonic() + GATE_S_MAX
+    while True:
+        with unpinned(disk, history) as limit:
+            if limit is None:
+                yield
+                return
+            readers = holders(disk, history)
+        if readers or time.monotonic() > end_s:  # Else somebody prunes just now.
+            raise BusyError(
+                f"the past of {store} is being read, by process {readers or 'unknown'}",
+                hint="End the restore or the view first, then repeat this.",
+            )
+        time.sleep(_POLL_S)
+
+
+def _doubt(disk: Disk, store: Path) -> None:
+    """Say durably, before it is so, that what lies in ``volumes/`` is no past any more."""
+    slots = Slots(disk, store / "state", "rejoin-state")
+    with contextlib.suppress(StateLost):
+        if data := slots.read():
+            slots.write({**data, "doubt": REJOINED})
 
 
 def _keep_rewound(disk: Disk, store: Path) -> None:

@@ -51,7 +51,14 @@ from aimfuse.journal.superseded import (
 )
 from aimfuse.takeover.branches import branch_name, check_room, count_writes, keep, remove_tree
 from aimfuse.takeover.far_side import connected, destination_at, read_ack
-from aimfuse.takeover.mirror import Wanted, is_made, make_known, make_store, return_store
+from aimfuse.takeover.mirror import (
+    Wanted,
+    check_unread,
+    is_made,
+    make_known,
+    make_store,
+    return_store,
+)
 from aimfuse.takeover.tail import Tail, survey
 from aimfuse.units import VolumeId, format_bytes
 
@@ -263,13 +270,14 @@ def _refuse_device(image: Path) -> None:
 def _check_place(
     disk: Disk, store: Path, config: GroupConfig, images: dict[VolumeId, Path]
 ) -> None:
-    """Refuse a store that could not be made, before anything is changed."""
+    """Refuse a store that could not be made, or is being read, before anything is changed."""
     if _is_promoted_store(config):
         if store != config.state_dir.parent:
             raise UsageError(
                 f"{config.image} lies in the store {config.state_dir.parent}",
                 hint="Leave --store out: that store becomes the mirror.",
             )
+        check_unread(disk, store)
         return
     if not store.parent.is_dir():
         raise UsageError(f"{store.parent} is not there", hint="Make the directory first.")

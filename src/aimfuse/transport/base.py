@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from aimfuse.errors import Unavailable, UsageError
+from aimfuse.errors import Refused, Unavailable, UsageError
 from aimfuse.units import KIB
 
 INBOX = "inbox"
@@ -61,6 +61,8 @@ class TransportSettings:
     """Blocks in flight on one connection once it has proved fast."""
     block_bytes_max: int | None = None
     """The largest block to send at once, as far as the transport can: for even pacing."""
+    makes_store: bool = True
+    """Without it a store that is not there is `Refused`, and nothing is made in its place."""
 
 
 class Transport(Protocol):
@@ -71,7 +73,7 @@ class Transport(Protocol):
     """
 
     async def open(self) -> None:
-        """Connect; make the store and its inbox if they are missing.
+        """Connect; make the store and its inbox if they are missing, unless told otherwise.
 
         The store's parent directory has to exist: a mistyped path should not grow a tree.
         """
@@ -111,6 +113,13 @@ class Transport(Protocol):
 
     async def aclose(self) -> None:
         """Let the connection go, whatever state it is in. May be called twice."""
+
+
+def no_store(where: str) -> Refused:
+    """Return the error for a place that has no store, where none is to be made."""
+    return Refused(
+        f"{where}: there is no store", hint="Look at the URL: it has to lead to one that is there."
+    )
 
 
 def unreadable(where: str, name: str) -> Unavailable:

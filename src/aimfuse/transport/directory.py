@@ -28,6 +28,7 @@ from aimfuse.transport.base import (
     TransportSettings,
     check_name,
     ignore_progress,
+    no_store,
     unreadable,
 )
 from aimfuse.units import MIB
@@ -52,6 +53,7 @@ class DirectoryTransport:
             self._stretch_bytes = min(STRETCH_BYTES, max(largest, BLOCK_BYTES_FLOOR))
         # Of its own: a mount that hangs takes these threads, and none of other destinations.
         self._limiter = trio.CapacityLimiter(THREADS_MAX)
+        self._makes_store = settings is None or settings.makes_store
         self._store = store
         self._inbox = store / INBOX
         self._disk = disk or process_disk()
@@ -132,6 +134,8 @@ class DirectoryTransport:
         await trio.lowlevel.checkpoint()
 
     def _make_directories(self) -> None:
+        if not (self._makes_store or self._disk.exists(self._inbox)):
+            raise no_store(str(self._store))
         self._disk.mkdir("deliver:mkdir-store", self._store, DIRECTORY_MODE)
         self._disk.mkdir("deliver:mkdir-inbox", self._inbox, DIRECTORY_MODE)
         self._disk.listdir(self._inbox)  # Raises if what is there is no directory.

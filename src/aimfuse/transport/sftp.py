@@ -34,6 +34,7 @@ from aimfuse.transport.base import (
     TransportSettings,
     check_name,
     ignore_progress,
+    no_store,
     unreadable,
 )
 from aimfuse.transport.bridge import AsyncioThread, TrioSide
@@ -282,6 +283,8 @@ class _Session:
     async def _make_directories(self) -> None:
         if await self._is_directory(self._inbox):
             return
+        if not self._settings.makes_store:
+            raise no_store(str(self._place))
         for path in (self._place.store, self._inbox):
             try:
                 attrs = asyncssh.SFTPAttrs(permissions=DIRECTORY_MODE)
