@@ -53,11 +53,17 @@ class Hook:
             raise UsageError(f"{command!r} cannot be run: there is no such program", hint=hint)
         self._timeout_s = timeout_s
 
-    def run(self, phase: str, environment: Mapping[str, str]) -> None:
+    def run(
+        self, phase: str, environment: Mapping[str, str], interrupts: "Interrupts | None" = None
+    ) -> None:
         """Run it with *phase* as its last argument; what it prints goes to standard error.
+
+        Signals that *interrupts* notes end it while it is waited for: not while it is started,
+        when it may run already and nobody knows of it, nor while it is being ended.
 
         Raises:
             HookFailed: it could not be started, failed, or took too long and was ended.
+            Interrupted: a signal came, and it was ended.
         """
         try:
             child = subprocess.Popen(
@@ -68,7 +74,8 @@ class Hook:
         except OSError as exc:
             raise HookFailed(f"`{self._shown(phase)}` cannot be run: {exc.strerror}") from exc
         try:
-            code = child.wait(self._timeout_s)
+            with interrupts.may_come() if interrupts else contextlib.nullcontext():
+                code = child.wait(self._timeout_s)
         except subprocess.TimeoutExpired as exc:
             message = f"`{self._shown(phase)}` took longer than {self._timeout_s:g} s"
             raise HookFailed(message) from exc

@@ -74,8 +74,8 @@ def _frozen(hook: Hook, environment: dict[str, str], mark: Callable[[], Answer])
     failure: AimfuseError | None = None
     with interrupts.caught():
         try:
+            _freeze(hook, environment, interrupts)
             with interrupts.may_come():
-                _freeze(hook, environment)
                 answer = mark()
         except AimfuseError as exc:
             failure = exc
@@ -90,9 +90,9 @@ def _frozen(hook: Hook, environment: dict[str, str], mark: Callable[[], Answer])
     return {**answer, "problem": thaw or signalled or None}
 
 
-def _freeze(hook: Hook, environment: dict[str, str]) -> None:
+def _freeze(hook: Hook, environment: dict[str, str], interrupts: Interrupts) -> None:
     try:
-        hook.run("freeze", environment)
+        hook.run("freeze", environment, interrupts)
     except (HookFailed, Interrupted) as exc:
         exc.args = (f"{exc}; no bookmark was set",)
         raise
