@@ -18,6 +18,7 @@ from aimfuse.disk import Disk
 from aimfuse.replay.pins import unpinned
 from aimfuse.units import MIB
 from tests.e2e.host import AIMFUSE, FarHost, aimfuse, is_mountpoint, until
+from tests.fuse.calls import PLAIN, PUNCH, ZERO_RANGE, fallocate, opened
 from tests.replay.recorder import at, position, recorded, restored
 from tests.replay.source import Source, deliver
 from tests.replay.stores import begin, catch_up
@@ -197,6 +198,11 @@ def test_what_is_written_to_a_scratch_is_nowhere_else(tmp_path: Path) -> None:
             file.seek(5000)
             file.write(b"scratch" * 1000)
         right["v.img"][5000:12000] = b"scratch" * 1000
+        with opened(place / "v.img") as fd:
+            assert fallocate(fd, PUNCH, 4000, 5000) == 0
+            assert fallocate(fd, ZERO_RANGE, 24_990, 20) == 0
+            assert fallocate(fd, PLAIN, 0, 4096) == errno.EOPNOTSUPP
+        right["v.img"][4000:9000] = bytes(5000)
         os.truncate(place / "v.img", 15000)
         del right["v.img"][15000:]
         (place / "new").write_bytes(b"made here")
@@ -241,6 +247,7 @@ def test_a_file_system_in_a_scratch_is_mounted_and_repaired(tmp_path: Path) -> N
         run("mount", "-o", "loop", shown.place / "v.img", place)
         try:
             (place / "file").write_bytes(b"rehearsed" * 1000)
+            run("fstrim", place)
         finally:
             run("umount", place)
         until(lambda: not run("losetup", "--associated", shown.place / "v.img"))

@@ -12,7 +12,7 @@ import signal
 import stat
 from typing import Any
 
-from aimfuse.driver import fallocate
+from aimfuse import fallocate
 from aimfuse.errors import VolumeError
 
 FILE_BYTES = 65536

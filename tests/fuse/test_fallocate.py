@@ -178,7 +178,7 @@ def test_a_request_left_open_when_the_mount_ends_harms_nobody(tmp_path: Path) ->
 def test_loaded_after_pyfuse3_it_says_that_it_will_not_be_asked() -> None:
     code = """
 import pyfuse3
-from aimfuse.driver import fallocate
+from aimfuse import fallocate
 async def handler(*request): return 0
 print(fallocate.load(), fallocate.install(handler, print), fallocate.served())
 fallocate.uninstall()

@@ -2,6 +2,7 @@
 
 import errno
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from aimfuse.disk import Disk
 from aimfuse.replay.scratch import Overlay, open_nameless
-from aimfuse.units import MIB
+from aimfuse.units import GIB, MIB
 from tests.replay.faults import failing_at
 
 SPAN_BYTES = 40_000
@@ -21,6 +22,7 @@ changes = st.lists(
     st.one_of(
         st.tuples(st.just("write"), offsets, st.integers(1, 9000)),
         st.tuples(st.just("truncate"), offsets, st.just(0)),
+        st.tuples(st.just("zero"), offsets, st.integers(1, 9000)),
     ),
     max_size=12,
 )
@@ -47,6 +49,10 @@ def test_a_scratch_reads_as_a_file_that_had_the_same_changes(
                 scratch.write(offset, bytes([fill]) * length)
                 model.extend(bytes(max(0, offset + length - len(model))))
                 model[offset : offset + length] = bytes([fill]) * length
+            elif what == "zero":
+                scratch.zero(offset, length)
+                model.extend(bytes(max(0, offset + length - len(model))))
+                model[offset : offset + length] = bytes(length)
             else:
                 scratch.truncate(offset)
                 del model[offset:]
@@ -77,4 +83,35 @@ def test_where_files_have_to_have_names_they_lose_them_at_once(tmp_path: Path, n
     assert not list(tmp_path.iterdir())
     scratch.write(0, b"y")
     assert scratch.read(0, 2) == b"y" + BENEATH[1:2]
+    scratch.close()
+
+
+def test_a_discard_gives_the_room_back_and_hides_what_lies_beneath(tmp_path: Path) -> None:
+    fd = open_nameless(Disk(), tmp_path)
+    scratch = Overlay(Disk(), fd, lambda _offset, length: b"x" * length, 64 * MIB)
+    scratch.write(MIB, b"y" * MIB)
+    assert Disk().allocated(fd) >= MIB
+    scratch.zero(0, 64 * MIB)
+    assert Disk().allocated(fd) == 0
+    assert scratch.read(MIB - 10, 20) == bytes(20)
+    assert scratch.size == 64 * MIB
+    scratch.truncate(MIB + 5000)
+    scratch.truncate(3 * MIB)
+    scratch.write(2 * MIB, b"z")
+    assert scratch.read(MIB, 2 * MIB) == bytes(MIB) + b"z" + bytes(MIB - 1)
+    scratch.close()
+
+
+def test_a_discard_of_a_very_large_disk_takes_little_memory(tmp_path: Path) -> None:
+    size = 64 * 1024 * GIB
+    tracemalloc.start()
+    try:
+        scratch = overlay(Disk(), tmp_path)
+        scratch.truncate(size)
+        scratch.zero(4 * GIB, 256 * GIB)
+        assert tracemalloc.get_traced_memory()[0] < 64 * MIB
+    finally:
+        tracemalloc.stop()
+    assert scratch.read(4 * GIB, 10) == bytes(10)
+    assert scratch.read(0, 10) == BENEATH[:10]
     scratch.close()

@@ -11,7 +11,8 @@ from typing import Any
 
 import trio
 
-from aimfuse.driver import control, fallocate
+from aimfuse import fallocate
+from aimfuse.driver import control
 from aimfuse.driver.control_files import ControlFiles, check_label
 from aimfuse.driver.engine import Engine
 from aimfuse.driver.group import close_group

@@ -19,11 +19,11 @@ from pyfuse3 import FUSEError
 
 from aimfuse.driver.control_files import CONTROL_NAMES, ControlFiles
 from aimfuse.driver.engine import Engine
-from aimfuse.driver.fallocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from aimfuse.driver.images import HIDDEN_PREFIX
 from aimfuse.driver.pump import Pump
 from aimfuse.driver.volumes import Volume
 from aimfuse.errors import AimfuseError
+from aimfuse.fallocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from aimfuse.journal.records import NAME_BYTES_MAX, VOLUMES_MAX, check_name
 from aimfuse.units import BLOCK_BYTES, MIB
 

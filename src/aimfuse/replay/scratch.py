@@ -17,6 +17,9 @@ Read = Callable[[int, int], bytes]
 """Returns up to so many bytes at an offset of what lies beneath, fewer at its end."""
 
 _CHUNK_BLOCKS = MIB // BLOCK_BYTES
+_ALL_HELD = bytes([1]) * _CHUNK_BLOCKS
+"""Of all chunks in which every block is held, so that a discarded disk takes little memory."""
+
 _NO_ANONYMOUS = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL})
 _SIZE_MAX = (1 << 63) - 1
 
@@ -48,7 +51,7 @@ class Overlay:
         self._fd = fd
         self._beneath = beneath
         self._shown = size  # So much of what lies beneath can still be seen.
-        self._held: dict[int, bytearray] = {}
+        self._held: dict[int, bytes | bytearray] = {}
 
     def close(self) -> None:
         """Throw away what was written."""
@@ -94,6 +97,28 @@ class Overlay:
             self._shown = min(self._shown, size)
         self.size = size
 
+    def zero(self, offset: int, length: int) -> None:
+        """Have *length* bytes read as zeros; the room of whole blocks is given back.
+
+        Raises:
+            OSError: the scratch disk is full or failed; what was there before still counts, but
+                for whole blocks, which may be zeros already.
+        """
+        end = offset + length
+        if end > _SIZE_MAX:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        low, high = align_up(offset, BLOCK_BYTES), align_down(end, BLOCK_BYTES)
+        if low >= high:  # No whole block, and less than two.
+            self.write(offset, bytes(length))
+            return
+        self._disk.punch("scratch:punch", self._fd, low, high - low)
+        self._hold(low, high)
+        self.size = max(self.size, high)
+        if offset < low:
+            self.write(offset, bytes(low - offset))
+        if high < end:
+            self.write(high, bytes(end - high))
+
     # Which blocks are held.
 
     def _runs(self, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
@@ -120,13 +145,21 @@ class Overlay:
         return known is not None and bool(known[block])
 
     def _hold(self, start: int, end: int) -> None:
-        for at in range(start, end, BLOCK_BYTES):
-            chunk, block = divmod(at // BLOCK_BYTES, _CHUNK_BLOCKS)
-            self._held.setdefault(chunk, bytearray(_CHUNK_BLOCKS))[block] = 1
+        at, end = start // BLOCK_BYTES, end // BLOCK_BYTES
+        while at < end:
+            chunk, block = divmod(at, _CHUNK_BLOCKS)
+            count = min(_CHUNK_BLOCKS - block, end - at)
+            if count == _CHUNK_BLOCKS:
+                self._held[chunk] = _ALL_HELD
+            else:
+                known = bytearray(self._held.get(chunk, _CHUNK_BLOCKS))
+                known[block : block + count] = _ALL_HELD[:count]
+                self._held[chunk] = known
+            at += count
 
     def _let_go(self, start: int) -> None:
         first, block = divmod(start // BLOCK_BYTES, _CHUNK_BLOCKS)
         for chunk in [one for one in self._held if one > first]:
             del self._held[chunk]
         if known := self._held.get(first):
-            known[block:] = bytes(_CHUNK_BLOCKS - block)
+            self._held[first] = known[:block] + bytes(_CHUNK_BLOCKS - block)

@@ -95,6 +95,11 @@ class Tree:
         self._writable(file).truncate(size)
         file.mtime_ns = now_ns
 
+    def zero(self, file: File, offset: int, length: int, now_ns: int) -> None:
+        """Have a range read as zeros within the scratch; a file grows if it ends behind it."""
+        self._writable(file).zero(offset, length)
+        file.mtime_ns = now_ns
+
     def _writable(self, file: File) -> Overlay:
         if self.scratch is None:
             _refuse(errno.EROFS)

@@ -15,16 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-import pyfuse3
-import trio
-from pyfuse3 import FUSEError
+from aimfuse import fallocate
 
-from aimfuse.errors import AimfuseError, BusyError, UsageError
-from aimfuse.journal.records import NAME_BYTES_MAX, VOLUMES_MAX
-from aimfuse.mountpoint import VIEW_FSTYPE, source_name
-from aimfuse.replay.frozen import Frozen, PastLost
-from aimfuse.replay.tree import File, Tree
-from aimfuse.units import BLOCK_BYTES, MIB
+fallocate.load()  # Before pyfuse3 is imported: it wins libfuse's symbol for the session.
+
+import pyfuse3  # noqa: E402
+import trio  # noqa: E402
+from pyfuse3 import FUSEError  # noqa: E402
+
+from aimfuse.errors import AimfuseError, BusyError, UsageError  # noqa: E402
+from aimfuse.fallocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE  # noqa: E402
+from aimfuse.journal.records import NAME_BYTES_MAX, VOLUMES_MAX  # noqa: E402
+from aimfuse.mountpoint import VIEW_FSTYPE, source_name  # noqa: E402
+from aimfuse.replay.frozen import Frozen, PastLost  # noqa: E402
+from aimfuse.replay.tree import File, Tree  # noqa: E402
+from aimfuse.units import BLOCK_BYTES, MIB  # noqa: E402
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +133,19 @@ class Operations(pyfuse3.Operations):
         with self._boundary:
             self._tree.write(self._file(fh), off, buf, time.time_ns())
             return len(buf)
+
+    async def fallocate(self, ino: int, mode: int, offset: int, length: int) -> int:
+        """Take a discard or a range of zeros into the scratch; refuse preallocation."""
+        with self._boundary:
+            punch = mode == PUNCH_HOLE | KEEP_SIZE
+            if not punch and mode & ~KEEP_SIZE != ZERO_RANGE:
+                return errno.EOPNOTSUPP
+            file, end = self._file(ino), offset + length
+            if mode & KEEP_SIZE:
+                end = min(end, file.size)
+            if end > offset:
+                self._tree.zero(file, offset, end - offset, time.time_ns())
+            return 0
 
     async def flush(self, fh: int) -> None:
         """Do nothing on close."""
@@ -312,8 +330,11 @@ async def serve(
             nursery.start_soon(_stop_on_signal, options.mountpoint)
             if options.while_open is not None:
                 nursery.start_soon(_stop_at_end_of, options.while_open, options.mountpoint)
+            if tree.scratch is not None:
+                fallocate.install(operations.fallocate, nursery.start_soon)
             mounted()
             await pyfuse3.main()
+            fallocate.uninstall()
             nursery.cancel_scope.cancel()
     finally:
         pyfuse3.close(unmount=True)

@@ -1,8 +1,8 @@
 """Bring the kernel's fallocate requests, which pyfuse3 does not know, to an async handler.
 
 Discard from a loop device, `fstrim` and `mkfs` arrive this way. The work is done by the
-small C extension `_fallocate`; where it could not be built, the kernel answers its callers
-EOPNOTSUPP by itself and nothing else changes.
+small C extension `_fallocate`, built beside the driver; where it could not be built, the
+kernel answers its callers EOPNOTSUPP by itself and nothing else changes.
 """
 
 import errno
@@ -11,12 +11,8 @@ import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
 
 from aimfuse.errors import AimfuseError
-
-if TYPE_CHECKING:
-    from aimfuse.driver._fallocate import Request
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +71,7 @@ def install(handler: Handler, spawn: Spawn) -> bool:
         return False
     extension = importlib.import_module(_EXTENSION)
 
-    def begin(ino: int, mode: int, offset: int, length: int, request: "Request") -> None:
+    def begin(ino: int, mode: int, offset: int, length: int, request: object) -> None:
         async def answer() -> None:
             number = errno.ENOTCONN  # What a cancelled handler leaves: the mount is going.
             try:
