@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from aimfuse.errors import StoreError
+from aimfuse.replay.state import Phase
 from tests.replay.source import Source, deliver, mirror_of
 from tests.replay.stores import begin, catch_up
 from tests.replay.test_promote import applied, promoted, served
@@ -76,6 +77,44 @@ def test_an_epoch_that_nobody_can_be_in_is_not_believed(tmp_path: Path) -> None:
     told.write_text(json.dumps({"epoch": (1 << 64) - 1, "time_ns": 1}))
     assert promoted(store)["epoch"] == 2
     assert served(store)[0] == 2
+
+
+@pytest.mark.parametrize(("epoch", "goes_on"), [(98_999_998, True), (99_999_999, False)])
+def test_a_source_that_has_used_up_the_epochs_leaves_none_for_the_next(
+    tmp_path: Path, epoch: int, *, goes_on: bool
+) -> None:
+    source, store = Source(tmp_path / "spool"), tmp_path / "store"
+    source.create("v.img", 30000)
+    source.write(1, 0, b"data" * 5000)
+    source.roll()
+    begin(store, source)
+    source.branch()
+    source.epoch = epoch
+    source.write(1, 0, b"more")
+    deliver(store, source.roll())
+    catch_up(store)
+    (store / "inbox" / "source.json").write_text(json.dumps({"epoch": epoch + 5, "time_ns": 1}))
+    if goes_on:
+        assert promoted(store)["epoch"] == epoch + 1
+        assert served(store)[0] == epoch + 1
+        return
+    with pytest.raises(StoreError, match="no names are left"):
+        promoted(store)
+    assert catch_up(store).store.state.phase is Phase.CONSISTENT
+    assert mirror_of(store) == source.snapshot()
+
+
+@pytest.mark.parametrize("far", ["epoch", "number"])
+def test_a_copy_from_a_position_that_no_name_can_say_is_set_aside(tmp_path: Path, far: str) -> None:
+    source, store = Source(tmp_path / "spool"), tmp_path / "store"
+    source.create("v.img", 30000)
+    source.roll()
+    setattr(source, far, 10**12)
+    deliver(store, *source.sync())
+    assert catch_up(store).store.state.phase is Phase.EMPTY
+    reasons = [one.read_text() for one in (store / "quarantine").glob("*.reason")]
+    assert reasons
+    assert all("no file's name could" in one for one in reasons)
 
 
 def test_a_pipe_in_place_of_what_the_source_said_holds_nobody_up(tmp_path: Path) -> None:

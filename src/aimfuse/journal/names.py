@@ -11,6 +11,10 @@ PART = ".part"
 UNDO = ".undo"
 GONE = ".gone"
 
+EPOCH_MAX = 10**8 - 1
+NUMBER_MAX = 10**12 - 1
+"""The highest that a name has digits for."""
+
 STEM_CHARACTERS = 21
 """Of every name that belongs to one journal file."""
 

@@ -29,13 +29,9 @@ from aimfuse.replay.session import Session
 from aimfuse.replay.state import PROMOTION, Head, Json, Phase, Promoted, StoreState
 from aimfuse.replay.store import INBOX, Store
 from aimfuse.replay.undo import read_undo
-from aimfuse.units import Epoch
 
 FAILURES_MAX = 3
 """Failed rounds in a row before a promotion gives up."""
-
-EPOCHS_AHEAD_MAX = 1_000_000
-"""So far ahead an epoch is believed that a source says it is in: file names end at 10^8."""
 
 Report = Callable[[str, int, int], None]
 """Gets what is being done, and how much of how much is done."""
@@ -238,9 +234,11 @@ def _order(store: Store, past: Past, request: Request) -> Promoted:
 
     Raises:
         OutOfReach, JournalError, OSError: it is not. Nothing was changed.
+        StoreError: there is no epoch left for it. Nothing was changed.
     """
     head = store.state.head
     assert head is not None
+    epoch = promotion.next_epoch(head, read_heartbeat(store).epoch)
     fork, seq = head, 0
     if past.reach is not None and not request.at.is_newest:
         fork, seq = _fork_at(store, past, Finder(store.disk, past).find(request.at))
@@ -250,9 +248,6 @@ def _order(store: Store, past: Past, request: Request) -> Promoted:
             hint="Without --at the store goes on from what it has.",
         )
     rewind.check_way(store, fork)
-    told = read_heartbeat(store).epoch
-    known = told if told - head.epoch <= EPOCHS_AHEAD_MAX else head.epoch
-    epoch = Epoch(max(head.epoch, known) + 1)
     return Promoted(epoch, fork, time.time_ns(), seq, head)
 
 
@@ -299,6 +294,7 @@ def _foretell(disk: Disk, path: Path, request: Request, look: Look) -> Json:
     if past.reach is None or state.head is None:
         why = state.doubt or state.reason or f"it is {state.phase.value}"
         raise StoreError(f"{path} has no consistent mirror now: {why}", hint=_FORCE)
+    promotion.next_epoch(state.head)
     point = Finder(disk, past).find(request.at)
     behind = [one for one in past.reach.sets if one.name.number > point.base]
     undone = measured(look, past.history, behind)

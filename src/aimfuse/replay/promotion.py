@@ -7,7 +7,7 @@ next start goes on. Nothing that comes is applied from then on.
 from dataclasses import replace
 
 from aimfuse.errors import JournalError, StoreError
-from aimfuse.journal.names import SyncName
+from aimfuse.journal.names import EPOCH_MAX, NUMBER_MAX, SyncName
 from aimfuse.replay import rewind
 from aimfuse.replay.applier import Applier
 from aimfuse.replay.apply import apply_journal
@@ -21,8 +21,34 @@ from aimfuse.replay.findings import Findings
 from aimfuse.replay.forward import end_forwarding
 from aimfuse.replay.kept import is_whole
 from aimfuse.replay.rewound import note_rewound
-from aimfuse.replay.state import Phase, Promoted
+from aimfuse.replay.state import Head, Phase, Promoted
 from aimfuse.replay.store import REQUEST, Store
+from aimfuse.units import Epoch
+
+EPOCHS_AHEAD_MAX = 1_000_000
+"""So far ahead an epoch is believed that a source says it is in."""
+
+EPOCHS_LEFT_MIN = 1_000_000
+FILES_LEFT_MIN = 1_000_000_000
+"""What a promoted store needs of both before names have no digits left: more than it can use."""
+
+
+def next_epoch(head: Head, told: int = 0) -> Epoch:
+    """Return with which epoch a store at *head* goes on, whose source says that it is in *told*.
+
+    Raises:
+        StoreError: the source has used up what the names of files can say. Nobody does in earnest.
+    """
+    most = EPOCH_MAX - EPOCHS_LEFT_MIN
+    if head.epoch >= most or head.number > NUMBER_MAX - FILES_LEFT_MIN:
+        raise StoreError(
+            f"its source has got to epoch {head.epoch}, file {head.number}: no names are left for "
+            "the files of a new source",
+            hint="No source comes there by itself. Take the disk with `aimfuse restore`, and begin "
+            "a new group with it: `aimfuse init`.",
+        )
+    known = told if told - head.epoch <= EPOCHS_AHEAD_MAX and told < most else head.epoch
+    return Epoch(max(head.epoch, known) + 1)
 
 
 def begin(store: Store, promoted: Promoted) -> None:

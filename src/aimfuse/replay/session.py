@@ -21,12 +21,11 @@ from aimfuse.replay.inbox import Inbox
 from aimfuse.replay.intake import Ahead, Intake
 from aimfuse.replay.look import Look
 from aimfuse.replay.on_bookmark import OnBookmark
-from aimfuse.replay.promotion import Promotion, begin
+from aimfuse.replay.promotion import Promotion, begin, next_epoch
 from aimfuse.replay.report import Report
 from aimfuse.replay.state import PROMOTION, Json, Phase, Promoted
 from aimfuse.replay.store import Store
 from aimfuse.replay.switchover import Switchovers
-from aimfuse.units import Epoch
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +173,7 @@ class Session:
             self.hold_nothing_back()
             return True
         if position is not None:
-            promoted = Promoted(Epoch(position.epoch + 1), position, self._clock(), 0, position)
+            promoted = Promoted(next_epoch(position), position, self._clock(), 0, position)
             begin(self.store, promoted)
         return position is not None
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aimfuse.config.store import load_store
-from aimfuse.errors import ConfigError
+from aimfuse.errors import ConfigError, StoreError
 from aimfuse.replay.findings import Findings
 from aimfuse.replay.look import Entry
+from aimfuse.replay.promotion import next_epoch
 from aimfuse.replay.state import Head, Json, Phase, StoreState, natural
 from aimfuse.replay.store import REQUEST, Store
 from aimfuse.replay.work import Work
@@ -122,6 +123,10 @@ class Switchovers:
             return f"file {wanted.number} is named, file {head.number} is applied"
         if (head.epoch, head.seq, head.digest) != (wanted.epoch, wanted.seq, wanted.digest):
             raise Impossible(f"its file {wanted.number} is another one than the one applied here")
+        try:
+            next_epoch(head)
+        except StoreError as exc:
+            raise Impossible(str(exc)) from exc
         return self._why_not_alone(state, inbox_files)
 
     def _why_not_alone(self, state: StoreState, inbox_files: int) -> str:

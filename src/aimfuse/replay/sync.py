@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from aimfuse.journal.names import EPOCH_MAX, NUMBER_MAX
 from aimfuse.journal.reader import AimFile
 from aimfuse.journal.records import Iocb, RecordType, VolumeEntry
 from aimfuse.replay.apply import write_volume
@@ -61,6 +62,8 @@ def read_mark(aim: AimFile) -> SyncMark:
     said = (mark.sync_id, mark.index + 1, mark.origin.epoch)
     if said != (identity.sync_id, identity.number, identity.epoch):
         raise UnfitFile("the SYNC mark contradicts the header")
+    if mark.origin.epoch > EPOCH_MAX or mark.origin.number > NUMBER_MAX:
+        raise UnfitFile("the SYNC mark names a position that no file's name could")
     if mark.last and mark.to is None:
         raise UnfitFile("the last file of a sync does not say when the mirror is consistent")
     return mark
