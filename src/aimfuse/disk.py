@@ -13,13 +13,10 @@ import importlib
 import os
 import stat
 import sys
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-
-_PwriteMany = Callable[[int, tuple[int, ...], tuple[bytes, ...]], None]
-_pwrite_many: _PwriteMany | None = None
-with contextlib.suppress(ImportError):  # Not built: slower, and nothing else.
-    _pwrite_many = importlib.import_module("aimfuse._scatter").pwrite_many
+from typing import NamedTuple
 
 Buffer = bytes | bytearray | memoryview
 
@@ -64,6 +61,40 @@ _WEAK_KINDS = {
     0x65735546: _BY_A_PROGRAM,
 }  # fmt: skip
 """What is to be said of file systems, by the f_type of statfs(2)."""
+
+
+class Places(NamedTuple):
+    """Stretches of a file, and where in some memory the bytes of each are: 64-bit, in bytes."""
+
+    ats: "array[int]"
+    offsets: "array[int]"
+    lengths: "array[int]"
+
+
+def write_buffers(fd: int, offsets: Sequence[int], buffers: Sequence[Buffer]) -> None:
+    """Do for `Disk.pwrite_many` what the extension does faster."""
+    for offset, buffer in zip(offsets, buffers, strict=True):
+        _pwrite_rest(fd, memoryview(buffer), 0, offset)
+
+
+def write_places(
+    fd: int, memory: memoryview, ats: "array[int]", offsets: "array[int]", lengths: "array[int]"
+) -> None:
+    """Do for `Disk.pwrite_places` what the extension does faster."""
+    found = list(zip(ats, offsets, lengths, strict=True))
+    if any(min(one) < 0 or one[0] + one[2] > len(memory) for one in found):
+        raise ValueError("a place is not in the memory")
+    for at, offset, length in found:
+        _pwrite_rest(fd, memory[at : at + length], 0, offset)
+
+
+_write_buffers: Callable[..., None] = write_buffers
+_write_places: Callable[..., None] = write_places
+_read_places: Callable[..., int] | None = None
+with contextlib.suppress(ImportError, AttributeError):  # Not built, or long ago: slower.
+    _scatter = importlib.import_module("aimfuse._scatter")
+    _read_places = _scatter.read_places
+    _write_buffers, _write_places = _scatter.write_buffers, _scatter.write_places
 
 
 class Disk:
@@ -116,18 +147,30 @@ class Disk:
             _pwrite_rest(fd, memoryview(b"".join(buffers)), wrote, offset)
 
     def pwrite_many(
-        self, label: str, fd: int, offsets: Sequence[int], buffers: Sequence[bytes]
+        self, label: str, fd: int, offsets: Sequence[int], buffers: Sequence[Buffer]
     ) -> None:
         """Write each buffer whole at its offset, in order, durable after `fdatasync`.
 
         After an error those before the failed one are written, and any prefix of that.
         """
         self.step(label)
-        if _pwrite_many is not None:
-            _pwrite_many(fd, tuple(offsets), tuple(buffers))
-            return
-        for offset, buffer in zip(offsets, buffers, strict=True):
-            _pwrite_rest(fd, memoryview(buffer), 0, offset)
+        _write_buffers(fd, tuple(offsets), tuple(buffers))
+
+    def pwrite_places(self, label: str, fd: int, memory: memoryview, places: Places) -> None:
+        """Write each of *places* from *memory*; errors and durability as for `pwrite_many`.
+
+        Raises:
+            ValueError: one does not lie in *memory*; nothing was written.
+        """
+        self.step(label)
+        _write_places(fd, memory, *places)
+
+    def pread_places(self, fd: int, memory: memoryview, places: Places) -> int:
+        """Read *places* whole into *memory*, in order; return how many, until one cannot be.
+
+        They are announced first. Why one is not, whoever reads it alone finds out.
+        """
+        return _read_places(fd, memory, *places) if _read_places is not None else 0
 
     def truncate(self, label: str, fd: int, size: int) -> None:
         """Set the file's size in bytes."""

@@ -10,6 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import NoReturn, Self
 
+from aimfuse.disk import Buffer
 from tests.disks.cuts import Choose, Unit, keep_none
 from tests.disks.faults import Crash, Fault
 from tests.disks.simfile import PAGE_BYTES, SECTOR_BYTES, SimFile
@@ -258,7 +259,7 @@ class Machine:
         label: str,
         descriptor: Descriptor,
         offsets: Sequence[int],
-        buffers: Sequence[bytes],
+        buffers: Sequence[Buffer],
         limit: int,
     ) -> None:
         """Write the first *limit* bytes of all the buffers."""

@@ -24,7 +24,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from aimfuse.disk import Buffer, Disk
+from aimfuse.disk import Buffer, Disk, Places
 from tests.disks.machine import Descriptor, Machine, Mutation, refuse
 from tests.disks.simfile import PAGE_BYTES
 
@@ -106,7 +106,7 @@ class SimDisk(Machine, Disk):
                 refuse(errno.ENOSPC, descriptor.path)
 
     def pwrite_many(
-        self, label: str, fd: int, offsets: Sequence[int], buffers: Sequence[bytes]
+        self, label: str, fd: int, offsets: Sequence[int], buffers: Sequence[Buffer]
     ) -> None:
         with self._lock:
             if not self._dead and len(self.labels) == self._stop_at and self._stop_bytes:
@@ -121,6 +121,16 @@ class SimDisk(Machine, Disk):
                 self._write(label, descriptor, bytes(buffer[:fits]), offset)
                 if fits < len(buffer):
                     refuse(errno.ENOSPC, descriptor.path)
+
+    def pwrite_places(self, label: str, fd: int, memory: memoryview, places: Places) -> None:
+        found = list(zip(places.ats, places.lengths, strict=True))
+        buffers = [memory[at : at + length] for at, length in found]
+        self.pwrite_many(label, fd, places.offsets, buffers)
+
+    def pread_places(self, fd: int, memory: memoryview, places: Places) -> int:
+        """Have each read by itself, so that each can fail."""
+        del fd, memory, places
+        return 0
 
     def truncate(self, label: str, fd: int, size: int) -> None:
         with self._lock:

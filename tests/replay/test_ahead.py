@@ -1,12 +1,15 @@
 """Reading the next file on a second thread changes nothing but the time it takes."""
 
+import threading
 import time
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from aimfuse.disk import Disk
-from aimfuse.replay.ahead import ReadAhead
+from aimfuse.replay.ahead import ReadAhead, results_of
 from aimfuse.replay.session import Session
 from tests.replay.source import Source, deliver, inbox_of, mirror_of
 from tests.replay.stores import begin, exhaust, report
@@ -29,6 +32,39 @@ def test_an_error_comes_up_where_the_result_is_wanted() -> None:
     ahead.start("two", lambda: 1 // 0)
     ahead.drop()
     assert ahead.take("two", lambda: 2) == 2
+
+
+@pytest.mark.parametrize("threads", [0, 1, 2, 5])
+def test_results_come_in_order_whatever_ran_first(threads: int) -> None:
+    first_waits = threading.Event()
+
+    def call(number: int) -> int:
+        if threads > 1 and number == 0:
+            first_waits.wait()
+        if number == 1:
+            first_waits.set()
+        return number
+
+    assert list(results_of([partial(call, number) for number in range(7)], threads)) == [*range(7)]
+
+
+@pytest.mark.parametrize("threads", [0, 1, 2])
+def test_what_a_call_raises_comes_behind_the_results_before_it(threads: int) -> None:
+    found = results_of([lambda: 1, lambda: 1 // 0, lambda: 3], threads)
+    assert next(found) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(found)
+
+
+@pytest.mark.parametrize("threads", [0, 1, 2])
+def test_no_more_calls_are_made_than_results_are_awaited(threads: int) -> None:
+    made: list[int] = []
+    calls = (partial(made.append, number) for number in range(100))
+    with closing(results_of(calls, threads)) as found:
+        next(found)
+        next(found)
+    assert len(made) <= 2 + threads
+    assert not [one for one in threading.enumerate() if one.name.startswith("read-ahead")]
 
 
 @pytest.mark.expects_warnings

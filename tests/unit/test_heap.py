@@ -1,4 +1,4 @@
-"""What the C library does with memory that was freed, once it was asked."""
+"""What becomes of memory that is not needed any more, once somebody asked."""
 
 import subprocess
 import sys
@@ -65,3 +65,24 @@ def test_memory_of_large_requests_is_kept_until_it_is_given_back() -> None:
         given_back.append(int(said[1]))
     assert faults[1] < faults[0] // 10
     assert given_back[1] > 6 * MIB, "what was kept is given back when asked for"
+
+
+_RECORDS = """
+import gc, sys
+from aimfuse import heap
+if sys.argv[1:]:
+    heap.expect_many_records()
+before = gc.get_stats()[0]["collections"]
+held = [(one, one) for one in range(50_000)]
+print(gc.get_stats()[0]["collections"] - before)
+"""
+
+
+def test_many_records_set_off_few_searches_for_garbage() -> None:
+    searches = []
+    for words in ((), ("many",)):
+        done = subprocess.run(
+            [sys.executable, "-c", _RECORDS, *words], check=True, capture_output=True, text=True
+        )
+        searches.append(int(done.stdout))
+    assert 0 < searches[1] < searches[0] // 4

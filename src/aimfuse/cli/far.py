@@ -10,6 +10,7 @@ from typing import Annotated
 import trio
 import typer
 
+from aimfuse import heap
 from aimfuse.cli.boundary import exit_on_error
 from aimfuse.disk import weakness
 from aimfuse.errors import UsageError
@@ -58,6 +59,7 @@ def replay(
         else:
             await replayer.run()
 
+    heap.expect_many_records()
     with exit_on_error():
         trio.run(_until_signal, work)
         if once:

@@ -6,11 +6,12 @@ takes ten times as long for. What is used of a record later is decoded, and its 
 
 import sys
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import chain, groupby, repeat
 from pathlib import Path
 from struct import iter_unpack
+from typing import TypeVar
 
 from crc32c import crc32c
 
@@ -25,12 +26,16 @@ from aimfuse.journal.header import (
     decode_seal,
     identity_seed,
 )
-from aimfuse.journal.records import IOCB_BYTES, IOCBS_MAX, BadIocb, Iocb, decode_iocb
+from aimfuse.journal.reader import AimFile
+from aimfuse.journal.records import IOCB_BYTES, IOCBS_MAX, BadIocb, Iocb, RecordType, decode_iocb
+
+Volume = TypeVar("Volume", bound=int)
 
 _COVERED = f"<{IOCB_BYTES - 4}s4x"
 _TYPE_AT = 4
-_HALVES, _HALF_VOLUME, _HALF_CRC = IOCB_BYTES // 4, 2, 15
-_WORDS, _WORD_OFFSET, _WORD_LENGTH = IOCB_BYTES // 8, 3, 4
+_HALVES, _HALF_VOLUME, _HALF_SIZE, _HALF_CRC = IOCB_BYTES // 4, 2, 3, 15
+_WORDS, _WORD_OFFSET, _WORD_LENGTH, _WORD_AT = IOCB_BYTES // 8, 3, 4, 5
+_TYPES = frozenset(map(int, RecordType))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,48 @@ def read_portion(disk: Disk, path: Path, fd: int) -> Portion:
         words[_WORD_OFFSET::_WORDS],
         words[_WORD_LENGTH::_WORDS],
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What the IOCBs of a file say that was read and checked; bytes in the file in `ats`."""
+
+    types: bytes
+    volumes: "array[int]"
+    sizes: "array[int]"
+    offsets: "array[int]"
+    lengths: "array[int]"
+    ats: "array[int]"
+
+
+def columns_of(aim: AimFile) -> Columns:
+    """Return them for all of *aim*, also if it was read with fewer IOCBs than it has.
+
+    Raises:
+        CorruptRecord: there is one of an unknown type.
+    """
+    raw = bytes(aim.data[aim.seal.iocb_at : aim.seal.total_bytes])
+    types = raw[_TYPE_AT::IOCB_BYTES]
+    if not _TYPES.issuperset(types):
+        raise CorruptRecord(aim.path, aim.seal.iocb_at, "an IOCB of a type that is not known")
+    halves, words = _numbers("I", raw), _numbers("q", raw)
+    return Columns(
+        types,
+        halves[_HALF_VOLUME::_HALVES],
+        halves[_HALF_SIZE::_HALVES],
+        words[_WORD_OFFSET::_WORDS],
+        words[_WORD_LENGTH::_WORDS],
+        words[_WORD_AT::_WORDS],
+    )
+
+
+def spans_of(volumes: Iterable[Volume]) -> Iterator[tuple[Volume, int, int]]:
+    """Yield each volume with the index of its first record in a row, and of that behind."""
+    begin = 0
+    for volume, row in groupby(volumes):
+        end = begin + sum(1 for _ in row)
+        yield volume, begin, end
+        begin = end
 
 
 def _sums(raw: bytes, seed: int) -> Iterable[int]:

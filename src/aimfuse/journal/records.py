@@ -10,9 +10,11 @@ What `offset`, `length` and the payload mean for each type is in docs/format.md.
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import count, repeat
+from operator import add
 from typing import NamedTuple
 
 from crc32c import crc32c
@@ -113,6 +115,32 @@ def encode_iocb(  # noqa: PLR0913 - an object more for each write would cost as 
         crc32c(payload),
     )  # fmt: skip
     return fields + _CRC.pack(crc32c(fields, seed))
+
+
+Row = tuple[RecordType, VolumeId, int, int]
+"""A record of a file that is made at once: its type, volume, offset and length."""
+
+
+def encode_iocbs(
+    seed: int,
+    time_ns: int,
+    rows: Sequence[Row],
+    sizes: Sequence[int],
+    ats: Sequence[int],
+    sums: Iterable[int],
+) -> list[bytes]:
+    """Return what `encode_iocb` gives for each of *rows*, numbered from 1, in less time.
+
+    Of each payload *sizes* has the bytes, *ats* the place in the file and *sums* the checksum.
+    """
+    kinds, volumes, offsets, lengths = zip(*rows, strict=True) if rows else ((), (), (), ())
+    fields = list(
+        map(
+            _FIELDS.pack, repeat(MAGIC), kinds, repeat(0), repeat(0), volumes, sizes, count(1),
+            offsets, lengths, ats, repeat(time_ns), sums,
+        )
+    )  # fmt: skip
+    return list(map(add, fields, map(_CRC.pack, map(crc32c, fields, repeat(seed)))))
 
 
 def decode_iocb(seed: int, data: bytes | memoryview) -> Iocb:

@@ -4,9 +4,12 @@ The bytes are those that `AimWriter` would have left; only a journal that grows 
 open file.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import NamedTuple
+
+from crc32c import crc32c
 
 from aimfuse.journal.header import (
     HEADER_BYTES,
@@ -19,7 +22,15 @@ from aimfuse.journal.header import (
     identity_seed,
 )
 from aimfuse.journal.reader import file_digest
-from aimfuse.journal.records import IOCB_BYTES, MARK_MIN, RecordType, encode_iocb, padded
+from aimfuse.journal.records import (
+    IOCB_BYTES,
+    MARK_MIN,
+    RecordType,
+    Row,
+    encode_iocb,
+    encode_iocbs,
+    padded,
+)
 from aimfuse.units import ByteOffset, Epoch, FileNumber, Seq, VolumeId
 
 _PADS = tuple(bytes(count) for count in range(8))
@@ -53,17 +64,64 @@ def encode_sealed(identity: Identity, frames: Iterable[Frame]) -> tuple[bytearra
         iocbs.append(iocb)
         body += (iocb, payload, _PADS[-len(payload) % 8])
         at = data_at + padded(len(payload))
-    first, times = (Seq(1), time_ns) if seq else (Seq(0), 0)
-    total = at + len(iocbs) * IOCB_BYTES
-    parts = [*body, *iocbs]
-    seal = Seal(
-        total, at, at - HEADER_BYTES, len(iocbs), seq, first, Seq(seq), times, times,
-        payload_bytes, Epoch(0), FileNumber(0), NO_DIGEST,
+    seal = _seal(identity, at, len(iocbs), seq, payload_bytes)
+    data = bytearray().join([bytes(HEADER_BYTES), *body, *iocbs])
+    return data, _finish(data, identity, seal)
+
+
+def encode_rows(
+    identity: Identity,
+    marks: Iterable[Frame],
+    rows: Sequence[Row],
+    fill: Callable[[memoryview, Sequence[int]], None],
+) -> tuple[bytearray, bytes]:
+    """Return what `encode_sealed` does for *marks*, then *rows*, whose payloads *fill* puts there.
+
+    Only a WRITE has one, of its length. *fill* gets all of the file and where in it each begins;
+    so what is read for it is not copied. What it raises goes through.
+    """
+    seed, time_ns = identity_seed(encode_identity(identity)), identity.created_ns
+    front: list[bytes] = []
+    iocbs: list[bytes] = []
+    begin = HEADER_BYTES
+    for kind, volume, offset, length, payload in marks:
+        data_at = begin + IOCB_BYTES
+        iocbs.append(encode_iocb(seed, kind, volume, 0, offset, length, data_at, time_ns, payload))
+        front += (iocbs[-1], payload, _PADS[-len(payload) % 8])
+        begin = data_at + padded(len(payload))
+    sizes = [row[3] if row[0] is RecordType.WRITE else 0 for row in rows]
+    steps = [IOCB_BYTES + size + -size % 8 for size in sizes]
+    *ats, after = accumulate(steps, initial=begin + IOCB_BYTES)
+    end = after - IOCB_BYTES
+    seal = _seal(identity, end, len(iocbs) + len(rows), len(rows), sum(sizes))
+    data = bytearray(seal.total_bytes)
+    with memoryview(data) as view:
+        view[HEADER_BYTES:begin] = b"".join(front)
+        fill(view, ats)
+        sums = [crc32c(view[at : at + size]) for at, size in zip(ats, sizes, strict=True)]
+        encoded = encode_iocbs(seed, time_ns, rows, sizes, ats, sums)
+        for at, iocb in zip(ats, encoded, strict=True):
+            view[at - IOCB_BYTES : at] = iocb
+        view[end:] = b"".join([*iocbs, *encoded])
+    return data, _finish(data, identity, seal)
+
+
+def _seal(
+    identity: Identity, iocb_at: int, iocb_count: int, records: int, payload_bytes: int
+) -> Seal:
+    first, times = (Seq(1), identity.created_ns) if records else (Seq(0), 0)
+    return Seal(
+        iocb_at + iocb_count * IOCB_BYTES, iocb_at, iocb_at - HEADER_BYTES, iocb_count, records,
+        first, Seq(records), times, times, payload_bytes, Epoch(0), FileNumber(0), NO_DIGEST,
     )  # fmt: skip
-    data = bytearray().join([_header(identity, seal), *parts])
+
+
+def _finish(data: bytearray, identity: Identity, seal: Seal) -> bytes:
+    """Put the header in front of what else is in *data*; return the digest."""
+    data[:HEADER_BYTES] = _header(identity, seal)
     digest = file_digest(memoryview(data))
     data[:HEADER_BYTES] = _header(identity, replace(seal, digest=digest))
-    return data, digest
+    return digest
 
 
 def _header(identity: Identity, seal: Seal) -> bytes:

@@ -1,11 +1,13 @@
-"""Read and check the next file while the one before it is being applied.
+"""Read and check the next files while the one before them is being applied.
 
 Checking is work for the processor, applying for the disk; side by side they take the time of
-the slower one. At most one file is held, so memory stays bounded.
+the slower one. At most one file for each thread is held, so memory stays bounded.
 """
 
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key")
@@ -61,3 +63,29 @@ class ReadAhead(Generic[Key, Result]):
             self._results.append(read())
         except BaseException as exc:  # noqa: BLE001 - whoever takes the result gets it
             self._errors.append(exc)
+
+
+def results_of(
+    calls: Iterable[Callable[[], Result]], threads: int
+) -> Generator[Result, None, None]:
+    """Yield what *calls* return, in order, while so many *threads* make the next ones.
+
+    What one raises is raised in its place. Close it, or use it up: that waits for the threads.
+    With no threads each call is made when its result is wanted.
+    """
+    if not threads:
+        for call in calls:
+            yield call()
+        return
+    with ThreadPoolExecutor(threads, "read-ahead") as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for call in calls:
+                waiting.append(pool.submit(call))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for one in waiting:
+                one.cancel()

@@ -171,7 +171,7 @@ class _Batch:
     def flush(self) -> None:
         """Let everything go out, in order."""
         if self.runs:
-            buffers = list(map(b"".join, self.runs))
+            buffers = [run[0] if len(run) == 1 else b"".join(run) for run in self.runs]
             self._disk.pwrite_many("apply:write", self._fd, self._offsets, buffers)
             self.runs.clear()
             self._offsets.clear()

@@ -8,18 +8,17 @@ executed on it, the newest first. No lock holds the replayer up.
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import takewhile, zip_longest
+from itertools import takewhile
 from pathlib import Path
 from typing import TypeVar
 
 from aimfuse.disk import Disk
 from aimfuse.errors import BusyError, CorruptRecord, JournalError, StoreError, TransportError
-from aimfuse.journal.names import JournalName
 from aimfuse.journal.reader import AimFile, read_sealed
-from aimfuse.journal.records import Iocb
-from aimfuse.replay.ahead import ReadAhead
+from aimfuse.replay.ahead import results_of
 from aimfuse.replay.apply import execute, set_size
 from aimfuse.replay.copying import Copying
 from aimfuse.replay.kept import KeptSet, measured
@@ -30,6 +29,7 @@ from aimfuse.replay.plan import Plan, plan_until, start
 from aimfuse.replay.point import Point
 from aimfuse.replay.resume import Resume, Stage
 from aimfuse.replay.state import StoreState
+from aimfuse.replay.taken_back import take_back
 from aimfuse.replay.undo import Undo, parts_of, read_undo
 from aimfuse.units import VolumeId
 
@@ -96,7 +96,7 @@ class Rebuild:
             self.plan = plan_until(self.then, self.redo, point.seq)
         self._done = 0
         self._total = 0
-        self._ahead: ReadAhead[JournalName, Undo] | None = ReadAhead() if copiers else None
+        self._readers = 1 if copiers else 0
         self._copiers = max(1, copiers)
         self._resume: Resume | None = None
         self._targets: list[int] = []
@@ -104,8 +104,6 @@ class Rebuild:
 
     def close(self) -> None:
         """Close what is open of the mirror."""
-        if self._ahead:
-            self._ahead.drop()
         for fd in self._fds:
             self._disk.close(fd)
         self._fds.clear()
@@ -289,32 +287,28 @@ class Rebuild:
         assert self._stage is not None
         end = self._stage.back_to
         later = [one for one in self._later_sets(past) if end is None or one.name.number <= end]
-        for one, following in zip_longest(later, later[1:]):
-            undo = self._read_next(one, following)
-            self._check_place(past, undo, behind)
-            self._check_stage(undo)
-            if behind is None and undo.mark.sync_id != _sync_id(past.state):
-                continue  # Left from in front of a switch: its file will get another.
-            for entry in undo.table:
-                if entry.volume in files:
-                    set_size(self._disk, "restore:size", files[entry.volume], entry.size_bytes)
-            for part in parts_of(self._disk, past.history, undo):
-                self._execute(part, files)
-            behind = undo
-            self._stage.back_to = undo.name.number - 1
-            self._stage.digest = undo.mark.head.digest.hex()
-            self._note_stage()
-            self._done += one.size_bytes
-            report(f"taking back file {undo.name.number}", self._done, self._total)
+        calls = (partial(self._read_undo, one) for one in later)
+        with closing(results_of(calls, self._readers)) as undos:
+            for one, undo in zip(later, undos, strict=True):
+                self._check_place(past, undo, behind)
+                self._check_stage(undo)
+                if behind is None and undo.mark.sync_id != _sync_id(past.state):
+                    continue  # Left from in front of a switch: its file will get another.
+                self._take_back_one(undo, files)
+                behind = undo
+                self._done += one.size_bytes
+                report(f"taking back file {undo.name.number}", self._done, self._total)
 
-    def _read_next(self, one: KeptSet, following: KeptSet | None) -> Undo:
-        """Read an undo file, and have the one that is needed after it read meanwhile."""
-        if self._ahead is None:
-            return self._read_undo(one)
-        undo = self._ahead.take(one.name, partial(self._read_undo, one))
-        if following is not None:
-            self._ahead.start(following.name, partial(self._read_undo, following))
-        return undo
+    def _take_back_one(self, undo: Undo, files: dict[VolumeId, int]) -> None:
+        assert self._stage is not None
+        for entry in undo.table:
+            if entry.volume in files:
+                set_size(self._disk, "restore:size", files[entry.volume], entry.size_bytes)
+        for part in parts_of(self._disk, self._past.history, undo):
+            take_back(self._disk, part, files, "restore")
+        self._stage.back_to = undo.name.number - 1
+        self._stage.digest = undo.mark.head.digest.hex()
+        self._note_stage()
 
     def _look_again(self) -> Past:
         past, then = look_at(self._disk, self._past.path, self._look), self._past
@@ -396,14 +390,6 @@ class Rebuild:
         steps = go(self._disk, self._past.path, self.then, point.onward, point.seq)
         while (step := self._checked(lambda: next(steps, None))) is not None:
             yield step
-
-    def _execute(self, part: AimFile, files: dict[VolumeId, int]) -> None:
-        changes: dict[VolumeId, list[Iocb]] = {}
-        for iocb in part.records():
-            if iocb.volume in files:
-                changes.setdefault(iocb.volume, []).append(iocb)
-        for volume, found in changes.items():
-            execute(self._disk, files[volume], part, found)
 
 
 def _sync_id(state: StoreState) -> int:

@@ -7,23 +7,24 @@ the next epoch, so that the journal stays one chain of whole files.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from aimfuse.disk import Disk
 from aimfuse.errors import CorruptRecord
 from aimfuse.journal.header import Identity, Parent
 from aimfuse.journal.names import GoneName, JournalName
-from aimfuse.journal.reader import AimFile, read_own, read_sealed
+from aimfuse.journal.reader import AimFile, check_own, read_own, read_sealed
 from aimfuse.journal.records import Iocb, RecordType, VolumeEntry, encode_table
 from aimfuse.journal.writer import AimWriter
-from aimfuse.replay.ahead import ReadAhead
-from aimfuse.replay.apply import execute, set_size
+from aimfuse.replay.ahead import results_of
+from aimfuse.replay.apply import set_size
 from aimfuse.replay.kept import KeptSet, list_kept
 from aimfuse.replay.state import Head, Promoted
 from aimfuse.replay.store import Store
+from aimfuse.replay.taken_back import take_back
 from aimfuse.replay.undo import Read, Undo, UndoMark, parts_of, read_undo
 from aimfuse.units import MIB, FileNumber, Seq, VolumeId
 
@@ -31,9 +32,11 @@ STEP_BYTES = 256 * MIB
 STEP_FILES = 4096
 """Undone in one step at most, give or take a file: what a crash repeats."""
 
+CHECKERS = 2
+"""Threads that check undo files: one hashes while the other waits for the disk, or hashes too."""
 
-_read_marks = partial(read_own, iocbs_max=2)
-"""Checks a file as a whole, and looks at its first marks only."""
+_read = partial(read_own, iocbs_max=2)
+"""Reads and checks a file as a whole, and decodes its first marks only."""
 
 
 def check_way(store: Store, fork: Head) -> int:
@@ -47,12 +50,11 @@ def check_way(store: Store, fork: Head) -> int:
     """
     held = 0
     expected: Head | None = store.state.head
-    for undo, one in _undos(store, fork, _read_marks):
-        _check_follows(undo, expected, store.state.head)
-        for _part in parts_of(store.disk, store.history, undo, _read_marks):
-            pass
-        expected = undo.mark.head
-        held += one.size_bytes
+    with closing(_undos(store, fork, check_own, CHECKERS, whole=True)) as undos:
+        for undo, one in undos:
+            _check_follows(undo, expected, store.state.head)
+            expected = undo.mark.head
+            held += one.size_bytes
     if expected != fork:
         raise CorruptRecord(store.history, 0, f"undo files behind file {fork.number} are gone")
     return held
@@ -69,11 +71,12 @@ def step_back(store: Store, fork: Head, *, read_ahead: bool = False) -> bool:
     """
     undone = _Undone(store)
     try:
-        for undo, one in _undos(store, fork, read_ahead=read_ahead):
-            _check_follows(undo, undone.head, store.state.head)
-            undone.add(undo, one.size_bytes)
-            if undone.is_enough:
-                break
+        with closing(_undos(store, fork, _read, int(read_ahead))) as undos:
+            for undo, one in undos:
+                _check_follows(undo, undone.head, store.state.head)
+                undone.add(undo, one.size_bytes)
+                if undone.is_enough:
+                    break
         undone.sync()
     finally:
         undone.close()
@@ -105,8 +108,8 @@ class _Undone:
                 fds[entry.volume] = _open(self._store, entry.volume)
             if disk.size(fds[entry.volume]) != entry.size_bytes:
                 set_size(disk, "rewind:size", fds[entry.volume], entry.size_bytes)
-        for part in parts_of(disk, self._store.history, undo, read_own):
-            _execute(disk, part, fds)
+        for part in parts_of(disk, self._store.history, undo, _read):
+            take_back(disk, part, fds, "rewind")
         self.head, self.end = undo.mark.head, (undo.mark, undo.table)
         self._bytes += size_bytes
         self._files += 1
@@ -124,28 +127,31 @@ class _Undone:
 
 
 def _undos(
-    store: Store, fork: Head, read_file: Read = read_own, *, read_ahead: bool = False
-) -> Iterator[tuple[Undo, KeptSet]]:
-    """Yield what leads from the mirror back to *fork*, that of a half-applied file first."""
+    store: Store, fork: Head, read_file: Read, threads: int, *, whole: bool = False
+) -> Generator[tuple[Undo, KeptSet], None, None]:
+    """Yield what leads from the mirror back to *fork*, that of a half-applied file first.
+
+    So many *threads* read and check the next ones meanwhile; *whole*: all of their parts, too.
+    """
     head = store.state.head
     assert head is not None
-    ahead = ReadAhead[JournalName, Undo]() if read_ahead else None
     sets = _sets(store, head, fork)
-    try:
-        for index, one in enumerate(sets):
-            read = partial(read_undo, store.disk, store.history, one.name, read_file)
-            undo = ahead.take(one.name, read) if ahead else read()
-            if ahead and index + 1 < len(sets):
-                name = sets[index + 1].name
-                ahead.start(name, partial(read_undo, store.disk, store.history, name, read_file))
+    calls = (partial(_read_one, store, one, read_file, whole=whole) for one in sets)
+    with closing(results_of(calls, threads)) as undos:
+        for one, undo in zip(sets, undos, strict=True):
             if one.name.number > head.number and (
                 undo.mark.head != head or undo.mark.sync_id != _sync_id(store)
             ):
                 continue  # Of another attempt, in front of a copy.
             yield undo, one
-    finally:
-        if ahead:
-            ahead.drop()
+
+
+def _read_one(store: Store, one: KeptSet, read_file: Read, *, whole: bool) -> Undo:
+    undo = read_undo(store.disk, store.history, one.name, read_file)
+    if whole:
+        for _part in parts_of(store.disk, store.history, undo, read_file):
+            pass
+    return undo
 
 
 def _sets(store: Store, head: Head, fork: Head) -> list[KeptSet]:
@@ -202,21 +208,6 @@ def _bring_back(store: Store, undo: Undo, volume: VolumeId) -> None:
 
 def _open(store: Store, volume: VolumeId) -> int:
     return store.disk.open("rewind:open", store.volume_path(volume), os.O_RDWR | os.O_NOFOLLOW)
-
-
-def _execute(disk: Disk, part: AimFile, fds: dict[VolumeId, int]) -> None:
-    """Write what was there; the ranges of an undo file are disjoint, so holes may come first."""
-    changes: dict[VolumeId, tuple[list[Iocb], list[Iocb]]] = {}
-    for iocb in part.records():
-        found = changes.get(iocb.volume)
-        if found is None:
-            found = changes[iocb.volume] = ([], [])
-        found[iocb.type is RecordType.WRITE].append(iocb)
-    for volume, (holes, writes) in changes.items():
-        if holes:
-            ranges = ((one.offset, one.length) for one in holes)
-            disk.punch_many("rewind:punch", fds[volume], ranges)
-        execute(disk, fds[volume], part, writes)
 
 
 def forget_brought_back(store: Store) -> None:

@@ -10,17 +10,21 @@ a further name of its data, for nothing writes to it any more.
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
-from aimfuse.disk import Disk, publish
+from aimfuse.disk import Disk, Places, publish
 from aimfuse.errors import CorruptRecord
 from aimfuse.journal.header import FileKind, Identity
 from aimfuse.journal.names import PART, GoneName, JournalName, UndoName
+from aimfuse.journal.portion import spans_of
 from aimfuse.journal.reader import AimFile, read_sealed
-from aimfuse.journal.records import Iocb, RecordType, VolumeEntry, encode_table
-from aimfuse.journal.whole import Frame, encode_sealed
+from aimfuse.journal.records import Iocb, RecordType, Row, VolumeEntry, encode_table
+from aimfuse.journal.whole import Frame, encode_rows
 from aimfuse.replay.plan import Plan
 from aimfuse.replay.state import Head, Json, natural
 from aimfuse.replay.store import Store
@@ -35,6 +39,7 @@ FRAMES_MAX = 1 << 17
 RUN_BYTES = MIB
 """Bytes that one record holds, and one call reads."""
 
+_WRITE = RecordType.WRITE
 _FRAME_BYTES = 128
 """What a record costs beside its payload, twice an IOCB."""
 
@@ -43,14 +48,11 @@ class Unreadable(Exception):
     """A before-image cannot be read, while the journal could still be written over it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stretch:
-    """Bytes *start* to *end* of a volume's file, which are about to change: data, or a hole."""
+Stretch = tuple[int, int, bool]
+"""Where bytes of a volume's file begin and end that are about to change; no hole, but data.
 
-    start: int
-    end: int
-    is_data: bool
-
+Plain, as `Row` is: one is made for each record.
+"""
 
 Survey = dict[VolumeId, list[Stretch]]
 Read = Callable[[Disk, Path], AimFile]
@@ -134,33 +136,35 @@ def survey(store: Store, plan: Plan) -> Survey:
 
 def overwritten(changes: Iterable[Iocb], size: int) -> list[tuple[int, int]]:
     """Return the ranges of a volume of *size* bytes that *changes* touch, sorted, disjoint."""
-    touched: list[tuple[int, int]] = []
-    for iocb in changes:
-        start: int = iocb.offset
-        if iocb.type is RecordType.WRITE:
-            end = start + iocb.payload_bytes
-        elif iocb.type is RecordType.ZERO:
-            end = start + iocb.length
-        else:
-            start, end = iocb.length, size
-        if start < min(end, size):
-            touched.append((start, min(end, size)))
+    changes = list(changes)
+    touched: list[tuple[int, int]] = [
+        (one.offset, one.offset + one.payload_bytes) for one in changes if one.type is _WRITE
+    ]
+    for one in changes if len(touched) < len(changes) else ():
+        start: int = one.offset
+        if one.type is RecordType.ZERO:
+            touched.append((start, start + one.length))
+        elif one.type is not _WRITE:
+            touched.append((one.length, size))
     touched.sort()
     ranges: list[tuple[int, int]] = []
+    low = high = -1
     for start, end in touched:
-        if ranges and start <= ranges[-1][1]:
-            ranges[-1] = (ranges[-1][0], max(end, ranges[-1][1]))
-        else:
-            ranges.append((start, end))
-    return ranges
+        if start > high:
+            ranges.append((low, high))
+            low, high = start, end
+        elif end > high:
+            high = end
+    ranges.append((low, high))
+    return [(low, min(high, size)) for low, high in ranges if 0 <= low < min(high, size)]
 
 
 def needed_bytes(found: Survey) -> int:
     """Return about how large the undo file of a survey will be."""
     return sum(
-        _FRAME_BYTES + (one.end - one.start if one.is_data else 0)
+        _FRAME_BYTES + (end - start if is_data else 0)
         for stretches in found.values()
-        for one in stretches
+        for start, end, is_data in stretches
     )
 
 
@@ -182,21 +186,18 @@ def write_undo(
         tuple(sorted(plan.gone)), state.volume_id_max, state.volume_ids_exact,
     )  # fmt: skip
     digests: list[bytes] = []
-    groups = _grouped(_before_images(store, found))
+    groups = _groups(found)
     last = next(groups, [])
     for group in groups:
         part = len(digests) + 1
-        data, digest = encode_sealed(_identity(aim, part, now_ns), [table, _mark(mark), *last])
-        _publish(store, UndoName(name, part), data)
-        digests.append(digest)
+        _publish(store, UndoName(name, part), aim, (table, mark), last, now_ns, digests)
         last = group
     for volume in mark.gone:
         link_gone(store, name, volume)
     if mark.gone:
         disk.sync_dir("undo:gone_sync_dir", store.history)
     mark = replace(mark, parts=tuple(digests))
-    data, _digest = encode_sealed(_identity(aim, 0, now_ns), [table, _mark(mark), *last])
-    _publish(store, UndoName(name), data)
+    _publish(store, UndoName(name), aim, (table, mark), last, now_ns, digests)
     return names_of(name, mark)
 
 
@@ -213,12 +214,20 @@ def link_gone(store: Store, name: JournalName, volume: VolumeId) -> None:
         store.disk.link("undo:gone", store.volume_path(volume), target)
 
 
-def _publish(store: Store, name: UndoName, data: bytearray) -> None:
+def _publish(
+    store: Store, name: UndoName, aim: AimFile, marks: tuple[Frame, UndoMark], rows: list[Row],
+    now_ns: int, digests: list[bytes],
+) -> None:  # fmt: skip
+    """Read what *rows* name, make a part of it durable, and add its digest to *digests*."""
+    identity = _identity(aim, name.part, now_ns)
+    table, mark = marks
+    data, digest = encode_rows(identity, [table, _mark(mark)], rows, partial(_fill, store, rows))
     path = store.history / str(name)
     part = path.with_name(path.name + PART)
     if store.disk.exists(part):  # After a failed sync the old one is not to be trusted.
         store.disk.unlink("undo:unlink_part", part)
     publish(store.disk, "undo", path, data)
+    digests.append(digest)
 
 
 def _identity(aim: AimFile, part: int, now_ns: int) -> Identity:
@@ -231,52 +240,55 @@ def _mark(mark: UndoMark) -> Frame:
     return Frame(RecordType.UNDO, VolumeId(0), ByteOffset(0), 0, payload)
 
 
-def _grouped(frames: Iterable[Frame]) -> Iterator[list[Frame]]:
-    """Yield *frames* in the groups that go into one part each."""
-    group: list[Frame] = []
+def _groups(found: Survey) -> Iterator[list[Row]]:
+    """Yield the records of *found* in the groups that go into one part each."""
+    group: list[Row] = []
     held = 0
-    for frame in frames:
-        group.append(frame)
-        held += len(frame.payload)
-        if held >= PART_BYTES or len(group) >= FRAMES_MAX:
-            yield group
-            group, held = [], 0
+    for volume, stretches in found.items():
+        for start, end, is_data in stretches:
+            step = RUN_BYTES if is_data else end - start
+            for at in range(start, end, step) if end - start > step else (start,):
+                length = min(step, end - at)
+                group.append((_WRITE if is_data else RecordType.ZERO, volume, at, length))
+                held += length if is_data else 0
+                if held >= PART_BYTES or len(group) >= FRAMES_MAX:
+                    yield group
+                    group, held = [], 0
     if group:
         yield group
 
 
-def _before_images(store: Store, found: Survey) -> Iterator[Frame]:
-    for volume, stretches in found.items():
+def _fill(store: Store, rows: list[Row], memory: memoryview, ats: Sequence[int]) -> None:
+    """Read what is to be kept of the mirror to where it belongs."""
+    for volume, begin, end in spans_of([row[1] for row in rows]):
+        here = zip(rows[begin:end], ats[begin:end], strict=True)
+        found = [(at, row[2], row[3]) for row, at in here if row[0] is _WRITE]
+        if not found:
+            continue
+        places = Places(*(array("q", column) for column in zip(*found, strict=True)))
         fd = _open_volume(store, volume)
         try:
-            for one in stretches:  # All at once: a disk does many reads in the time of a few.
-                if one.is_data:
-                    store.disk.prefetch(fd, one.start, one.end - one.start)
-            for one in stretches:
-                yield from _images_of(store.disk, fd, volume, one)
+            _read(store.disk, fd, volume, memory, places)
         finally:
             store.disk.close(fd)
 
 
-def _images_of(disk: Disk, fd: int, volume: VolumeId, one: Stretch) -> Iterator[Frame]:
-    if not one.is_data:
-        yield Frame(RecordType.ZERO, volume, ByteOffset(one.start), one.end - one.start, b"")
-        return
-    for at in range(one.start, one.end, RUN_BYTES):
-        wanted = min(RUN_BYTES, one.end - at)
+def _read(disk: Disk, fd: int, volume: VolumeId, memory: memoryview, places: Places) -> None:
+    """Read *places*: all of them by one call, and one by one those where that ends."""
+    done = disk.pread_places(fd, memory, places)
+    for at, offset, length in islice(zip(*places, strict=True), done, None):
         try:
-            data = disk.pread(fd, wanted, at)
+            got = disk.pread_into(fd, memory[at : at + length], offset)
         except OSError as exc:
-            raise Unreadable(f"volume {volume} at byte {at}: {exc}") from exc
-        if len(data) < wanted:
-            raise Unreadable(f"volume {volume} ends at byte {at + len(data)}")
-        yield Frame(RecordType.WRITE, volume, ByteOffset(at), wanted, data)
+            raise Unreadable(f"volume {volume} at byte {offset}: {exc}") from exc
+        if got < length:
+            raise Unreadable(f"volume {volume} ends at byte {offset + got}")
 
 
 def _told_apart(disk: Disk, fd: int, ranges: list[tuple[int, int]], size: int) -> list[Stretch]:
     """Return *ranges*, holes told from data; looking for holes is slow, so only if there are."""
     if disk.allocated(fd) >= size:
-        return [Stretch(start, end, is_data=True) for start, end in ranges]
+        return [(start, end, True) for start, end in ranges]
     return list(_stretches(disk, fd, ranges, size))
 
 
@@ -290,9 +302,9 @@ def _stretches(
             if at >= high:
                 low, high = next(disk.data_ranges(fd, at, size), (size, size))
             if at < low:
-                yield Stretch(at, min(end, low), is_data=False)
+                yield at, min(end, low), False
             if low < end:
-                yield Stretch(max(at, low), min(end, high), is_data=True)
+                yield max(at, low), min(end, high), True
             at = high if low < end else end
 
 
