@@ -1,7 +1,9 @@
 """What a store keeps of its past: every file boundary, whatever interrupts the keeping."""
 
 import contextlib
+import errno
 import json
+import os
 import random
 import shutil
 import tempfile
@@ -14,11 +16,11 @@ from typer.testing import CliRunner
 
 from aimfuse.cli.past import register
 from aimfuse.cli.plain import App
-from aimfuse.disk import Disk
+from aimfuse.disk import Disk, Places
 from aimfuse.errors import JournalError
 from aimfuse.journal.names import JournalName, UndoName
 from aimfuse.replay.past import describe
-from aimfuse.replay.undo import PART_BYTES, parts_of, read_undo
+from aimfuse.replay.undo import PART_BYTES, READ_ROWS, parts_of, read_undo
 from aimfuse.units import MIB, SECOND_NS, Epoch, FileNumber
 from tests.disks.cuts import keep_all, keep_none, keep_random
 from tests.disks.faults import Crash
@@ -139,6 +141,60 @@ def test_a_change_too_large_for_one_undo_file_is_kept_in_parts(tmp_path: Path) -
     (store / "history" / str(UndoName(undo.name, 1))).unlink()
     with pytest.raises(JournalError, match="gone"):
         states_of(store)
+
+
+def many_records(scratch: Path) -> tuple[Source, Path, Snapshot]:
+    """Return a source whose last file touches more than is read at once, and is in the inbox."""
+    source, store = Source(scratch / "spool"), scratch / "store"
+    first, second = source.create("first"), source.create("second")
+    fill = random.Random(0).randbytes(2 * MIB)
+    for volume in (first, second):
+        source.write(volume, 0, fill)
+    source.roll()
+    begin(store, source)
+    before = source.snapshot()
+    for at in range(READ_ROWS + 100):
+        source.write(first, 1000 * at, b"new")
+        source.write(second, 1000 * at + 1, b"newer")
+    deliver(store, source.roll())
+    return source, store, before
+
+
+def test_more_records_than_are_read_at_once_are_taken_back(tmp_path: Path) -> None:
+    source, store, before = many_records(tmp_path)
+    catch_up(store)
+    assert mirror_of(store) == source.snapshot()
+    assert states_of(store)[1] == before
+
+
+class _Rotten(Disk):
+    """Cannot read a stretch of the first volume's data any more."""
+
+    def pread_places(self, fd: int, memory: memoryview, places: Places) -> int:
+        rotten = [at for at, offset in enumerate(places.offsets) if self._is_rotten(fd, offset)]
+        first = Places(*(column[: rotten[0] if rotten else None] for column in places))
+        return super().pread_places(fd, memory, first)
+
+    def pread_into(self, fd: int, view: memoryview, offset: int) -> int:
+        if self._is_rotten(fd, offset):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().pread_into(fd, view, offset)
+
+    def _is_rotten(self, fd: int, offset: int) -> bool:
+        is_volume = Path(f"/proc/self/fd/{fd}").readlink().name == "00000001"
+        return is_volume and offset == (READ_ROWS + 7) * 1000
+
+
+def test_what_cannot_be_read_any_more_can_be_overwritten_and_history_begins_anew(
+    tmp_path: Path,
+) -> None:
+    source, store, _before = many_records(tmp_path)
+    catch_up(store, _Rotten())
+    assert mirror_of(store) == source.snapshot()
+    (gap,) = describe(Disk(), store)["gaps"]
+    assert gap["behind"] == 2
+    assert f"volume 1 at byte {(READ_ROWS + 7) * 1000}" in gap["why"]
+    assert [path.name for path in (store / "history").glob("*.undo*")] == []
 
 
 def test_whoever_is_killed_at_any_step_loses_nothing_of_the_past(tmp_path: Path) -> None:

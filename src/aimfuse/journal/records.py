@@ -124,19 +124,21 @@ Row = tuple[RecordType, VolumeId, int, int]
 def encode_iocbs(
     seed: int,
     time_ns: int,
+    first_seq: int,
     rows: Sequence[Row],
     sizes: Sequence[int],
     ats: Sequence[int],
     sums: Iterable[int],
 ) -> list[bytes]:
-    """Return what `encode_iocb` gives for each of *rows*, numbered from 1, in less time.
+    """Return what `encode_iocb` gives for each of *rows*, of the numbers from *first_seq* on.
 
     Of each payload *sizes* has the bytes, *ats* the place in the file and *sums* the checksum.
     """
     kinds, volumes, offsets, lengths = zip(*rows, strict=True) if rows else ((), (), (), ())
     fields = list(
         map(
-            _FIELDS.pack, repeat(MAGIC), kinds, repeat(0), repeat(0), volumes, sizes, count(1),
+            _FIELDS.pack, repeat(MAGIC), kinds, repeat(0), repeat(0), volumes, sizes,
+            count(first_seq),
             offsets, lengths, ats, repeat(time_ns), sums,
         )
     )  # fmt: skip

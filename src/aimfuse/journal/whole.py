@@ -4,7 +4,7 @@ The bytes are those that `AimWriter` would have left; only a journal that grows 
 open file.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import NamedTuple
@@ -46,6 +46,14 @@ class Frame(NamedTuple):
     payload: bytes
 
 
+Fill = Callable[[memoryview, Sequence[int]], Iterator[int]]
+"""Gets the memory of a file, and where in it the payload of each row begins.
+
+It puts payloads there, and yields each time up to which row they are there now, at last up to
+the end of the rows.
+"""
+
+
 def encode_sealed(identity: Identity, frames: Iterable[Frame]) -> tuple[bytearray, bytes]:
     """Return a file with *frames* in it, its records numbered from 1, and its digest.
 
@@ -65,20 +73,19 @@ def encode_sealed(identity: Identity, frames: Iterable[Frame]) -> tuple[bytearra
         body += (iocb, payload, _PADS[-len(payload) % 8])
         at = data_at + padded(len(payload))
     seal = _seal(identity, at, len(iocbs), seq, payload_bytes)
-    data = bytearray().join([bytes(HEADER_BYTES), *body, *iocbs])
-    return data, _finish(data, identity, seal)
+    data = bytearray().join([_header(identity, seal), *body, *iocbs])
+    digest = file_digest(memoryview(data))
+    data[:HEADER_BYTES] = _header(identity, replace(seal, digest=digest))
+    return data, digest
 
 
 def encode_rows(
-    identity: Identity,
-    marks: Iterable[Frame],
-    rows: Sequence[Row],
-    fill: Callable[[memoryview, Sequence[int]], None],
+    identity: Identity, marks: Iterable[Frame], rows: Sequence[Row], fill: Fill
 ) -> tuple[bytearray, bytes]:
     """Return what `encode_sealed` does for *marks*, then *rows*, whose payloads *fill* puts there.
 
-    Only a WRITE has one, of its length. *fill* gets all of the file and where in it each begins;
-    so what is read for it is not copied. What it raises goes through.
+    Only a WRITE has one, of its length. What is read for it is not copied, and can go on being
+    read while what is there is encoded and hashed. What *fill* raises goes through.
     """
     seed, time_ns = identity_seed(encode_identity(identity)), identity.created_ns
     front: list[bytes] = []
@@ -86,24 +93,39 @@ def encode_rows(
     begin = HEADER_BYTES
     for kind, volume, offset, length, payload in marks:
         data_at = begin + IOCB_BYTES
-        iocbs.append(encode_iocb(seed, kind, volume, 0, offset, length, data_at, time_ns, payload))
-        front += (iocbs[-1], payload, _PADS[-len(payload) % 8])
+        iocb = encode_iocb(seed, kind, volume, 0, offset, length, data_at, time_ns, payload)
+        iocbs.append(iocb)
+        front += (iocb, payload, _PADS[-len(payload) % 8])
         begin = data_at + padded(len(payload))
     sizes = [row[3] if row[0] is RecordType.WRITE else 0 for row in rows]
     steps = [IOCB_BYTES + size + -size % 8 for size in sizes]
-    *ats, after = accumulate(steps, initial=begin + IOCB_BYTES)
-    end = after - IOCB_BYTES
+    ats = list(accumulate(steps, initial=begin + IOCB_BYTES))
+    end = ats[-1] - IOCB_BYTES
     seal = _seal(identity, end, len(iocbs) + len(rows), len(rows), sum(sizes))
     data = bytearray(seal.total_bytes)
+
+    def parts() -> Iterator[memoryview]:
+        done = 0
+        for upto in fill(view, ats[:-1]):
+            here = slice(done, upto)
+            sums = [
+                crc32c(view[at : at + size])
+                for at, size in zip(ats[here], sizes[here], strict=True)
+            ]
+            found = encode_iocbs(seed, time_ns, done + 1, rows[here], sizes[here], ats[here], sums)
+            for at, iocb in zip(ats[here], found, strict=True):
+                view[at - IOCB_BYTES : at] = iocb
+            iocbs.extend(found)
+            yield view[ats[done] - IOCB_BYTES : ats[upto] - IOCB_BYTES]
+            done = upto
+        view[end:] = b"".join(iocbs)
+        yield view[end:]
+
     with memoryview(data) as view:
-        view[HEADER_BYTES:begin] = b"".join(front)
-        fill(view, ats)
-        sums = [crc32c(view[at : at + size]) for at, size in zip(ats, sizes, strict=True)]
-        encoded = encode_iocbs(seed, time_ns, rows, sizes, ats, sums)
-        for at, iocb in zip(ats, encoded, strict=True):
-            view[at - IOCB_BYTES : at] = iocb
-        view[end:] = b"".join([*iocbs, *encoded])
-    return data, _finish(data, identity, seal)
+        view[:begin] = b"".join([_header(identity, seal), *front])
+        digest = file_digest(view[:begin], parts())
+    data[:HEADER_BYTES] = _header(identity, replace(seal, digest=digest))
+    return data, digest
 
 
 def _seal(
@@ -114,14 +136,6 @@ def _seal(
         iocb_at + iocb_count * IOCB_BYTES, iocb_at, iocb_at - HEADER_BYTES, iocb_count, records,
         first, Seq(records), times, times, payload_bytes, Epoch(0), FileNumber(0), NO_DIGEST,
     )  # fmt: skip
-
-
-def _finish(data: bytearray, identity: Identity, seal: Seal) -> bytes:
-    """Put the header in front of what else is in *data*; return the digest."""
-    data[:HEADER_BYTES] = _header(identity, seal)
-    digest = file_digest(memoryview(data))
-    data[:HEADER_BYTES] = _header(identity, replace(seal, digest=digest))
-    return digest
 
 
 def _header(identity: Identity, seal: Seal) -> bytes:

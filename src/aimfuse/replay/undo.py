@@ -12,6 +12,7 @@ import json
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -25,6 +26,7 @@ from aimfuse.journal.portion import spans_of
 from aimfuse.journal.reader import AimFile, read_sealed
 from aimfuse.journal.records import Iocb, RecordType, Row, VolumeEntry, encode_table
 from aimfuse.journal.whole import Frame, encode_rows
+from aimfuse.replay.ahead import results_of
 from aimfuse.replay.plan import Plan
 from aimfuse.replay.state import Head, Json, natural
 from aimfuse.replay.store import Store
@@ -38,6 +40,9 @@ FRAMES_MAX = 1 << 17
 
 RUN_BYTES = MIB
 """Bytes that one record holds, and one call reads."""
+
+READ_ROWS = 1024
+"""Records whose bytes are read while those before them are encoded."""
 
 _WRITE = RecordType.WRITE
 _FRAME_BYTES = 128
@@ -156,7 +161,9 @@ def overwritten(changes: Iterable[Iocb], size: int) -> list[tuple[int, int]]:
         elif end > high:
             high = end
     ranges.append((low, high))
-    return [(low, min(high, size)) for low, high in ranges if 0 <= low < min(high, size)]
+    return [  # What lies beyond the end was not there.
+        (low, min(high, size)) for low, high in ranges if low < high and low < size
+    ]
 
 
 def needed_bytes(found: Survey) -> int:
@@ -258,8 +265,20 @@ def _groups(found: Survey) -> Iterator[list[Row]]:
         yield group
 
 
-def _fill(store: Store, rows: list[Row], memory: memoryview, ats: Sequence[int]) -> None:
-    """Read what is to be kept of the mirror to where it belongs."""
+def _fill(store: Store, rows: list[Row], memory: memoryview, ats: Sequence[int]) -> Iterator[int]:
+    """Read what is to be kept of the mirror to where it belongs, the next stretch meanwhile."""
+    ends = [*range(READ_ROWS, len(rows), READ_ROWS), len(rows)]
+    begins = [0, *ends]
+    calls = [
+        partial(_fill_some, store, memory, rows[begin:end], ats[begin:end])
+        for begin, end in zip(begins, ends, strict=False)
+    ]
+    with closing(results_of(calls, int(len(ends) > 1))) as done:
+        for end, _none in zip(ends, done, strict=True):
+            yield end
+
+
+def _fill_some(store: Store, memory: memoryview, rows: list[Row], ats: Sequence[int]) -> None:
     for volume, begin, end in spans_of([row[1] for row in rows]):
         here = zip(rows[begin:end], ats[begin:end], strict=True)
         found = [(at, row[2], row[3]) for row, at in here if row[0] is _WRITE]
