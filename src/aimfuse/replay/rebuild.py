@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from aimfuse.disk import Disk
 from aimfuse.errors import BusyError, CorruptRecord, JournalError, StoreError, TransportError
+from aimfuse.journal.names import JournalName
 from aimfuse.journal.reader import AimFile, read_sealed
 from aimfuse.replay.ahead import results_of
 from aimfuse.replay.apply import execute, set_size
