@@ -60,6 +60,41 @@ def begun(store: Path, source: Source) -> Path:
     return store
 
 
+def synced_store(scratch: Path) -> tuple[Source, Path]:
+    """Return a source with volume 1, and its store with the first sync behind it."""
+    source, store = Source(scratch / "spool"), scratch / "store"
+    source.create("v.img", 9000)
+    source.write(1, 4000, b"\xee" * 3000)
+    source.roll()
+    begin(store, source)
+    return source, store
+
+
+def busy_files(source: Source, right: dict[int, dict[str, bytes]] | None = None) -> list[Path]:
+    """Make two files with every kind of record, on top of volume 1.
+
+    The states behind them go into *right*, by their numbers.
+    """
+    right = {} if right is None else right
+    source.write(1, 0, b"one" * 2000)
+    second = source.create("second", 6000)
+    source.write(second, 100, b"two" * 100)
+    source.zero(1, 4096, 4096)
+    first = source.roll()
+    right[source.number] = source.snapshot()
+    source.write(second, 9000, b"three")
+    source.truncate(1, 3000)
+    source.truncate(1, 8000)
+    third = source.create("third")
+    source.write(third, 0, b"3" * 10)
+    source.rename(third, "second")
+    source.mark_bookmark("the end")
+    source.unlink(source.create("short-lived"))
+    made = [first, source.roll()]
+    right[source.number] = source.snapshot()
+    return made
+
+
 def report(session: Session) -> Json:
     """Return what the last ack says."""
     return dict(session._ack.last)  # noqa: SLF001 - the file itself may be on a simulated disk

@@ -23,38 +23,11 @@ from tests.disks.faults import Crash, Fault
 from tests.disks.simdisk import SimDisk
 from tests.replay.faults import DiskLook, Steps, dying, failing, failing_at
 from tests.replay.source import Source, deliver, mirror_of
-from tests.replay.stores import begin, catch_up, exhaust, opened
+from tests.replay.stores import busy_files, catch_up, exhaust, opened, synced_store
 
 pytestmark = pytest.mark.expects_warnings
 
 STORE = Path("/store")
-
-
-def busy_files(source: Source) -> list[Path]:
-    """Make two files with every kind of record in them, on top of volume 1."""
-    source.write(1, 0, b"one" * 2000)
-    second = source.create("second", 6000)
-    source.write(second, 100, b"two" * 100)
-    source.zero(1, 4096, 4096)
-    first = source.roll()
-    source.write(second, 9000, b"three")
-    source.truncate(1, 3000)
-    source.truncate(1, 8000)
-    third = source.create("third")
-    source.write(third, 0, b"3" * 10)
-    source.rename(third, "second")
-    source.create("short-lived")
-    source.unlink(source.next_volume - 1)
-    return [first, source.roll()]
-
-
-def synced_store(scratch: Path) -> tuple[Source, Path]:
-    source, store = Source(scratch / "spool"), scratch / "store"
-    source.create("v.img", 9000)
-    source.write(1, 4000, b"\xee" * 3000)
-    source.roll()
-    begin(store, source)
-    return source, store
 
 
 def steps_of(store: Path, tmp_path: Path) -> list[str]:

@@ -3,14 +3,18 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from aimfuse.disk import Disk
-from aimfuse.replay.doubt import COPIED
+from aimfuse.replay.doubt import COPIED, REJOINED
+from aimfuse.replay.kept import is_whole
+from aimfuse.replay.past import look_at
 from aimfuse.replay.session import Session
-from aimfuse.replay.state import Phase
+from aimfuse.replay.state import Head, Phase, StoreState, SyncProgress
+from aimfuse.units import Epoch, FileNumber, Seq
 from tests.replay.source import Source, deliver, mirror_of
 from tests.replay.stores import exhaust, made_source, report
 
@@ -119,3 +123,44 @@ def test_a_copy_in_the_middle_of_a_first_copy_begins_anew(source: Source, tmp_pa
     deliver(other, *source.sync())
     assert replayed(other).store.state.phase is Phase.CONSISTENT
     assert mirror_of(other) == source.snapshot()
+
+
+HEAD = Head(Epoch(1), FileNumber(7), Seq(70), bytes(32), 1)
+
+
+@pytest.mark.parametrize(
+    ("phase", "to", "doubt", "expected"),
+    [
+        (Phase.CONSISTENT, 5, "", True),
+        (Phase.CONSISTENT, 5, COPIED, False),
+        (Phase.CATCHING_UP, 9, "", False),
+        (Phase.CATCHING_UP, 5, COPIED, False),
+        (Phase.HALTED, 7, "", True),
+        (Phase.HALTED, 8, "", False),
+        (Phase.HALTED, None, "", False),
+        (Phase.HALTED, 7, COPIED, False),
+        (Phase.HALTED, 7, REJOINED, False),
+        (Phase.PROMOTED, 5, "", False),
+    ],
+)
+def test_a_mirror_is_whole_behind_its_copy_unless_it_is_doubted_halted_or_not(
+    phase: Phase, to: int | None, doubt: str, *, expected: bool
+) -> None:
+    sync = SyncProgress(0xA1, HEAD, 3, (1, 0), to)
+    state = StoreState(bytes(16), HEAD, phase=phase, sync=sync, doubt=doubt)
+    assert is_whole(state) is expected
+    assert not is_whole(replace(state, head=None))
+
+
+@pytest.mark.expects_warnings
+def test_a_doubted_store_that_halts_gives_no_past(source: Source, store: Path) -> None:
+    with held(store):
+        other = copied(store)
+    replayed(other)
+    with held(other) as session:
+        session.store.save(replace(session.store.state, phase=Phase.HALTED, reason="fork"))
+    past = look_at(Disk(), other)
+    assert (past.state.phase, past.state.doubt, past.reach) == (Phase.HALTED, COPIED, None)
+    assert not is_whole(past.state)
+    assert is_whole(look_at(Disk(), store).state)
+    del source

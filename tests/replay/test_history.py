@@ -28,7 +28,7 @@ from tests.disks.simdisk import SimDisk
 from tests.replay.backwards import Snapshot, states_of
 from tests.replay.faults import DiskLook, dying
 from tests.replay.source import Source, deliver, mirror_of
-from tests.replay.stores import begin, catch_up, exhaust, opened
+from tests.replay.stores import begin, busy_files, catch_up, exhaust, opened, synced_store
 from tests.replay.test_crash import STORE, copy_store, plant, run_into, steps_of
 from tests.replay.test_model import Driver, files
 
@@ -43,39 +43,13 @@ register(app)
 
 def synced(scratch: Path) -> tuple[Source, Path, dict[int, Snapshot]]:
     """Return a source with a volume, its store, and the right states by file."""
-    source, store = Source(scratch / "spool"), scratch / "store"
-    source.create("v.img", 9000)
-    source.write(1, 4000, b"\xee" * 3000)
-    source.roll()
-    begin(store, source)
+    source, store = synced_store(scratch)
     return source, store, {1: source.snapshot()}
-
-
-def busy(source: Source, right: dict[int, Snapshot]) -> list[Path]:
-    """Make files 2 and 3 with every kind of record; note the states behind them."""
-    made = []
-    source.write(1, 0, b"one" * 2000)
-    second = source.create("second", 6000)
-    source.write(second, 100, b"two" * 100)
-    source.zero(1, 4096, 4096)
-    made.append(source.roll())
-    right[2] = source.snapshot()
-    source.write(second, 9000, b"three")
-    source.truncate(1, 3000)
-    source.truncate(1, 8000)
-    third = source.create("third")
-    source.write(third, 0, b"3" * 10)
-    source.rename(third, "second")
-    source.mark_bookmark("the end")
-    source.unlink(source.create("short-lived"))
-    made.append(source.roll())
-    right[3] = source.snapshot()
-    return made
 
 
 def a_store_with_past(scratch: Path) -> tuple[Source, Path, dict[int, Snapshot]]:
     source, store, right = synced(scratch)
-    deliver(store, *busy(source, right))
+    deliver(store, *busy_files(source, right))
     assert not catch_up(store).halted
     return source, store, right
 
@@ -199,7 +173,7 @@ def test_what_cannot_be_read_any_more_can_be_overwritten_and_history_begins_anew
 
 def test_whoever_is_killed_at_any_step_loses_nothing_of_the_past(tmp_path: Path) -> None:
     source, prepared, right = synced(tmp_path)
-    deliver(prepared, *busy(source, right))
+    deliver(prepared, *busy_files(source, right))
     labels = steps_of(prepared, tmp_path)
     assert {"undo:sync", "undo:rename", "undo:gone", "history:link"} <= set(labels)
     for die_at, label in enumerate(labels):
@@ -217,7 +191,7 @@ def test_whoever_is_killed_at_any_step_loses_nothing_of_the_past(tmp_path: Path)
 
 def test_an_undo_file_is_never_made_again_from_a_half_applied_mirror(tmp_path: Path) -> None:
     source, store, right = synced(tmp_path)
-    deliver(store, *busy(source, right)[:1])
+    deliver(store, *busy_files(source, right)[:1])
     with contextlib.suppress(Crash), opened(store, dying_at("apply:sync")) as session:
         exhaust(session)
     undo = store / "history" / str(UndoName(JournalName(Epoch(1), FileNumber(2))))
@@ -231,7 +205,7 @@ def test_an_undo_file_is_never_made_again_from_a_half_applied_mirror(tmp_path: P
 
 def test_without_its_history_a_half_applied_file_is_no_past(tmp_path: Path) -> None:
     source, store, right = synced(tmp_path)
-    deliver(store, *busy(source, right))
+    deliver(store, *busy_files(source, right))
     with contextlib.suppress(Crash), opened(store, dying_at("apply:sync")) as session:
         exhaust(session)
     shutil.rmtree(store / "history")
@@ -265,7 +239,7 @@ def test_a_power_cut_at_any_step_loses_nothing_of_the_past(tmp_path: Path, torn:
     plant(prepared, *source.sync())
     catch_up(STORE, prepared, DiskLook(prepared))
     right = {1: source.snapshot()}
-    plant(prepared, *busy(source, right))
+    plant(prepared, *busy_files(source, right))
     rehearsal = prepared.kill()
     catch_up(STORE, rehearsal, DiskLook(rehearsal))
     assert states_of(STORE, rehearsal, DiskLook(rehearsal)) == right
@@ -321,7 +295,7 @@ def test_a_damaged_undo_file_of_an_interrupted_application_begins_history_anew(
     tmp_path: Path,
 ) -> None:
     source, store, right = synced(tmp_path)
-    deliver(store, *busy(source, right)[:1])
+    deliver(store, *busy_files(source, right)[:1])
     with contextlib.suppress(Crash), opened(store, dying_at("apply:sync")) as session:
         exhaust(session)
     path = store / "history" / str(UndoName(JournalName(Epoch(1), FileNumber(2))))

@@ -19,9 +19,9 @@ from tests.disks.faults import Crash
 from tests.replay.backwards import Snapshot, states_of
 from tests.replay.faults import Steps, dying, failing_at
 from tests.replay.source import Source, deliver, mirror_of
-from tests.replay.stores import catch_up, exhaust, opened
+from tests.replay.stores import busy_files, catch_up, exhaust, opened
 from tests.replay.test_crash import copy_store
-from tests.replay.test_history import busy, synced
+from tests.replay.test_history import synced
 
 pytestmark = pytest.mark.expects_warnings
 
@@ -266,7 +266,7 @@ def test_a_disk_without_a_free_byte_does_not_stop_the_mirror(tmp_path: Path) -> 
 
 def test_history_can_be_switched_off_and_on(tmp_path: Path) -> None:
     source, store, right = synced(tmp_path)
-    deliver(store, *busy(source, right))
+    deliver(store, *busy_files(source, right))
     (store / "store.toml").write_text("keep = 0\n")
     catch_up(store)
     assert mirror_of(store) == right[3]
@@ -284,7 +284,7 @@ def test_history_can_be_switched_off_and_on(tmp_path: Path) -> None:
 
 def test_wrong_settings_are_named_and_hold_nothing_up(tmp_path: Path) -> None:
     source, store, right = synced(tmp_path)
-    deliver(store, *busy(source, right))
+    deliver(store, *busy_files(source, right))
     (store / "store.toml").write_text('keap = "1d"\n')
     with opened(store) as session:
         exhaust(session)

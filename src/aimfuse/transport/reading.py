@@ -13,14 +13,14 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
 import asyncssh
 
-from aimfuse.errors import Unavailable
+from aimfuse.errors import Refused, Unavailable
 from aimfuse.transport.base import (
     FILE_MODE,
     INBOX,
@@ -46,6 +46,9 @@ RUN_BYTES = 4 * BLOCK_BYTES_MAX
 
 RUNS_MAX = 24
 """Runs of a stream that are asked for or wait to be taken: bounds what it holds in memory."""
+
+NAMES_MAX = 4_000_000
+"""Names in a directory: a store that makes a file every second has 1,200,000 in a week."""
 
 _RETRY_S_MIN, _RETRY_S_MAX = 0.2, 5.0
 _MEANINGS = {
@@ -85,8 +88,9 @@ class SftpFiles:
     """
 
     def __init__(
-        self, url: str, settings: TransportSettings, patience_s: float = PATIENCE_S
-    ) -> None:
+        self, url: str, settings: TransportSettings, patience_s: float = PATIENCE_S,
+        names_max: int = NAMES_MAX,
+    ) -> None:  # fmt: skip
         """Take the URL apart; nothing is connected yet.
 
         Raises:
@@ -95,6 +99,7 @@ class SftpFiles:
         self._place = Place.parse(url)
         self._settings = replace(settings, parallel_blocks=PARALLEL_BLOCKS)
         self._patience_s = patience_s
+        self._names_max = names_max
         self._thread = AsyncioThread("sftp-read")
         self._thread.start()
         self._is_closed = False
@@ -118,7 +123,7 @@ class SftpFiles:
 
     def names(self, path: str) -> list[tuple[str, About]]:
         """Return the names in a directory, in no order, and what they are."""
-        return self._call(lambda link: link.names(self._path(path)))
+        return self._call(lambda link: link.names(self._path(path), self._names_max))
 
     def about(self, path: str) -> About | None:
         """Return what a name is, links not followed; None if there is none."""
@@ -281,14 +286,26 @@ class _Link:
         """End it, politely if that is quick."""
         await self._connector.close()
 
-    async def names(self, path: bytes) -> list[tuple[str, About]]:
+    async def names(self, path: bytes, names_max: int) -> list[tuple[str, About]]:
         """List a directory; no answer for one that is missing."""
         found: list[tuple[str, About]] = []
-        async with asyncio.timeout(self._settings.stall_s_max) as limit:
-            async for one in self._client.scandir(path):
+        async with (
+            asyncio.timeout(self._settings.stall_s_max) as limit,
+            contextlib.aclosing(self._scan(path)) as names,
+        ):
+            async for one in names:
                 limit.reschedule(_now_s() + self._settings.stall_s_max)
                 found.append((os.fsdecode(one.filename), _about(one.attrs)))
+                if len(found) > names_max:
+                    raise Refused(
+                        f"{self._place}: there are more than {names_max:,} names",
+                        hint="Is that a store, and its server the right one?",
+                    )
         return [one for one in found if one[0] not in {".", ".."}]
+
+    async def _scan(self, path: bytes) -> AsyncGenerator[asyncssh.SFTPName]:
+        async for one in self._client.scandir(path):
+            yield one
 
     async def about(self, path: bytes) -> About | None:
         """Describe a name."""
@@ -364,7 +381,7 @@ class _Link:
             window.learn(len(more), sent_s, _now_s())
             if not more:
                 break
-            data += more
+            data += more[:wanted]  # One that gives more shifts what comes behind it.
         return data
 
     async def _answer(self, request: Awaitable[T]) -> T:
