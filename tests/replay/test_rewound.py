@@ -49,11 +49,16 @@ def test_everything_that_going_back_changed_is_named(tmp_path: Path) -> None:
                 ), (position, one.name, block)
 
 
-def test_a_store_that_goes_on_from_its_newest_record_notes_nothing(tmp_path: Path) -> None:
+def test_a_store_that_goes_on_from_its_newest_record_notes_its_volumes(tmp_path: Path) -> None:
     _source, store = applied(tmp_path)
     (store / REWOUND).write_bytes(b"of an earlier promotion")
     promoted(store)
-    assert not (store / REWOUND).exists()
+    found = noted(store)
+    assert found.fork == found.newest
+    assert not found.touched
+    assert {one.name: one.size_bytes for one in found.volumes} == {
+        name: len(data) for name, data in mirror_of(store).items()
+    }
 
 
 def test_a_mirror_again_forgets_what_it_once_went_back_over(tmp_path: Path) -> None:

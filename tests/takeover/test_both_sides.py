@@ -62,13 +62,7 @@ class NewSource:
 
     def fold(self, dice: random.Random) -> None:
         """Let some files go that the mirror to be has not got, as a full spool does."""
-        spool, former = load(self.home).spool, self.home / "destinations" / "former"
-        fork = CursorFile(Disk(), former, RESERVED).read().number
-        names = [one for one in sealed_names(Disk(), spool) if one.number > fork]
-        gone = names[: dice.randrange(len(names) + 1)]
-        if gone:
-            fold_files(Disk(), spool, former, fork, gone)
-            release(Disk(), spool, gone[-1].number)
+        fold_some(self.home, "former", dice)
 
     async def mirror_to(self, store: Path) -> None:
         """Ship everything to *store*, which is replayed meanwhile."""
@@ -91,6 +85,17 @@ class NewSource:
 
     def contents(self) -> dict[str, bytes]:
         return contents(self.store / "mirror")
+
+
+def fold_some(state_dir: Path, name: str, dice: random.Random) -> None:
+    """Let some files go that the destination *name* has not got, as a full spool does."""
+    spool, place = load(state_dir).spool, state_dir / "destinations" / name
+    pin = CursorFile(Disk(), place, RESERVED).read().number
+    names = [one for one in sealed_names(Disk(), spool) if one.number > pin]
+    gone = names[: dice.randrange(len(names) + 1)]
+    if gone:
+        fold_files(Disk(), spool, place, pin, gone)
+        release(Disk(), spool, gone[-1].number)
 
 
 async def join(state_dir: Path, request: Request) -> Json:
@@ -199,7 +204,8 @@ async def test_of_a_store_that_went_back_behind_the_spool_only_what_was_touched_
     await shipped(old.config.state_dir, store)
     newest = checkpoint_of(old.config.state_dir).head
     position = int(newest.epoch), dice.randrange(int(earliest.seq), int(newest.seq) + 1)
-    new = NewSource(store, Wanted("an earlier record", position=position))
+    at = NEWEST if dice.random() < 0.2 else Wanted("an earlier record", position=position)
+    new = NewSource(store, at)
     await Replayer(store).run_once()
     went = state_of(store).promoted
     assert went is not None
@@ -211,6 +217,9 @@ async def test_of_a_store_that_went_back_behind_the_spool_only_what_was_touched_
     touched += journal_of(load(new.home).spool, went.fork.number)
     if dice.random() < 0.5:
         new.fold(dice)
+    if dice.random() < 0.5:
+        (name,) = (one.name for one in load(old.config.state_dir).destinations)
+        fold_some(old.config.state_dir, name, dice)
     at_end = old.contents()
 
     done = await join(old.config.state_dir, Request(f"dir://{store}"))

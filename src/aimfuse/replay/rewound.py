@@ -14,7 +14,6 @@ from aimfuse.journal.contents import fold_into, read_contents
 from aimfuse.journal.dirty import DirtyMap
 from aimfuse.journal.journal import Head as JournalHead
 from aimfuse.journal.names import PART
-from aimfuse.journal.records import VolumeEntry
 from aimfuse.journal.rewound import REWOUND, REWOUND_BYTES_MAX, Rewound
 from aimfuse.replay.kept import list_names
 from aimfuse.replay.state import Head, Promoted
@@ -29,24 +28,25 @@ log = logging.getLogger(__name__)
 def note_rewound(store: Store, promoted: Promoted) -> None:
     """Write down what lies behind the fork, durably; called again it changes nothing.
 
+    Also where that is nothing: the volumes at the fork are worth knowing, too.
+
     Raises:
         OSError: the disk failed, other than being full; calling again goes on.
     """
+    if _is_noted(store, promoted):
+        return
     path = store.home / REWOUND
-    if promoted.newest.number > promoted.fork.number:
-        if _is_noted(store, promoted):
-            return
-        try:
-            data = _survey(store, promoted).encode()
-            publish(store.disk, "promote:rewound", path, data, _MODE)
-        except (JournalError, FileNotFoundError) as exc:
-            log.warning("%s: what is gone back over is not known: %s", store.path, exc)
-        except OSError as exc:
-            if exc.errno not in {errno.ENOSPC, errno.EDQUOT}:
-                raise
-            log.warning("%s: no room to note what is gone back over", store.path)
-        else:
-            return
+    try:
+        data = _survey(store, promoted).encode()
+        publish(store.disk, "promote:rewound", path, data, _MODE)
+    except (JournalError, FileNotFoundError) as exc:
+        log.warning("%s: what is gone back over is not known: %s", store.path, exc)
+    except OSError as exc:
+        if exc.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        log.warning("%s: no room to note what is gone back over", store.path)
+    else:
+        return
     for one in (path.with_name(path.name + PART), path):  # Cut short, or of an earlier promotion.
         if store.disk.exists(one):
             store.disk.unlink("promote:unlink_rewound", one)
@@ -69,8 +69,7 @@ def _survey(store: Store, promoted: Promoted) -> Rewound:
         OSError: one could not be read, or is gone.
     """
     kept = list_names(store.look, store.history)
-    touched, digest = DirtyMap(), promoted.fork.digest
-    volumes: tuple[VolumeEntry, ...] = ()
+    touched, digest, volumes = DirtyMap(), promoted.fork.digest, store.state.volumes
     for number in range(promoted.fork.number + 1, promoted.newest.number + 1):
         one = kept.get(number)
         if one is None:

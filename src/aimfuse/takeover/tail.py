@@ -229,7 +229,8 @@ def _check_digest(history: _History, head: Head) -> None:
 def _folded(history: _History, fork: Head) -> Touched:
     """Return what changed from the fork on in the files that left the spool.
 
-    Not for a directory: a volume's id may have been given away since the fork, on either side.
+    Not for a directory: a volume's id may have been given away since the fork, on either side,
+    and the volumes at the fork are not known here.
     """
     if history.config.image.is_dir():
         first = history.first_behind(fork)
