@@ -52,6 +52,8 @@ def test_names_alone_say_what_is_kept(tmp_path: Path) -> None:
     assert list(kept) == [1, 2, 3]
     named = list_names(Look(), tmp_path)
     assert named == {number: one._replace(size_bytes=0) for number, one in kept.items()}
+    assert list_names(Look(), tmp_path, 1) == {n: named[n] for n in (2, 3)}
+    assert list_names(Look(), tmp_path, 3) == {}
     assert measured(Look(), tmp_path, named.values()) == list(kept.values())
 
 

@@ -240,7 +240,8 @@ class Frozen:
         """Index undo files that came to be; return whether the state is to be looked at."""
         news = self._watch.news()
         if news is None:
-            self._take_note(list_names(self._look, self._past.history))
+            behind = max(0, self._known_head - 1)  # The newest may be another one by now.
+            self._take_note(list_names(self._look, self._past.history, behind))
             return True
         if news.names:
             self._take_note(_named(news.names))

@@ -31,6 +31,9 @@ from aimfuse.replay.state import Json, Phase, StoreState, natural
 HISTORY = "history"
 FLOOR = "floor"
 PRUNED = "what was older has been pruned"
+_NUMBER = slice(9, STEM_CHARACTERS)
+"""Where in a name the number of its file is."""
+
 _FIRST_UNDO = f"-{0:08d}{UNDO}"
 WHY_CHARACTERS_MAX = 500
 """So that a slot never grows beyond the block that it has."""
@@ -60,14 +63,18 @@ class KeptSet(NamedTuple):
         return {one.volume: text for text, one in found.items() if isinstance(one, GoneName)}
 
 
-def list_names(look: Look, history: Path) -> dict[int, KeptSet]:
+def list_names(look: Look, history: Path, behind: int = 0) -> dict[int, KeptSet]:
     """Return what `list_kept` does, by the names alone: what the files hold counts as nothing.
+
+    Only sets of files behind file *behind* are returned.
 
     Raises:
         OSError: the directory could not be read.
     """
     sets: dict[int, KeptSet] = {}
-    for stem, group in groupby(sorted(look.scan(history)), key=_stem):
+    low = f"{behind:0{_NUMBER.stop - _NUMBER.start}d}"
+    names = sorted(text for text in look.scan(history) if text[_NUMBER] > low)
+    for stem, group in groupby(names, key=_stem):
         sealed, undo = stem + SEALED, stem + _FIRST_UNDO
         file = parse(sealed)
         if not isinstance(file, JournalName):
@@ -75,9 +82,12 @@ def list_names(look: Look, history: Path) -> dict[int, KeptSet]:
         known = sets.get(file.number)
         if known is not None and known.name.epoch > file.epoch:  # It is of a branch left.
             continue
-        texts = set(group)
-        extra = sorted(text for text in texts - {sealed, undo} if parse_kept(text))
-        if extra or not texts.isdisjoint((sealed, undo)):
+        texts = list(group)
+        if texts == [undo, sealed]:  # As nearly all are.
+            sets[file.number] = KeptSet(file, 0, has_undo=True, has_redo=True)
+            continue
+        extra = [text for text in texts if text not in {sealed, undo} and parse_kept(text)]
+        if extra or undo in texts or sealed in texts:
             sets[file.number] = KeptSet(file, 0, undo in texts, sealed in texts, tuple(extra))
     return dict(sorted(sets.items()))
 

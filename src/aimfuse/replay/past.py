@@ -51,8 +51,8 @@ class Past:
         return self.path / HISTORY
 
 
-def look_at(disk: Disk, path: Path, look: Look | None = None) -> Past:
-    """Return what a store knows about itself, and the past that it keeps.
+def look_at(disk: Disk, path: Path, look: Look | None = None, behind: int = 0) -> Past:
+    """Return what a store knows about itself, and the past that it keeps behind file *behind*.
 
     The state is read first: what is listed then reaches at least as far.
 
@@ -67,7 +67,7 @@ def look_at(disk: Disk, path: Path, look: Look | None = None) -> Past:
     if not disk.exists(history):
         return Past(path, state, Floor(), {}, None)
     floor = read_floor(floor_slots(disk, history), state)
-    kept = list_names(look, history)
+    kept = list_names(look, history, behind)
     if state.phase is Phase.PROMOTED and not state.doubt:
         return _of_promoted(disk, Past(path, state, floor, kept, None))
     reach = find_reach(state, kept, floor) if is_whole(state) else None

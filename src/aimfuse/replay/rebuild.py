@@ -312,7 +312,8 @@ class Rebuild:
         self._note_stage()
 
     def _look_again(self) -> Past:
-        past, then = look_at(self._disk, self._past.path, self._look), self._past
+        then = self._past
+        past = look_at(self._disk, then.path, self._look, self.point.base)
         assert then.state.head is not None
         if past.state.promoted != then.state.promoted:
             raise BusyError("the store was promoted while it was read", hint=_AGAIN)
