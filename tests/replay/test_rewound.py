@@ -9,7 +9,8 @@ from aimfuse.disk import Disk
 from aimfuse.journal.rewound import REWOUND, Rewound
 from aimfuse.replay.past import describe
 from aimfuse.replay.state import Phase
-from tests.replay.faults import failing_at
+from tests.disks.faults import Crash
+from tests.replay.faults import Steps, failing_at
 from tests.replay.recorder import at
 from tests.replay.source import mirror_of
 from tests.replay.stores import catch_up
@@ -68,13 +69,15 @@ def test_a_mirror_again_forgets_what_it_once_went_back_over(tmp_path: Path) -> N
     assert not (store / REWOUND).exists()
 
 
-@pytest.mark.parametrize("harm", ["no room", "a damaged file"])
+@pytest.mark.parametrize("harm", ["no room", "a damaged file", "a bad sector"])
 def test_without_the_note_it_goes_back_all_the_same(tmp_path: Path, harm: str) -> None:
     source, store = applied(tmp_path)
     (store / REWOUND).write_bytes(b"of an earlier promotion")
     disk = Disk()
     if harm == "no room":
         disk = failing_at("promote:rewound:write", errno.ENOSPC)
+    elif harm == "a bad sector":
+        disk = failing_at("contents:open", errno.EIO, times=99)
     else:
         victim = max((store / "history").glob("*.aim"))
         victim.write_bytes(victim.read_bytes()[:-200])
@@ -108,3 +111,34 @@ def test_the_history_of_a_store_that_never_went_back_says_nothing_of_that(tmp_pa
     said = describe(Disk(), store)
     assert said["rewound"] is None
     assert said["files"] > 0
+
+
+def test_a_death_at_the_removal_of_an_old_note_does_no_harm(tmp_path: Path) -> None:
+    source, store = applied(tmp_path)
+    (store / REWOUND).write_bytes(b"of an earlier promotion")
+
+    def before(_at: int, label: str) -> None:
+        if label == "promote:rewound:write":
+            raise OSError(errno.ENOSPC, "No space left on device", label)
+        if label == "promote:unlink_rewound":
+            raise Crash(label)
+
+    with pytest.raises(Crash):
+        promoted(store, at((1, 27)), Steps(before))
+    promoted(store, at((1, 27)))
+    assert mirror_of(store) == source.states[1, 27]
+    assert noted(store).fork.digest == state_of(store).fork.digest
+
+
+def test_a_mirror_that_dies_while_it_forgets_does_so_the_next_time(tmp_path: Path) -> None:
+    _source, store = applied(tmp_path)
+    (store / REWOUND).write_bytes(b"of an earlier promotion")
+
+    def before(_at: int, label: str) -> None:
+        if label == "rewound:tidy":
+            raise Crash(label)
+
+    with pytest.raises(Crash):
+        catch_up(store, Steps(before))
+    assert catch_up(store).store.state.phase is Phase.CONSISTENT
+    assert not (store / REWOUND).exists()

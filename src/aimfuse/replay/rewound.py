@@ -33,20 +33,9 @@ def note_rewound(store: Store, promoted: Promoted) -> None:
     Raises:
         OSError: the disk failed, other than being full; calling again goes on.
     """
-    if _is_noted(store, promoted):
+    if _is_noted(store, promoted) or _is_written(store, promoted):
         return
     path = store.home / REWOUND
-    try:
-        data = _survey(store, promoted).encode()
-        publish(store.disk, "promote:rewound", path, data, _MODE)
-    except (JournalError, FileNotFoundError) as exc:
-        log.warning("%s: what is gone back over is not known: %s", store.path, exc)
-    except OSError as exc:
-        if exc.errno not in {errno.ENOSPC, errno.EDQUOT}:
-            raise
-        log.warning("%s: no room to note what is gone back over", store.path)
-    else:
-        return
     for one in (path.with_name(path.name + PART), path):  # Cut short, or of an earlier promotion.
         if store.disk.exists(one):
             store.disk.unlink("promote:unlink_rewound", one)
@@ -54,11 +43,27 @@ def note_rewound(store: Store, promoted: Promoted) -> None:
 
 def _is_noted(store: Store, promoted: Promoted) -> bool:
     try:
-        data = read_file(store.disk, store.home / REWOUND, REWOUND_BYTES_MAX)
-        found = Rewound.decode(data)
-    except (FileNotFoundError, ValueError):
+        found = Rewound.decode(read_file(store.disk, store.home / REWOUND, REWOUND_BYTES_MAX))
+    except (OSError, ValueError):  # It is written anew.
         return False
     return (found.fork, found.newest) == (_as_journal(promoted.fork), _as_journal(promoted.newest))
+
+
+def _is_written(store: Store, promoted: Promoted) -> bool:
+    """Write the note; return whether it could be made, and the disk has room for it."""
+    try:
+        data = _survey(store, promoted).encode()
+    except (JournalError, OSError) as exc:
+        log.warning("%s: what is gone back over is not known: %s", store.path, exc)
+        return False
+    try:
+        publish(store.disk, "promote:rewound", store.home / REWOUND, data, _MODE)
+    except OSError as exc:
+        if exc.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        log.warning("%s: no room to note what is gone back over", store.path)
+        return False
+    return True
 
 
 def _survey(store: Store, promoted: Promoted) -> Rewound:
