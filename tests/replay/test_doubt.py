@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 
 from aimfuse.disk import Disk
+from aimfuse.errors import StoreError
 from aimfuse.replay.doubt import COPIED, REJOINED
 from aimfuse.replay.kept import is_whole
 from aimfuse.replay.past import look_at
+from aimfuse.replay.point import Wanted
+from aimfuse.replay.promote import Request, promote
 from aimfuse.replay.session import Session
 from aimfuse.replay.state import Head, Phase, StoreState, SyncProgress
 from aimfuse.units import Epoch, FileNumber, Seq
+from tests.replay.recorder import silent
 from tests.replay.source import Source, deliver, mirror_of
 from tests.replay.stores import exhaust, made_source, report
 
@@ -150,6 +154,24 @@ def test_a_mirror_is_whole_behind_its_copy_unless_it_is_doubted_halted_or_not(
     state = StoreState(bytes(16), HEAD, phase=phase, sync=sync, doubt=doubt)
     assert is_whole(state) is expected
     assert not is_whole(replace(state, head=None))
+
+
+@pytest.mark.expects_warnings
+def test_a_copy_of_an_open_store_that_had_halted_is_doubted_and_stays_halted(store: Path) -> None:
+    with held(store) as session:
+        session.store.save(replace(session.store.state, phase=Phase.HALTED, reason="fork"))
+        other = copied(store)
+    assert is_whole(look_at(Disk(), store).state)
+    shown = mirror_of(store)
+    for _look in range(2):
+        past = look_at(Disk(), other)
+        assert (past.state.doubt, past.reach) == (COPIED, None)
+        session = replayed(other)
+        assert (session.halted, session.store.state.phase) == ("fork", Phase.HALTED)
+        assert not is_whole(session.store.state)
+        assert mirror_of(other) == shown
+    with pytest.raises(StoreError, match="this store was copied"):
+        promote(Disk(), other, Request(Wanted("now")), silent)
 
 
 @pytest.mark.expects_warnings

@@ -13,6 +13,7 @@ from then on nobody reads its past.
 
 from dataclasses import replace
 
+from aimfuse.replay.kept import is_whole
 from aimfuse.replay.state import PROMOTION, Json, Phase, StoreState
 
 Place = tuple[int, int]
@@ -38,8 +39,10 @@ def is_doubtful(data: Json, place: Place) -> bool:
 
 def doubted(state: StoreState) -> StoreState:
     """Return what is left of *state* where its data cannot be trusted."""
-    if state.phase in {Phase.EMPTY, Phase.HALTED} or state.phase in PROMOTION:
+    if state.phase is Phase.EMPTY or state.phase in PROMOTION:
         return state
+    if state.phase is Phase.HALTED:  # It may have halted while it was being copied.
+        return replace(state, shown=state.volumes if is_whole(state) else state.shown, doubt=COPIED)
     if state.phase is Phase.SYNCING:  # There is nothing yet that was worth keeping.
         return StoreState()
     shown = state.volumes if state.phase is Phase.CONSISTENT else state.shown
