@@ -75,6 +75,19 @@ def test_a_map_holds_the_blocks_that_were_added_and_no_others(
     assert not set(ends) & set(starts), "neighbours are one extent"
 
 
+@given(stretches, st.integers(1, 4), st.sampled_from([1, 64]))
+def test_many_stretches_added_at_once_make_the_same_map(
+    added: list[tuple[int, int, int]], chunks_max: int, spread: int
+) -> None:
+    singly, at_once = DirtyMap(chunks_max * CHUNK_BYTES), DirtyMap(chunks_max * CHUNK_BYTES)
+    offsets = [offset * spread for _volume, offset, _length in added]
+    lengths = [length for _volume, _offset, length in added]
+    for offset, length in zip(offsets, lengths, strict=True):
+        singly.add(1, offset, length)
+    at_once.add_many(1, offsets, lengths)
+    assert at_once.encode() == singly.encode()
+
+
 @given(stretches, stretches)
 def test_a_union_holds_what_either_held(
     some: list[tuple[int, int, int]], more: list[tuple[int, int, int]]

@@ -16,7 +16,7 @@ from aimfuse.journal.dirty import DirtyMap
 from aimfuse.journal.fold import Fold, FoldFile, FoldMaps, advance
 from aimfuse.journal.journal import Head
 from aimfuse.journal.reader import read_sealed
-from aimfuse.journal.records import VolumeEntry
+from aimfuse.journal.records import RecordType, VolumeEntry
 from aimfuse.units import KIB, Epoch, FileNumber, Seq, VolumeId
 from tests.disks.cuts import keep_random
 from tests.disks.faults import Crash
@@ -83,7 +83,15 @@ def test_contents_say_what_the_whole_file_says(tmp_path: Path) -> None:
         change(source, dice)
     path = source.roll()
     whole, contents = read_sealed(Disk(), path), read_contents(Disk(), path)
-    assert contents.iocbs == whole.iocbs
+    columns, others = contents.columns, contents.others
+    for index, iocb in enumerate(whole.iocbs):
+        assert others.get(index, iocb) == iocb
+        assert (index in others) == (iocb.type is not RecordType.WRITE)
+        assert (columns.volumes[index], columns.sizes[index], columns.offsets[index]) == (
+            iocb.volume, iocb.payload_bytes, iocb.offset,
+        )  # fmt: skip
+    for kind in RecordType:
+        assert contents.count([kind]) == [one.type for one in whole.iocbs].count(kind)
     assert contents.table == whole.table()
     assert (contents.identity, contents.seal) == (whole.identity, whole.seal)
 

@@ -6,6 +6,7 @@ it reads is checked by its own sums; the digest, which covers the data too, is n
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import add
 from pathlib import Path
 
 from crc32c import crc32c
@@ -23,6 +24,7 @@ from aimfuse.journal.header import (
     identity_seed,
 )
 from aimfuse.journal.journal import Head
+from aimfuse.journal.portion import Columns, checked_columns, spans_of
 from aimfuse.journal.records import (
     IOCB_BYTES,
     IOCBS_MAX,
@@ -41,22 +43,31 @@ _NAMED = frozenset({RecordType.CREATE, RecordType.RENAME})
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """A sealed file without its data; `names` are those that CREATE and RENAME give, by seq."""
+    """A sealed file without its data.
+
+    `others` are the records and marks that are no WRITE, by their index in `columns`; `names` are
+    those that CREATE and RENAME give, by seq.
+    """
 
     identity: Identity
     seal: Seal
     table: tuple[VolumeEntry, ...]
-    iocbs: tuple[Iocb, ...]
+    columns: Columns
+    others: dict[int, Iocb]
     names: dict[int, str]
 
     @property
     def is_broken(self) -> bool:
         """Tell whether it says that the image changed in a way that no record tells of."""
-        return any(one.type is RecordType.GAP for one in self.iocbs)
+        return RecordType.GAP in self.columns.types
+
+    def count(self, kinds: Iterable[RecordType]) -> int:
+        """Return how many records of these kinds there are."""
+        return sum(map(self.columns.types.count, map(int, kinds)))
 
     def head(self) -> Head:
         """Return the position behind the file; without records its time is that of the table."""
-        identity, seal, first = self.identity, self.seal, self.iocbs[0]
+        identity, seal, first = self.identity, self.seal, self.others[0]
         seq = seal.last_seq if seal.record_count else first.seq
         time_ns = seal.last_time_ns or first.time_ns
         return Head(identity.epoch, identity.number, Seq(seq), seal.digest, time_ns)
@@ -78,19 +89,21 @@ def read_contents(disk: Disk, path: Path) -> Contents:
         if len(raw) != seal.iocb_count * IOCB_BYTES:
             raise CorruptRecord(path, seal.iocb_at, "the IOCB portion is cut short")
         seed = identity_seed(memoryview(header))
-        iocbs = tuple(
-            decode_iocb(seed, raw[at : at + IOCB_BYTES]) for at in range(0, len(raw), IOCB_BYTES)
-        )
-        if not iocbs or iocbs[0].type is not RecordType.TABLE:
+        columns = checked_columns(path, seal.iocb_at, raw, seed)
+        others = {
+            index: decode_iocb(seed, raw[index * IOCB_BYTES : (index + 1) * IOCB_BYTES])
+            for index, kind in enumerate(columns.types)
+            if kind != RecordType.WRITE
+        }
+        if 0 not in others or others[0].type is not RecordType.TABLE:
             raise CorruptRecord(path, seal.iocb_at, "it does not begin with a table of volumes")
         names = {
             int(one.seq): check_name(_payload(disk, fd, path, one))
-            for one in iocbs
+            for one in others.values()
             if one.type in _NAMED
         }
-        return Contents(
-            identity, seal, decode_table(_payload(disk, fd, path, iocbs[0])), iocbs, names
-        )
+        table = decode_table(_payload(disk, fd, path, others[0]))
+        return Contents(identity, seal, table, columns, others, names)
     except (BadIocb, ValueError) as exc:
         raise CorruptRecord(path, 0, str(exc)) from exc
     finally:
@@ -108,8 +121,12 @@ def fold_into(
     end = None
     for file in contents:
         volumes = {one.volume: one for one in file.table}
-        for iocb in file.iocbs:
+        begin = 0
+        for index, iocb in file.others.items():
+            _fold_writes(dirty, volumes, file.columns, begin, index)
             _fold(dirty, volumes, iocb, file.names)
+            begin = index + 1
+        _fold_writes(dirty, volumes, file.columns, begin, len(file.columns.types))
         end = file.head(), tuple(volumes[one] for one in sorted(volumes))
     return end
 
@@ -123,11 +140,9 @@ def _fold(
         volumes[volume] = VolumeEntry(volume, names[iocb.seq], 0)
     elif known is None:
         return  # A mark, or something after the volume's end.
-    elif kind in {RecordType.WRITE, RecordType.ZERO}:
-        length = iocb.payload_bytes if kind is RecordType.WRITE else iocb.length
-        dirty.add(volume, iocb.offset, length)
-        if iocb.offset + length > known.size_bytes:
-            volumes[volume] = VolumeEntry(volume, known.name, iocb.offset + length)
+    elif kind is RecordType.ZERO:
+        dirty.add(volume, iocb.offset, iocb.length)
+        _grow(volumes, known, iocb.offset + iocb.length)
     elif kind is RecordType.TRUNCATE:
         dirty.add(volume, iocb.length, known.size_bytes - iocb.length)
         volumes[volume] = VolumeEntry(volume, known.name, iocb.length)
@@ -136,6 +151,28 @@ def _fold(
         volumes[volume] = VolumeEntry(volume, names[iocb.seq], known.size_bytes)
     elif kind is RecordType.UNLINK:
         _drop(dirty, volumes, volume)
+
+
+def _fold_writes(
+    dirty: DirtyMap,
+    volumes: dict[VolumeId, VolumeEntry],
+    columns: Columns,
+    begin: int,
+    end: int,
+) -> None:
+    """Fold the records from *begin* up to *end*, all of which are WRITEs."""
+    for volume, low, high in spans_of(columns.volumes[begin:end]):
+        known = volumes.get(VolumeId(volume))
+        if known is not None:
+            here = slice(begin + low, begin + high)
+            offsets, sizes = columns.offsets[here], columns.sizes[here]
+            dirty.add_many(volume, offsets, sizes)
+            _grow(volumes, known, max(map(add, offsets, sizes)))
+
+
+def _grow(volumes: dict[VolumeId, VolumeEntry], known: VolumeEntry, end: int) -> None:
+    if end > known.size_bytes:
+        volumes[known.volume] = VolumeEntry(known.volume, known.name, end)
 
 
 def _drop(dirty: DirtyMap, volumes: dict[VolumeId, VolumeEntry], volume: VolumeId) -> None:

@@ -27,12 +27,22 @@ from aimfuse.journal.header import (
     identity_seed,
 )
 from aimfuse.journal.reader import AimFile
-from aimfuse.journal.records import IOCB_BYTES, IOCBS_MAX, BadIocb, Iocb, RecordType, decode_iocb
+from aimfuse.journal.records import (
+    IOCB_BYTES,
+    IOCBS_MAX,
+    PAYLOAD_BYTES_MAX,
+    BadIocb,
+    Iocb,
+    RecordType,
+    decode_iocb,
+)
 
 Volume = TypeVar("Volume", bound=int)
 
 _COVERED = f"<{IOCB_BYTES - 4}s4x"
 _TYPE_AT = 4
+_ZERO_AT = (5, 6, 7)
+"""Flags and what is reserved."""
 _HALVES, _HALF_VOLUME, _HALF_SIZE, _HALF_CRC = IOCB_BYTES // 4, 2, 3, 15
 _WORDS, _WORD_OFFSET, _WORD_LENGTH, _WORD_AT = IOCB_BYTES // 8, 3, 4, 5
 _TYPES = frozenset(map(int, RecordType))
@@ -112,7 +122,7 @@ def read_portion(disk: Disk, path: Path, fd: int) -> Portion:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What the IOCBs of a file say that was read and checked; bytes in the file in `ats`."""
+    """What the IOCBs of a file say; `ats` are places in it, unsigned words are taken as signed."""
 
     types: bytes
     volumes: "array[int]"
@@ -128,10 +138,33 @@ def columns_of(aim: AimFile) -> Columns:
     Raises:
         CorruptRecord: there is one of an unknown type.
     """
-    raw = bytes(aim.data[aim.seal.iocb_at : aim.seal.total_bytes])
+    at = aim.seal.iocb_at
+    return columns_in(aim.path, at, bytes(aim.data[at : aim.seal.total_bytes]))
+
+
+def checked_columns(path: Path, at: int, raw: bytes, seed: int) -> Columns:
+    """Return what an IOCB portion says that nothing has checked yet, *raw* from byte *at* on.
+
+    Raises:
+        CorruptRecord: one of them is damaged, or of a kind that this version does not know.
+    """
+    if _numbers("I", raw)[_HALF_CRC::_HALVES] != array("I", _sums(raw, seed)):
+        raise CorruptRecord(path, at, "an IOCB's checksum does not match")
+    columns = columns_in(path, at, raw)
+    if any(any(raw[one::IOCB_BYTES]) for one in _ZERO_AT):
+        raise CorruptRecord(path, at, "an IOCB with flags that this version does not know")
+    if max(columns.sizes, default=0) > PAYLOAD_BYTES_MAX:
+        raise CorruptRecord(path, at, "an IOCB of a payload larger than any")
+    if min(min(columns.offsets, default=0), min(columns.lengths, default=0)) < 0:
+        raise CorruptRecord(path, at, "an IOCB of what lies beyond any volume")
+    return columns
+
+
+def columns_in(path: Path, at: int, raw: bytes) -> Columns:
+    """Return what the IOCBs *raw* say, which are sound; errors as for `columns_of`."""
     types = raw[_TYPE_AT::IOCB_BYTES]
     if not _TYPES.issuperset(types):
-        raise CorruptRecord(aim.path, aim.seal.iocb_at, "an IOCB of a type that is not known")
+        raise CorruptRecord(path, at, "an IOCB of a type that is not known")
     halves, words = _numbers("I", raw), _numbers("q", raw)
     return Columns(
         types,

@@ -132,7 +132,7 @@ def survey(
         found[-1].head() if found else checkpoint.head,
         tuple(sorted(volumes, key=lambda one: one.volume)),  # As journal and stores list them.
         files,
-        sum(iocb.type in _CHANGING for one in found for iocb in one.iocbs),
+        sum(one.count(_CHANGING) for one in found),
         sum(one.seal.payload_bytes for one in found),
         min(stamps, default=0),
         max(stamps, default=0),
