@@ -30,7 +30,9 @@ class Handing(OldSource):
     """A source with one destination that has everything, at a store that answers on demand."""
 
     def __init__(self, root: Path, **settings: object) -> None:
+        """Have the cursor say that the store was last met at `known_at`, by default where it is."""
         super().__init__(root)
+        known_at = str(settings.pop("known_at", self.url))
         url = str(settings.pop("url", self.url))
         one = DestinationConfig("far", url, **settings)  # type: ignore[arg-type]
         self.requests: list[Json] = []
@@ -42,7 +44,7 @@ class Handing(OldSource):
         place.mkdir(parents=True, exist_ok=True)
         CursorFile(Disk(), place, self.url).write(
             Cursor(
-                self.url, self.checkpoint().group, head.number, head.epoch, head.number,
+                known_at, self.checkpoint().group, head.number, head.epoch, head.number,
                 head.digest, head.number,
             )
         )  # fmt: skip
@@ -141,6 +143,15 @@ def test_what_a_store_holds_back_on_purpose_is_said_while_it_is_waited_for(
     assert "far: held, 1 file to go, held back on purpose: receive is paused there (a backup)" in (
         said
     )
+
+
+def test_a_store_that_joined_since_is_met_before_it_counts_as_being_there(tmp_path: Path) -> None:
+    """By its place alone it has everything; it may say otherwise."""
+    source = Handing(tmp_path, known_at=RESERVED)
+    place = source.config.state_dir / "destinations" / "far"
+    with source.answering():
+        assert run(source)["state"] == "promoted"
+    assert CursorFile(Disk(), place, "").read().url == source.url
 
 
 @pytest.mark.parametrize(

@@ -147,12 +147,12 @@ async def _drain(config: GroupConfig, name: str, number: int, say: Say) -> None:
     Raises:
         StoreError, Unavailable: it will not come there before somebody acts.
     """
-    directory = config.destination_dir(name)
-    if _is_there(directory, number):
+    directory, url = config.destination_dir(name), config.destination(name).url
+    if _is_there(directory, number, url):
         return
     async with _shipping(config):
         moved, moved_s, said_s = "", time.monotonic(), 0.0
-        while not _is_there(directory, number):
+        while not _is_there(directory, number, url):
             status = Fields(read_json(directory / "status.json"))
             line = ", ".join(filter(None, (progress_line(status), _held(status).describe())))
             now_s = time.monotonic()
@@ -177,10 +177,12 @@ async def _shipping(config: GroupConfig) -> AsyncIterator[None]:
         nursery.cancel_scope.cancel()
 
 
-def _is_there(directory: Path, number: int) -> bool:
+def _is_there(directory: Path, number: int, url: str) -> bool:
+    """Tell whether the store has it all; one that rejoined may need a copy before it is met."""
     cursor, _problem = read_slots(directory / "cursor")
     at = Fields(cursor)
-    return at.text("state") == "shipping" and at.count("applied") >= number
+    is_met = at.text("state") == "shipping" and at.text("url") == url
+    return is_met and at.count("applied") >= number
 
 
 def _check_hope(config: GroupConfig, name: str, status: Fields, unmoved_s: float) -> None:
