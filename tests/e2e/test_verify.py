@@ -145,6 +145,10 @@ def test_a_destination_that_is_away_is_said_to_be_and_holds_up_no_other(
         ("v", True), ("away", False),
     ]  # fmt: skip
     assert verify(source, "--dest", "v")["ok"]
+    assert aimfuse("pause", far.store(), "apply", "--reason", "a backup").returncode == 0
+    (held,) = verify(source, "--dest", "v", code=20)["destinations"]
+    assert held["problem"] == "held back on purpose: apply is paused there (a backup)"
+    assert aimfuse("resume", far.store(), "apply").returncode == 0
     assert aimfuse("verify", source.image, "--dest", "nobody").returncode == 2
     assert aimfuse("verify", source.image, "--volume", "other.img").returncode == 2
     source.umount()

@@ -14,6 +14,7 @@ from aimfuse.manager import control_client
 from aimfuse.manager.control_client import Answer
 from aimfuse.manager.fields import Fields
 from aimfuse.manager.files import read_json
+from aimfuse.manager.held import read_held
 from aimfuse.manager.wait import HOPELESS, destination_names, is_paused
 from aimfuse.units import GIB, MIB
 
@@ -153,7 +154,9 @@ class _Round:
         self._report("comparing", 0, self._verdict.read_bytes)
         while waiting := self._waiting(end):
             done = min(self._compared(name) for name in waiting)
-            what = f"{', '.join(waiting[:3])} comparing"
+            held = [self._held(name) for name in waiting]
+            is_held = all(held)  # By a delay: of a pause nobody waits for the end.
+            what = f"{', '.join(waiting[:3])} {held[0] if is_held else 'comparing'}"
             self._report(what, done, self._verdict.read_bytes)
             time.sleep(POLL_S)
         self._verdict.mirrors = [self._mirror(name, begun, end) for name in self._names]
@@ -226,6 +229,8 @@ class _Round:
         now = time.monotonic()
         if state in HOPELESS and not (state == "paused" and not is_paused(self._state_dir, name)):
             self._lost[name] = state
+        elif state == "held":
+            self._lost[name] = self._held(name)
         elif state in _AWAY or phase in _WITHOUT_MIRROR:
             since = self._away_since.setdefault(name, now)
             if now - since >= AWAY_S_MAX:
@@ -237,6 +242,10 @@ class _Round:
         if name in self._lost and (error := status.text("error")):
             self._lost[name] += f": {error}"
         return name in self._lost
+
+    def _held(self, name: str) -> str:
+        """Return what a store holds back for on purpose, "" if for nothing."""
+        return read_held(self._status(name).part("ack")).describe()
 
     def _mirror(self, name: str, begun: int, end: int) -> Mirror:
         ack = self._status(name).part("ack")
