@@ -8,6 +8,7 @@ import string
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
 from aimfuse.errors import BusyError, UsageError
@@ -17,6 +18,9 @@ log = logging.getLogger(__name__)
 FSTYPE = "aimfuse"
 VIEW_FSTYPE = "aimfuse-view"
 """Subtypes in the mount table: of a source's volumes, and of a store's past."""
+
+VIEW_NOTE = ".aimfuse-view"
+"""In a view, but in no list of its files: JSON that says what it shows."""
 
 _PLAIN = "".join(set(string.printable[:-5]) - set(",\\%"))
 
@@ -90,24 +94,22 @@ def mounted_source(mountpoint: Path, fstype: str) -> str | None:
     return found
 
 
-def check_no_view(path: Path) -> None:
-    """Refuse what is or lies in a view of a store's past, and say which one it is.
+class View(NamedTuple):
+    """A view of a store's past that is mounted."""
 
-    Raises:
-        UsageError: it does.
-    """
+    store: str
+    mountpoint: str
+    is_scratch: bool
+
+
+def view_above(path: Path) -> View | None:
+    """Return the view that *path* is or lies in; None without one."""
     real = Path(os.path.realpath(path))
     for source, where, options in _table(VIEW_FSTYPE):
         if real.is_relative_to(where):
-            kind = "read only" if "ro" in options.split(",") else "with a scratch"
             store = os.fsdecode(unquote_to_bytes(os.fsencode(source)))
-            what = f"a view of {store} is mounted, {kind}"
-            raise UsageError(
-                f"{path} is no source and no store: at {where} {what}",
-                hint=f"Its point was said when it was mounted; of one in the background {store}/"
-                f"view.log has it. Its store: aimfuse status {store}. To end it: aimfuse umount "
-                f"{where}",
-            )
+            return View(store, where, "ro" not in options.split(","))
+    return None
 
 
 def serving_mount(path: Path) -> str | None:

@@ -125,7 +125,11 @@ def test_one_volume_alone_can_be_viewed(tmp_path: Path) -> None:
         assert (shown.place / "v.img").read_bytes() == source.states[1, 12]["v.img"]
         asked = aimfuse("status", shown.place)
         assert asked.returncode == 2
-        assert f"a view of {store} is mounted, read only" in asked.stderr
+        assert f"a view of {store} at 1:12, read only" in asked.stderr
+        assert asked.returncode == 2
+        note = shown.place / ".aimfuse-view"
+        assert json.loads(note.read_text())["position"] == "1:12"
+        assert not os.access(note, os.X_OK)
         into = aimfuse("restore", store, "-o", shown.place / "x.img", "--volume", "v.img")
         assert (into.returncode, "where nothing lasts" in into.stderr) == (2, True)
     refused = aimfuse("view", store, tmp_path / "mnt", "--volume", "w.img")
@@ -193,7 +197,10 @@ def test_what_is_written_to_a_scratch_is_nowhere_else(tmp_path: Path) -> None:
     with view(store, tmp_path / "mnt", "--at", "1:12", "--scratch-dir", str(scratch)) as shown:
         place = shown.place
         assert f"{place}: a view at 1:12, with a scratch" in shown.log.read_text()
-        assert "is mounted, with a scratch" in aimfuse("status", place / "v.img").stderr
+        assert f"{store} at 1:12, with a scratch" in aimfuse("status", place / "v.img").stderr
+        for change in (Path.unlink, Path.touch, lambda path: path.write_bytes(b"x")):
+            with pytest.raises(OSError, match=r"\[Errno"):
+                change(place / ".aimfuse-view")
         with (place / "v.img").open("r+b") as file:
             file.seek(5000)
             file.write(b"scratch" * 1000)

@@ -13,9 +13,10 @@ from pathlib import Path
 from aimfuse.config import CONFIG_NAME, STATE_SUFFIX, STORE_SOURCE
 from aimfuse.errors import BusyError, UsageError
 from aimfuse.manager import far
+from aimfuse.manager.fields import Fields
 from aimfuse.manager.files import JSON_BYTES_MAX, State
 from aimfuse.manager.source import source_status
-from aimfuse.mountpoint import check_no_view
+from aimfuse.mountpoint import VIEW_NOTE, view_above
 
 CONTROL_DIR = ".aimfuse"
 MOUNT_S_MAX = 5.0
@@ -119,7 +120,7 @@ def unescape(text: str) -> str:
 
 def _resolve(path: Path) -> list[Target]:
     path = path.absolute()
-    check_no_view(path)
+    _check_no_view(path)
     if path in mounts():
         return [Target(Kind.SOURCE, _state_dir_of_mount(path))]
     if path.parent in mounts():
@@ -139,6 +140,46 @@ def _resolve(path: Path) -> list[Target]:
         hint=f"An image becomes one with `aimfuse init {path}`, a directory of stores with "
         f"`aimfuse replay {path}`; a state directory elsewhere can be named itself.",
     )
+
+
+def _check_no_view(path: Path) -> None:
+    """Say what it is where a view, or a file in one, is named in place of a source or a store.
+
+    Raises:
+        UsageError: it is one.
+    """
+    view = view_above(path)
+    if view is None:
+        return
+    told = _told(Path(view.mountpoint) / VIEW_NOTE)
+    point = Fields(told).text("position") if isinstance(told, dict) else ""
+    at = f" at {point}" if point else ""
+    kind = "with a scratch" if view.is_scratch else "read only"
+    raise UsageError(
+        f"{path} is no source and no store, but a view of {view.store}{at}, {kind}",
+        hint=f"Its store: aimfuse status {view.store}. To end it: aimfuse umount {view.mountpoint}",
+    )
+
+
+def _told(path: Path) -> object:
+    """Return the JSON that a file in a mount of ours says, or what kept it from that.
+
+    Asked in a thread, because a mount that hangs hangs its readers.
+    """
+    answers: queue.SimpleQueue[object] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            with path.open("rb") as file:
+                answers.put(json.loads(file.read(JSON_BYTES_MAX)))
+        except (OSError, ValueError) as exc:
+            answers.put(exc)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return answers.get(timeout=MOUNT_S_MAX)
+    except queue.Empty:
+        return TimeoutError("no answer")
 
 
 def _inside(path: Path) -> Iterator[Target]:
@@ -170,10 +211,7 @@ def _is_state_dir(path: Path) -> bool:
 
 
 def _state_dir_of_mount(mountpoint: Path) -> Path:
-    """Return whose mount it is: the mount table names the image, else the mount is asked.
-
-    Asked in a thread, because a mount that hangs hangs its readers.
-    """
+    """Return whose mount it is: the mount table names the image, else the mount is asked."""
     named = _mounted().get(mountpoint)
     if named is None:
         raise BusyError(f"{mountpoint} is being unmounted", hint="Look again in a moment.")
@@ -181,21 +219,8 @@ def _state_dir_of_mount(mountpoint: Path) -> Path:
     beside = image.with_name(image.name + STATE_SUFFIX) if image.name else image
     if _is_state_dir(beside):
         return beside
-    answers: queue.SimpleQueue[State | OSError | ValueError] = queue.SimpleQueue()
-
-    def ask() -> None:
-        try:
-            with (mountpoint / CONTROL_DIR / "status").open("rb") as file:
-                answers.put(json.loads(file.read(JSON_BYTES_MAX)))
-        except (OSError, ValueError) as exc:
-            answers.put(exc)
-
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        answer = answers.get(timeout=MOUNT_S_MAX)
-    except queue.Empty:
-        answer = TimeoutError("no answer")
-    if isinstance(answer, Exception) or not isinstance(answer, dict):
+    answer = _told(mountpoint / CONTROL_DIR / "status")
+    if not isinstance(answer, dict):
         raise BusyError(
             f"{mountpoint}: the mount does not answer: {answer}",
             hint="If its driver is gone: fusermount3 -u MOUNTPOINT, then mount again.",

@@ -1,6 +1,7 @@
 """Open a point of a store's past, hold it, and show it in a mount until that is unmounted."""
 
 import contextlib
+import json
 import logging
 import os
 import resource
@@ -69,8 +70,9 @@ def show(disk: Disk, request: ViewRequest, mounted: Callable[[Json], None]) -> N
         try:
             said = _describe(request, frozen, tree)
             options = ViewOptions(
-                request.store, request.mountpoint, request.allow_other, request.while_open
-            )
+                request.store, request.mountpoint, request.allow_other, request.while_open,
+                json.dumps(said).encode(),
+            )  # fmt: skip
             kind = "read only" if tree.scratch is None else "with a scratch"
             log.info("%s: a view at %s, %s", request.mountpoint, said["position"], kind)
             trio.run(serve, frozen, tree, options, lambda: mounted(said))

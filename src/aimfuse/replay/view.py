@@ -26,7 +26,7 @@ from pyfuse3 import FUSEError  # noqa: E402
 from aimfuse.errors import AimfuseError, BusyError, UsageError  # noqa: E402
 from aimfuse.fallocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE  # noqa: E402
 from aimfuse.journal.records import NAME_BYTES_MAX, VOLUMES_MAX  # noqa: E402
-from aimfuse.mountpoint import VIEW_FSTYPE, source_name  # noqa: E402
+from aimfuse.mountpoint import VIEW_FSTYPE, VIEW_NOTE, source_name  # noqa: E402
 from aimfuse.replay.frozen import Frozen, PastLost  # noqa: E402
 from aimfuse.replay.tree import File, Tree  # noqa: E402
 from aimfuse.units import BLOCK_BYTES, MIB  # noqa: E402
@@ -40,6 +40,7 @@ REFRESH_S = 1.0
 
 FIRST_INODE = 16
 _ROOT = pyfuse3.ROOT_INODE
+_NOTE = _ROOT + 1
 _SECTOR_BYTES = 512
 
 
@@ -47,13 +48,15 @@ _SECTOR_BYTES = 512
 class ViewOptions:
     """Where to mount, and for whom; `store` is what the mount table shows.
 
-    With `while_open` the view ends, in any case, when the pipe that this reads from does.
+    With `while_open` the view ends, in any case, when the pipe that this reads from does. `note`
+    is what the file says that tells what is shown.
     """
 
     store: Path
     mountpoint: Path
     allow_other: bool = False
     while_open: int | None = None
+    note: bytes = b""
 
 
 class _Boundary:
@@ -90,9 +93,10 @@ class Operations(pyfuse3.Operations):
     enable_acl = False
     enable_writeback_cache = False
 
-    def __init__(self, tree: Tree) -> None:
-        """Show *tree*."""
+    def __init__(self, tree: Tree, note: bytes = b"") -> None:
+        """Show *tree*, and *note* in a file that is in no list."""
         super().__init__()
+        self._note = note
         self._boundary = _Boundary()
         self._tree = tree
         self._uid, self._gid = os.getuid(), os.getgid()
@@ -110,6 +114,8 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         """Open a file; the kernel may keep what it has read: nothing changes by itself."""
         with self._boundary:
+            if inode == _NOTE and flags & os.O_ACCMODE == os.O_RDONLY:
+                return pyfuse3.FileInfo(fh=inode, keep_cache=True)
             file = self._file(inode)
             if flags & os.O_ACCMODE != os.O_RDONLY and self._tree.scratch is None:
                 raise FUSEError(errno.EROFS)
@@ -121,11 +127,14 @@ class Operations(pyfuse3.Operations):
     async def release(self, fh: int) -> None:
         """Let go of a handle."""
         with self._boundary:
-            self._tree.release(self._file(fh))
+            if fh != _NOTE:
+                self._tree.release(self._file(fh))
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
         """Return what the volume held at the point, or was given since in the scratch."""
         with self._boundary:
+            if fh == _NOTE:
+                return self._note[off : off + size]
             return self._tree.read(self._file(fh), off, size)
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -163,6 +172,8 @@ class Operations(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         """Find a name."""
         with self._boundary:
+            if name == VIEW_NOTE.encode():
+                return self._attributes(_NOTE)
             return self._attributes(self._tree.named(os.fsdecode(name)).inode)
 
     async def create(
@@ -268,8 +279,8 @@ class Operations(pyfuse3.Operations):
             return data
 
     def _file(self, inode: int) -> File:
-        if inode == _ROOT:
-            raise FUSEError(errno.EISDIR)
+        if inode in {_ROOT, _NOTE}:
+            raise FUSEError(errno.EISDIR if inode == _ROOT else errno.EACCES)
         return self._tree.get(inode)
 
     def _is_called(self, name: str, inode: int) -> bool:
@@ -289,6 +300,9 @@ class Operations(pyfuse3.Operations):
             entry.st_mode = stat.S_IFDIR | (0o755 if is_writable else 0o555)
             entry.st_nlink = 2
             entry.st_mtime_ns = self._mtime_ns
+        elif inode == _NOTE:
+            entry.st_mode, entry.st_nlink = stat.S_IFREG | 0o444, 1
+            entry.st_size, entry.st_mtime_ns = len(self._note), self._mtime_ns
         else:
             file = self._file(inode)
             entry.st_mode = stat.S_IFREG | (0o600 if is_writable else 0o400)
@@ -309,7 +323,7 @@ async def serve(
         UsageError: the kernel or fusermount3 refuses the mount.
         AimfuseError: it has been unmounted, and something of the past could not be read.
     """
-    operations = Operations(tree)
+    operations = Operations(tree, options.note)
     fuse_options = set(pyfuse3.default_options)
     fuse_options |= {f"fsname={source_name(options.store)}", f"subtype={VIEW_FSTYPE}"}
     if tree.scratch is None:
