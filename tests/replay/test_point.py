@@ -128,7 +128,8 @@ def test_a_time_is_found_by_halves(tmp_path: Path) -> None:
     for seq in range(3, source.seq + 1):
         disk = Counting()
         assert point_at(store, 1_000_000 + seq, disk) == (1, seq)
-        assert disk.opened[".aim"] <= 6 + CLOCK_FILES + 2  # By halves, those near, the file itself.
+        # By halves, those near, three further on, the file itself.
+        assert disk.opened[".aim"] <= 6 + CLOCK_FILES + 3 + 2
 
 
 @pytest.mark.parametrize("back", [1, 2, 5])
@@ -140,6 +141,29 @@ def test_where_the_clock_was_set_back_a_little_the_last_record_counts(
     for time_ns in range(1_000_003, times[66] + 1):
         last = max(seq for seq, made_ns in times.items() if made_ns <= time_ns)
         assert point_at(store, time_ns, Disk()) == (1, last)
+
+
+@pytest.mark.parametrize(("files", "ahead"), [(1, 40), (5, 40), (20, 10**9)])
+def test_what_was_made_after_the_clock_was_ahead_for_a_while_is_found_by_its_time(
+    tmp_path: Path, files: int, ahead: int
+) -> None:
+    source, store = Recorder(tmp_path / "spool"), tmp_path / "store"
+    source.create("v.img", 30000)
+    source.roll()
+    begin(store, source)
+    made, times = [], {}
+    for index in range(64):
+        source.clock_ns += ahead * (index == 32)
+        source.write(1, index, b"%d" % index)
+        made.append(source.roll())
+        times[source.seq] = source.clock_ns + source.seq
+        source.clock_ns -= ahead * (index == 31 + files)
+    deliver(store, *made)
+    catch_up(store)
+    after = sorted(times)[32 + files :]
+    assert times[after[0]] < times[after[0] - 1]
+    for seq in after:
+        assert point_at(store, times[seq], Disk()) == (1, seq)
 
 
 def test_a_damaged_file_hides_no_time_behind_it(tmp_path: Path) -> None:

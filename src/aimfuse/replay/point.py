@@ -36,7 +36,7 @@ FUTURE_NS_MAX = 3600 * SECOND_NS
 """The source's clock may be ahead of this one."""
 
 CLOCK_FILES = 8
-"""So many files behind the one that is found by its time are looked at, too."""
+"""So many files right behind the one that is found by its time are looked at, too."""
 
 _POSITION = re.compile(r"(\d{1,19}):(\d{1,19})")
 _AGO = re.compile(r"(.+?)\s+ago")
@@ -221,11 +221,7 @@ class Finder:
             raise self._beyond(wanted, "nothing has been written since the copy, so it has no time")
         if limit_ns >= self._head.time_ns:
             return self._ahead_until(limit_ns)
-        end = self._begun_after(limit_ns)
-        for one in reversed(self._sets[end : end + CLOCK_FILES]):
-            if 0 < self._guess_ns(one) <= limit_ns:  # The clock was set back a little.
-                return self._inside_until(one, limit_ns)
-        for one in reversed(self._sets[:end]):
+        for one in reversed(self._sets[: self._end_of_begun(limit_ns)]):
             if 0 < self._begun_ns(one) <= limit_ns:
                 return self._inside_until(one, limit_ns)
         oldest = self._undo_head(self._sets[0]) if self._sets else self._head
@@ -233,12 +229,44 @@ class Finder:
             raise self._beyond(wanted, self._reach.why)
         return self._boundary(oldest)
 
-    def _begun_after(self, limit_ns: int) -> int:
-        """Return the index of the first file whose records were all made after *limit_ns*.
+    def _end_of_begun(self, limit_ns: int) -> int:
+        """Return the index behind the last file that was begun until *limit_ns*.
+
+        Where the source's clock was ahead for a while, files behind those have smaller times; so
+        some are looked at behind what was found, too. What the clock showed once is found if it
+        was ahead for a few files, or of all that it showed later, or not for most of the rest.
+        """
+        end = self._begun_after(limit_ns)
+        while (again := self._begun_again(end, limit_ns)) is not None:
+            end = self._begun_after(limit_ns, again + 1)
+        was_ahead = any(
+            seal.record_count and seal.first_time_ns > self._head.time_ns
+            for _epoch, seal in self._headers.values()
+        )
+        return len(self._sets) if was_ahead else end
+
+    def _begun_again(self, end: int, limit_ns: int) -> int | None:
+        """Return the last file found from index *end* on that was begun until then after all.
+
+        Looked at are those near, and then further and further on.
+        """
+        count, step = len(self._sets), CLOCK_FILES
+        probes = set(range(end, min(end + step, count)))
+        while end + (step := 2 * step) < count:
+            probes.add(end + step)
+        if end < count:
+            probes.add(count - 1)
+        for at in sorted(probes, reverse=True):
+            if 0 < self._guess_ns(self._sets[at]) <= limit_ns:
+                return at
+        return None
+
+    def _begun_after(self, limit_ns: int, low: int = 0) -> int:
+        """Return the index, from *low* on, of the first file all made after *limit_ns*.
 
         Found by halves. If the source's clock was set back there may be several.
         """
-        low, high = 0, len(self._sets)
+        high = len(self._sets)
         while low < high:
             middle = at = (low + high) // 2
             while not (begun_ns := self._guess_ns(self._sets[at])) and at > low:
