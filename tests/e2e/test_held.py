@@ -82,7 +82,7 @@ def test_a_delayed_mirror_can_be_restored_from_what_it_has_received(
     assert late.returncode == 20
     assert "held back on purpose: its delay is 1 h 0 min" in late.stderr
     assert "`delay = 0` in STORE/store.toml" in late.stderr
-    assert seen(source)["state"] == "delayed"
+    until(lambda: seen(source)["state"] == "delayed", lambda: seen(source))
     (store / "store.toml").unlink()
     assert aimfuse("flush", source.image, "--wait", "applied").returncode == 0
 

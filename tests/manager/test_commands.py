@@ -124,7 +124,7 @@ def test_flush_returns_once_the_destination_has_it(driver: Driver) -> None:
 
 
 def test_flush_names_who_is_behind_when_its_time_is_over(driver: Driver) -> None:
-    result = run("flush", driver.state_dir, "--wait", "applied", "--timeout", "200ms")
+    result = run("flush", driver.state_dir, "--wait", "applied", "--timeout", "1s")
     assert result.exit_code == 20
     assert "far is 2 files behind (shipping)" in result.stderr
 
@@ -133,14 +133,14 @@ def test_flush_says_what_it_waits_for_where_a_store_holds_back_on_purpose(driver
     delayed = {"phase": "consistent", "paused": None, "delay_s": 3600.0}
     driver.put(7, 5, ack=delayed)
     assert run("flush", driver.state_dir, "--wait", "received").stderr == ""
-    result = run("flush", driver.state_dir, "--wait", "applied", "--timeout", "200ms")
+    result = run("flush", driver.state_dir, "--wait", "applied", "--timeout", "1s")
     said, problem, hint = result.stderr.splitlines()
     assert said.startswith("far: held back on purpose: its delay is 1 h 0 min. To let it through")
     assert "far is 2 files behind (shipping: held back on purpose" in problem
     assert hint == "To let it through, on its host: `delay = 0` in STORE/store.toml."
     closed = {"receive": {"since_ns": 1, "reason": ""}}
     driver.put(6, 5, ack=delayed | {"paused": closed, "delay_s": 0.0})
-    result = run("flush", driver.state_dir, "--wait", "received", "--timeout", "200ms")
+    result = run("flush", driver.state_dir, "--wait", "received", "--timeout", "1s")
     assert "far: held back on purpose: receive is paused there. " in result.stderr
     assert "`aimfuse resume STORE receive`" in result.stderr
 
@@ -155,7 +155,7 @@ def test_flush_does_not_wait_for_what_never_comes(driver: Driver) -> None:
 @pytest.mark.parametrize("stage", ["received", "applied"])
 def test_a_mirror_that_catches_up_after_a_sync_is_not_there_yet(driver: Driver, stage: str) -> None:
     driver.put(7, 7, ack={"phase": "catching_up"})
-    result = run("flush", driver.state_dir, "--wait", stage, "--timeout", "100ms")
+    result = run("flush", driver.state_dir, "--wait", stage, "--timeout", "1s")
     assert "far is not consistent yet" in result.stderr
 
 
@@ -165,13 +165,13 @@ def test_an_image_that_was_never_written_to_is_not_there_before_its_first_copy(
 ) -> None:
     driver.replies["roll"] = {"ok": True, "number": 0, "epoch": 1}
     driver.put(0, 0, "new")
-    assert run("flush", driver.state_dir, "--wait", stage, "--timeout", "0.2s").exit_code == 20
+    assert run("flush", driver.state_dir, "--wait", stage, "--timeout", "1s").exit_code == 20
 
 
 @pytest.mark.parametrize("stage", ["received", "applied"])
 def test_where_a_copy_begins_is_not_what_is_there(driver: Driver, stage: str) -> None:
     driver.put(7, 7, "syncing", sync={"from": 7, "staged": True})
-    assert run("flush", driver.state_dir, "--wait", stage, "--timeout", "0.2s").exit_code == 20
+    assert run("flush", driver.state_dir, "--wait", stage, "--timeout", "1s").exit_code == 20
 
 
 def test_flush_knows_only_the_destinations_there_are(driver: Driver) -> None:

@@ -98,14 +98,14 @@ def flush(
     number = Fields(answer).count("number")
     told: set[str] = set()
     while behind := [b for name in names if (b := _behind(state_dir, name, stage, number))]:
-        hopeless = [one for one in behind if one.state in HOPELESS]
-        late = time.monotonic() >= end_s
-        if hopeless or late:
-            raise _not_there(stage, number, hopeless or behind, timed_out=not hopeless)
+        if hopeless := [one for one in behind if one.state in HOPELESS]:
+            raise _not_there(stage, number, hopeless, timed_out=False)
         for one in behind:
             if one.held and (line := f"{one.name}: {one.error}. {one.held.remedy}") not in told:
                 told.add(line)
                 say(line)
+        if time.monotonic() >= end_s:
+            raise _not_there(stage, number, behind, timed_out=True)
         time.sleep(POLL_S)
     return {
         "number": number,
