@@ -1,5 +1,6 @@
 """Files that are made at once, and looked at column by column or only checked."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from aimfuse.disk import Disk
 from aimfuse.errors import CorruptRecord, JournalError, TornRecord
 from aimfuse.journal.header import FileKind, Identity
 from aimfuse.journal.portion import columns_of, spans_of
-from aimfuse.journal.reader import FRONT_BYTES, check_own, check_sealed, read_own
+from aimfuse.journal.reader import FRONT_BYTES, OwnReader, check_own, check_sealed, read_own
 from aimfuse.journal.records import RecordType, Row, VolumeEntry, encode_table
 from aimfuse.journal.whole import Frame, encode_rows, encode_sealed
 from aimfuse.units import ByteOffset, Epoch, FileNumber, VolumeId
@@ -152,3 +153,56 @@ def test_checking_refuses_a_file_with_something_behind_it(tmp_path: Path) -> Non
     path.write_bytes(made(some_rows()) + b"more")
     with pytest.raises(CorruptRecord):
         check_own(Disk(), path)
+
+
+def test_files_read_by_turns_are_those_that_were_written(tmp_path: Path) -> None:
+    reader, read = OwnReader(2), []
+    for count in (3000, 1, 0, 700):
+        path = tmp_path / str(count)
+        path.write_bytes(made(some_rows(count)))
+        file = reader.read(Disk(), path)
+        assert bytes(file.data) == path.read_bytes()
+        assert file.iocbs[:2] == read_own(Disk(), path).iocbs[:2]
+        read.append((file, path))
+        for held, of in read[-2:]:
+            assert bytes(held.data) == of.read_bytes(), "the one before is held still"
+
+
+@given(st.data())
+def test_a_memory_that_held_another_file_hides_no_damage(
+    tmp_path_factory: pytest.TempPathFactory, draw: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("damaged") / "file"
+    whole = made(some_rows())
+    path.write_bytes(whole)
+    reader = OwnReader(1)
+    reader.read(Disk(), path)
+    at = draw.draw(st.integers(0, len(whole) - 1), label="place")
+    if draw.draw(st.booleans(), label="cut"):
+        path.write_bytes(whole[:at])
+    else:
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.raises(JournalError):
+        reader.read(Disk(), path)
+
+
+class _Shrinking(Disk):
+    """A file that is cut after its size was asked for."""
+
+    def size(self, fd: int) -> int:
+        size = super().size(fd)
+        os.truncate(f"/proc/self/fd/{fd}", size // 2)
+        return size
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    path, reader = tmp_path / "file", OwnReader(1)
+    for disk in (Disk(), _Shrinking()):
+        path.write_bytes(made(some_rows(6000)))
+        if isinstance(disk, _Shrinking):
+            with pytest.raises(CorruptRecord, match="digest"):
+                reader.read(disk, path)
+            with pytest.raises(JournalError):
+                check_own(disk, path)
+        else:
+            reader.read(disk, path)

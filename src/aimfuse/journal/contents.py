@@ -6,6 +6,7 @@ it reads is checked by its own sums; the digest, which covers the data too, is n
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import compress
 from operator import add
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from aimfuse.journal.records import (
 )
 from aimfuse.units import Seq, VolumeId
 
+_OTHERS = bytes(kind != RecordType.WRITE for kind in range(256))
 _NAMED = frozenset({RecordType.CREATE, RecordType.RENAME})
 
 
@@ -92,8 +94,7 @@ def read_contents(disk: Disk, path: Path) -> Contents:
         columns = checked_columns(path, seal.iocb_at, raw, seed)
         others = {
             index: decode_iocb(seed, raw[index * IOCB_BYTES : (index + 1) * IOCB_BYTES])
-            for index, kind in enumerate(columns.types)
-            if kind != RecordType.WRITE
+            for index in compress(range(seal.iocb_count), columns.types.translate(_OTHERS))
         }
         if 0 not in others or others[0].type is not RecordType.TABLE:
             raise CorruptRecord(path, seal.iocb_at, "it does not begin with a table of volumes")

@@ -31,10 +31,13 @@ from aimfuse.replay.point import Point
 from aimfuse.replay.resume import Resume, Stage
 from aimfuse.replay.state import StoreState
 from aimfuse.replay.taken_back import take_back
-from aimfuse.replay.undo import Undo, parts_of, read_undo
+from aimfuse.replay.undo import Read, Undo, parts_of, read_undo
 from aimfuse.units import VolumeId
 
 T = TypeVar("T")
+
+HELD_MAX = 4
+"""Undo files in memory: one is executed, one waits, one is read; and one for good measure."""
 
 _AGAIN = "Run it again: it begins from what the mirror is now."
 
@@ -68,11 +71,12 @@ class Rebuild:
         look: Look | None = None,
         *,
         copiers: int = 0,
+        read: Read = read_sealed,
     ) -> None:
         """Find out what was there; nothing is copied yet.
 
         So many threads copy as *copiers* says, and one reads and checks what is executed next;
-        with 0 all of it is done by the caller's.
+        with 0 all of it is done by the caller's. What lies behind the point is read by *read*.
 
         Raises:
             JournalError: a file of the history is damaged.
@@ -98,6 +102,7 @@ class Rebuild:
         self._done = 0
         self._total = 0
         self._readers = 1 if copiers else 0
+        self._read = read
         self._copiers = max(1, copiers)
         self._resume: Resume | None = None
         self._targets: list[int] = []
@@ -238,8 +243,8 @@ class Rebuild:
             raise _damaged(path, "it is not the file that its undo file takes back")
         return aim
 
-    def _read_undo(self, one: KeptSet) -> Undo:
-        return self._checked(lambda: read_undo(self._disk, self._past.history, one.name))
+    def _read_undo(self, one: KeptSet, read: Read = read_sealed) -> Undo:
+        return self._checked(lambda: read_undo(self._disk, self._past.history, one.name, read))
 
     def _checked(self, read: Callable[[], T]) -> T:
         try:
@@ -288,7 +293,7 @@ class Rebuild:
         assert self._stage is not None
         end = self._stage.back_to
         later = [one for one in self._later_sets(past) if end is None or one.name.number <= end]
-        calls = (partial(self._read_undo, one) for one in later)
+        calls = (partial(self._read_undo, one, self._read) for one in later)
         with closing(results_of(calls, self._readers)) as undos:
             for one, undo in zip(later, undos, strict=True):
                 self._check_place(past, undo, behind)

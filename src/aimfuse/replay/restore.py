@@ -14,6 +14,7 @@ from aimfuse.errors import (
     TransportError,
     UsageError,
 )
+from aimfuse.journal.reader import OwnReader, read_sealed
 from aimfuse.mountpoint import (
     VIEW_FSTYPE,
     check_takes_directory,
@@ -27,7 +28,7 @@ from aimfuse.replay.look import Look
 from aimfuse.replay.onward import find_steps
 from aimfuse.replay.past import TRIES_MAX, look_at
 from aimfuse.replay.point import Finder, Point, Wanted
-from aimfuse.replay.rebuild import Piece, Rebuild, Report
+from aimfuse.replay.rebuild import HELD_MAX, Piece, Rebuild, Report
 from aimfuse.replay.resume import Resume
 from aimfuse.replay.state import Json
 
@@ -87,7 +88,8 @@ def restore_from(
             point = Finder(disk, past, onward).find(request.at)
             if pin:
                 pin.move(point.base)
-            rebuild = Rebuild(disk, past, point, look, copiers=access.copiers)
+            read = read_sealed if access.is_far else OwnReader(HELD_MAX).read
+            rebuild = Rebuild(disk, past, point, look, copiers=access.copiers, read=read)
             try:
                 pieces = _chosen(rebuild, request)
                 if _is_directory(request, pieces):

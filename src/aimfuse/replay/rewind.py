@@ -16,12 +16,13 @@ from pathlib import Path
 from aimfuse.errors import CorruptRecord
 from aimfuse.journal.header import Identity, Parent
 from aimfuse.journal.names import GoneName, JournalName
-from aimfuse.journal.reader import AimFile, check_own, read_own, read_sealed
+from aimfuse.journal.reader import AimFile, OwnReader, check_own, read_own, read_sealed
 from aimfuse.journal.records import Iocb, RecordType, VolumeEntry, encode_table
 from aimfuse.journal.writer import AimWriter
 from aimfuse.replay.ahead import results_of
 from aimfuse.replay.apply import set_size
 from aimfuse.replay.kept import KeptSet, list_kept
+from aimfuse.replay.rebuild import HELD_MAX
 from aimfuse.replay.state import Head, Promoted
 from aimfuse.replay.store import Store
 from aimfuse.replay.taken_back import take_back
@@ -71,7 +72,8 @@ def step_back(store: Store, fork: Head, *, read_ahead: bool = False) -> bool:
     """
     undone = _Undone(store)
     try:
-        with closing(_undos(store, fork, _read, int(read_ahead))) as undos:
+        reader = OwnReader(HELD_MAX)
+        with closing(_undos(store, fork, reader.read, int(read_ahead))) as undos:
             for undo, one in undos:
                 _check_follows(undo, undone.head, store.state.head)
                 undone.add(undo, one.size_bytes)
