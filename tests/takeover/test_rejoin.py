@@ -194,6 +194,19 @@ def relay(live: Callable[[Disk], object]) -> set[str]:
         return met
 
 
+def test_what_differs_can_be_read_by_the_account_that_the_new_source_comes_as(
+    tmp_path: Path,
+) -> None:
+    source = forked(tmp_path, (), clean=False)
+    before = os.umask(0o022)
+    try:
+        run(source, Disk())
+    finally:
+        os.umask(before)
+    differs = source.config.state_dir / "store" / DIFFERS
+    assert differs.stat().st_mode & 0o777 == 0o644
+
+
 @pytest.mark.parametrize("names", [(), ("a", "b")], ids=["image", "directory"])
 def test_a_rejoin_that_dies_at_every_label_ends_as_one_that_did_not(
     tmp_path: Path, names: tuple[str, ...]

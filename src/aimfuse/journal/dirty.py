@@ -212,9 +212,9 @@ class DirtyMap:
                 _fill(self._chunk(volume, at), low, high + 1)
 
 
-def write_map(disk: Disk, path: Path, dirty: DirtyMap) -> None:
+def write_map(disk: Disk, path: Path, dirty: DirtyMap, mode: int = 0o600) -> None:
     """Write *dirty* to *path*, whole or not at all, durable when this returns."""
-    publish(disk, "dirty", path, dirty.encode())
+    publish(disk, "dirty", path, dirty.encode(), mode)
 
 
 def read_map(disk: Disk, path: Path) -> DirtyMap:

@@ -36,6 +36,7 @@ REWOUND = "rewound-"
 LET_GO_S_MAX = 30.0
 GATE_S_MAX = 5.0
 _POLL_S = 0.05
+_MAP_MODE = 0o644  # The new source reads it, as another user maybe; it names places, no contents.
 _INBOX_MODE = 0o750
 
 
@@ -206,7 +207,7 @@ def _fill(disk: Disk, place: Path, wanted: Wanted, *, shown: tuple[VolumeEntry, 
         _give(disk, wanted.images.get(entry.volume), volumes / f"{entry.volume:08d}")
     disk.sync_dir("rejoin:sync_dir", volumes)
     if wanted.tail.differs is not None and not wanted.tail.is_empty:
-        write_map(disk, place / DIFFERS, wanted.tail.differs)
+        write_map(disk, place / DIFFERS, wanted.tail.differs, _MAP_MODE)
     elif disk.exists(place / DIFFERS):
         disk.unlink("rejoin:unlink", place / DIFFERS)
     content = {**_first_state(wanted, shown).to_json(), "place": None, "open": False}
