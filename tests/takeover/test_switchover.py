@@ -130,19 +130,18 @@ def test_what_a_store_holds_back_on_purpose_is_said_while_it_is_waited_for(
     source.write(3)
     closed = {"receive": {"since_ns": 1, "reason": "a backup"}}
     source.say(applied=before, paused=closed)
+    wanted = "far: held, 1 file to go, held back on purpose: receive is paused there (a backup)"
     said: list[str] = []
 
     def hear(line: str) -> None:
         said.append(line)
-        if line.startswith("far: held"):  # Not while it still connects, which may be said, too.
+        if line == wanted:  # Not while it still connects, which may be said, too.
             source.say()
 
     with source.answering():
         done = switchover(Disk(), load(source.config.state_dir), "far", hear)
     assert done["state"] == "promoted"
-    assert "far: held, 1 file to go, held back on purpose: receive is paused there (a backup)" in (
-        said
-    )
+    assert wanted in said
 
 
 def test_a_store_that_joined_since_is_met_before_it_counts_as_being_there(tmp_path: Path) -> None:

@@ -151,15 +151,16 @@ async def _drain(config: GroupConfig, name: str, number: int, say: Say) -> None:
     if _is_there(directory, number, url):
         return
     async with _shipping(config):
-        moved, moved_s, said_s = "", time.monotonic(), 0.0
+        moved, moved_s, said, said_s = "", time.monotonic(), "", 0.0
         while not _is_there(directory, number, url):
             status = Fields(read_json(directory / "status.json"))
             line = ", ".join(filter(None, (progress_line(status), _held(status).describe())))
             now_s = time.monotonic()
             if line != moved:
                 moved, moved_s = line, now_s
-            if now_s - said_s >= SAY_S:
-                said_s = now_s
+            is_held = status.text("state") in {"held", "delayed"}
+            if now_s - said_s >= SAY_S or (is_held and line != said):
+                said, said_s = line, now_s
                 say(f"{name}: {line}")
             _check_hope(config, name, status, now_s - moved_s)
             await trio.sleep(POLL_S)
