@@ -174,7 +174,7 @@ def test_a_restore_that_is_killed_at_any_step_leaves_all_or_nothing(tmp_path: Pa
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
     _source, store, _waiting = recorded(tmp_path)
     output = tmp_path / "out"
-    for label in ("restore:copy", "apply:write", "restore:sync"):
+    for label in ("restore:copy", "restore:write", "apply:write", "restore:sync"):
         with pytest.raises(OSError, match="No space"):
             restored(store, at((1, 12)), output, failing_at(label, errno.ENOSPC))
         assert not output.exists()
