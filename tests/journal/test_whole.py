@@ -1,7 +1,7 @@
 """Files that are made at once, and looked at column by column or only checked."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,14 @@ from aimfuse.disk import Disk
 from aimfuse.errors import CorruptRecord, JournalError, TornRecord
 from aimfuse.journal.header import FileKind, Identity
 from aimfuse.journal.portion import columns_of, spans_of
-from aimfuse.journal.reader import FRONT_BYTES, OwnReader, check_own, check_sealed, read_own
+from aimfuse.journal.reader import (
+    FRONT_BYTES,
+    AimFile,
+    OwnReader,
+    check_own,
+    check_sealed,
+    read_own,
+)
 from aimfuse.journal.records import RecordType, Row, VolumeEntry, encode_table
 from aimfuse.journal.whole import Frame, encode_rows, encode_sealed
 from aimfuse.units import ByteOffset, Epoch, FileNumber, VolumeId
@@ -206,3 +213,15 @@ def test_a_file_that_is_cut_while_it_is_read_is_refused(tmp_path: Path) -> None:
                 check_own(disk, path)
         else:
             reader.read(disk, path)
+
+
+@pytest.mark.parametrize("read", [check_own, OwnReader(1).read], ids=["check", "read"])
+def test_what_cannot_be_read_is_refused_at_once_and_each_time(
+    tmp_path: Path, read: Callable[[Disk, Path], AimFile]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for _attempt in range(2):
+        with pytest.raises(FileNotFoundError):
+            read(Disk(), tmp_path / "missing")
+        with pytest.raises((TornRecord, OSError)):
+            read(Disk(), tmp_path / "pipe")

@@ -43,6 +43,9 @@ FRONT_BYTES = 256 * KIB
 CHUNK_BYTES = 256 * KIB
 """What is read at once where a file is only checked."""
 
+_FLAGS = os.O_RDONLY | os.O_NONBLOCK
+"""So that nobody waits for who fills a FIFO that lies in the place of a file."""
+
 _COMMIT_BYTE = bytes([RecordType.COMMIT])
 _DIGEST_GAP = bytes(DIGEST_END_AT - DIGEST_AT)
 
@@ -126,8 +129,8 @@ class OwnReader:
 
         Errors as for `read_own`.
         """
+        fd = disk.open("read", path, _FLAGS)
         memory = self._memories.popleft()
-        fd = disk.open("read", path, os.O_RDONLY)
         try:
             size = min(disk.size(fd), FILE_BYTES_MAX + 1)
             if len(memory) < size:
@@ -161,7 +164,7 @@ def check_own(disk: Disk, path: Path) -> AimFile:
 
     Its `data` ends behind them, or later.
     """
-    fd = disk.open("read", path, os.O_RDONLY)
+    fd = disk.open("read", path, _FLAGS)
     try:
         size = disk.size(fd)
         front = disk.pread(fd, min(size, FRONT_BYTES), 0)
