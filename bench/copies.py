@@ -33,8 +33,10 @@ _TEBIBYTE = 1 << 40
 _S_MAX = 600.0
 
 
-def first_copy(runner: Runner, directory: Path, rounds: int) -> tuple[list[float], list[float]]:
-    """Return the MB/s of data of ours and of scp, taking turns."""
+def first_copy(
+    runner: Runner, directory: Path, rounds: int, ssh_client: str
+) -> tuple[list[float], list[float]]:
+    """Return the MB/s of data of ours, by *ssh_client*, and of scp, taking turns."""
     ours, theirs = [], []
     for _ in range(rounds):
         place = directory / "first"
@@ -54,7 +56,7 @@ def first_copy(runner: Runner, directory: Path, rounds: int) -> tuple[list[float
             runner.running(words, report.with_suffix(".log")),
         ):
             theirs.append(SIZE / 2 / MB / _scp_s(runner, place, server))
-            ours.append(SIZE / 2 / MB / _copy_s(runner, group, far, server))
+            ours.append(SIZE / 2 / MB / _copy_s(runner, group, far, server, ssh_client))
         shutil.rmtree(place)
     return ours, theirs
 
@@ -115,10 +117,14 @@ def _halve(image: Path) -> None:
             file.write(pool)
 
 
-def _copy_s(runner: Runner, group: Group, far: FarHost, server: sshd.Sshd) -> float:
+def _copy_s(
+    runner: Runner, group: Group, far: FarHost, server: sshd.Sshd, ssh_client: str
+) -> float:
     with far.replaying():
         began_s = time.monotonic()
-        group.add_destination(server.url(far.store), server.known_hosts, server.identity)
+        group.add_destination(
+            server.url(far.store), server.known_hosts, server.identity, ssh_client=ssh_client
+        )
         runner.until(
             lambda: far.ack().get("phase") in {"catching_up", "consistent"},
             "the first copy is there", _S_MAX,

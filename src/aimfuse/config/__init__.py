@@ -116,6 +116,7 @@ class DestinationConfig:
     identity_files: tuple[Path, ...] = ()
     ssh_config: Path | None = None
     use_agent: bool = True
+    ssh_client: str = "built-in"
 
     @property
     def is_reserved(self) -> bool:
