@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from aimfuse.errors import JournalError, StoreError
 from aimfuse.journal.names import EPOCH_MAX, NUMBER_MAX, SyncName
+from aimfuse.journal.reader import OwnReader
 from aimfuse.replay import rewind
 from aimfuse.replay.applier import Applier
 from aimfuse.replay.apply import apply_journal
@@ -20,6 +21,7 @@ from aimfuse.replay.as_source import (
 from aimfuse.replay.findings import Findings
 from aimfuse.replay.forward import end_forwarding
 from aimfuse.replay.kept import is_whole
+from aimfuse.replay.rebuild import HELD_MAX
 from aimfuse.replay.rewound import note_rewound
 from aimfuse.replay.state import Head, Phase, Promoted
 from aimfuse.replay.store import REQUEST, Store
@@ -87,6 +89,7 @@ class Promotion:
         self._findings = findings
         self._is_noted = False
         self._is_settled = False
+        self._reader: OwnReader | None = None
 
     def go_on(self) -> bool:
         """Take one step; return whether there was one to take.
@@ -118,18 +121,23 @@ class Promotion:
         store = self._store
         assert store.state.head is not None
         is_forward = store.state.head.epoch == promoted.epoch
-        ahead = self._read_ahead
         if not is_forward and not self._is_noted:
             note_rewound(store, promoted)
             self._is_noted = True
-        if not is_forward and not rewind.step_back(store, promoted.fork, read_ahead=ahead):
+        if not is_forward and not self._step_back(promoted):
             return
+        self._reader = None  # Its memory is not needed any more.
         end_forwarding(store)
         if promoted.seq and not is_forward:
             spool = prepare_spool(store)
             aim = rewind.write_anew(store, promoted, spool)
             apply_journal(store, aim, self._applier.history, self._applier.marks)
         store.save(replace(store.state, phase=Phase.PROMOTING))
+
+    def _step_back(self, promoted: Promoted) -> bool:
+        self._reader = self._reader or OwnReader(HELD_MAX)
+        fork, ahead = promoted.fork, self._read_ahead
+        return rewind.step_back(self._store, fork, self._reader, read_ahead=ahead)
 
     def _settle(self) -> None:
         """Let the source be served, and set aside what came and was not applied."""

@@ -29,7 +29,7 @@ from aimfuse.replay.taken_back import take_back
 from aimfuse.replay.undo import Read, Undo, UndoMark, parts_of, read_undo
 from aimfuse.units import MIB, FileNumber, Seq, VolumeId
 
-STEP_BYTES = 256 * MIB
+STEP_BYTES = 512 * MIB
 STEP_FILES = 4096
 """Undone in one step at most, give or take a file: what a crash repeats."""
 
@@ -61,10 +61,13 @@ def check_way(store: Store, fork: Head) -> int:
     return held
 
 
-def step_back(store: Store, fork: Head, *, read_ahead: bool = False) -> bool:
+def step_back(
+    store: Store, fork: Head, reader: OwnReader | None = None, *, read_ahead: bool = False
+) -> bool:
     """Undo some files; return whether the mirror is at *fork* now.
 
-    With *read_ahead* the next undo file is read on a second thread.
+    With *read_ahead* the next undo file is read on a second thread. A *reader* that held
+    `HELD_MAX` for the last step has its memory already.
 
     Raises:
         JournalError: a file of the history is damaged. The position is that of the last step.
@@ -72,8 +75,8 @@ def step_back(store: Store, fork: Head, *, read_ahead: bool = False) -> bool:
     """
     undone = _Undone(store)
     try:
-        reader = OwnReader(HELD_MAX)
-        with closing(_undos(store, fork, reader.read, int(read_ahead))) as undos:
+        read = (reader or OwnReader(HELD_MAX)).read
+        with closing(_undos(store, fork, read, int(read_ahead))) as undos:
             for undo, one in undos:
                 _check_follows(undo, undone.head, store.state.head)
                 undone.add(undo, one.size_bytes)
