@@ -288,10 +288,6 @@ class Disk:
         """
         os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
 
-    def prefetch(self, fd: int, offset: int, length: int) -> None:
-        """Tell the kernel that the range will be read soon; changes nothing and never waits."""
-        os.posix_fadvise(fd, offset, length, os.POSIX_FADV_WILLNEED)
-
     def take_lock(self, fd: int, *, shared: bool = False, wait: bool = False) -> bool:
         """Take the file's lock, which ends with the descriptor; return whether it was free."""
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX

@@ -225,9 +225,6 @@ class SimDisk(Machine, Disk):
         with self._lock:
             self._descriptor(fd).file.drop_cache()
 
-    def prefetch(self, fd: int, offset: int, length: int) -> None:
-        """Everything is in memory already."""
-
     def take_lock(self, _fd: int, *, shared: bool = False, wait: bool = False) -> bool:
         """Nobody else is on this machine."""
         del shared, wait

@@ -202,11 +202,6 @@ class FarDisk(Disk):
         """Take a lock; nobody can from afar."""
         return fd < _FD_MIN and super().take_lock(fd, shared=shared, wait=wait)
 
-    def prefetch(self, fd: int, offset: int, length: int) -> None:
-        """Announce a read; from afar `copy_range` looks ahead by itself."""
-        if fd < _FD_MIN:
-            super().prefetch(fd, offset, length)
-
     def exists(self, path: Path) -> bool:
         """Tell whether the name exists, whatever it is."""
         inside = self._inside(path)
