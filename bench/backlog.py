@@ -25,9 +25,8 @@ _POLL_S = 0.02
 class Backlog:
     """A group that has written `BACKLOG_BYTES` which its store does not have."""
 
-    def __init__(self, runner: Runner, directory: Path, ssh_client: str) -> None:
-        """Keep everything below *directory*; ship by *ssh_client*."""
-        self._ssh_client = ssh_client
+    def __init__(self, runner: Runner, directory: Path) -> None:
+        """Keep everything below *directory*."""
         self._runner = runner
         self._near = directory / "near"
         self._keys = directory / "keys"
@@ -61,10 +60,7 @@ class Backlog:
     def _build(self, server: sshd.Sshd) -> None:
         group, runner = self._group, self._runner
         group.initialise(SIZE)
-        group.add_destination(
-            server.url(self._far.store), server.known_hosts, server.identity,
-            ssh_client=self._ssh_client,
-        )  # fmt: skip
+        group.add_destination(server.url(self._far.store), server.known_hosts, server.identity)
         with self._far.replaying() as replayer, group.mounted():
             group.drain(self._far)
             group.pause(paused=True)

@@ -33,10 +33,8 @@ _TEBIBYTE = 1 << 40
 _S_MAX = 600.0
 
 
-def first_copy(
-    runner: Runner, directory: Path, rounds: int, ssh_client: str
-) -> tuple[list[float], list[float]]:
-    """Return the MB/s of data of ours, by *ssh_client*, and of scp, taking turns."""
+def first_copy(runner: Runner, directory: Path, rounds: int) -> tuple[list[float], list[float]]:
+    """Return the MB/s of data of ours and of scp, taking turns."""
     ours, theirs = [], []
     for _ in range(rounds):
         place = directory / "first"
@@ -56,7 +54,7 @@ def first_copy(
             runner.running(words, report.with_suffix(".log")),
         ):
             theirs.append(SIZE / 2 / MB / _scp_s(runner, place, server))
-            ours.append(SIZE / 2 / MB / _copy_s(runner, group, far, server, ssh_client))
+            ours.append(SIZE / 2 / MB / _copy_s(runner, group, far, server))
         shutil.rmtree(place)
     return ours, theirs
 
@@ -117,14 +115,10 @@ def _halve(image: Path) -> None:
             file.write(pool)
 
 
-def _copy_s(
-    runner: Runner, group: Group, far: FarHost, server: sshd.Sshd, ssh_client: str
-) -> float:
+def _copy_s(runner: Runner, group: Group, far: FarHost, server: sshd.Sshd) -> float:
     with far.replaying():
         began_s = time.monotonic()
-        group.add_destination(
-            server.url(far.store), server.known_hosts, server.identity, ssh_client=ssh_client
-        )
+        group.add_destination(server.url(far.store), server.known_hosts, server.identity)
         runner.until(
             lambda: far.ack().get("phase") in {"catching_up", "consistent"},
             "the first copy is there", _S_MAX,

@@ -19,8 +19,6 @@ from bench.rig import MOUNTPOINT, VOLUME, Places, Rig
 from bench.running import AIMFUSE, LOW_PRIORITY, Child, Runner, unmounting
 
 DESTINATION = "far"
-BUILT_IN = "built-in"
-"""The SSH client that a destination has unless it names another."""
 STORE = "v"
 _CALL_S_MAX = 120.0
 _STOP_S_MAX = 60.0
@@ -124,18 +122,13 @@ class Group:
             self.save(replace(config, journal=replace(journal, size_bytes_max=size)))
 
     def add_destination(
-        self,
-        url: str,
-        known_hosts: Path,
-        identity: Path,
-        name: str = DESTINATION,
-        ssh_client: str = BUILT_IN,
+        self, url: str, known_hosts: Path, identity: Path, name: str = DESTINATION
     ) -> None:
         """Mirror to *url*."""
         self.save(
             configuration.add_destination(
                 self.config(), url, name=name, known_hosts=known_hosts,
-                identity_files=(identity,), use_agent=False, ssh_client=ssh_client,
+                identity_files=(identity,), use_agent=False,
             )
         )  # fmt: skip
         follow(self.state_dir)

@@ -20,7 +20,7 @@ from bench import cap, copies, lag, load, memory, promotions, rows, scrubs, view
 from bench.backlog import Backlog
 from bench.bare import bare
 from bench.load import GIB, MIB, Work
-from bench.ours import BUILT_IN, aimfuse, with_three_destinations
+from bench.ours import aimfuse, with_three_destinations
 from bench.past import Past, Taken
 from bench.qemu import qemu
 from bench.rig import Places, Rig
@@ -33,12 +33,6 @@ WARM_UP_BYTES = 6 * GIB
 EXIT_INCOMPLETE = 1
 
 Mount = Callable[[Runner, Places], contextlib.AbstractContextManager[Rig]]
-_SSH_CLIENTS = {
-    "backlog": BUILT_IN,
-    "openssh-backlog": "openssh",
-    "copy-first": BUILT_IN,
-    "openssh-copy": "openssh",
-}
 CONTESTANTS: dict[str, Mount] = {OURS: aimfuse, BARE: bare, QEMU: qemu}
 
 
@@ -70,10 +64,9 @@ class Bench:
                 self._directory(memory_dir) as far,
             ):
                 self._lag(near, far)
-        for work in ("backlog", "openssh-backlog"):
-            if self._wants(work):
-                with self._attempt(work), self._directory(memory_dir) as near:
-                    self._backlog(work, near)
+        if self._wants("backlog"):
+            with self._attempt("backlog"), self._directory(memory_dir) as near:
+                self._backlog(near)
         if self._wants("fan-out"):
             self._fan_out(memory_dir)
         if self._wants("scrub"):
@@ -155,16 +148,19 @@ class Bench:
         self._say(f"lag: median {middle:.2f} s, most {max(samples):.2f} s, {len(samples)} samples")
         self._note("lag", OURS, lag.p99(samples), "s")
 
-    def _backlog(self, work: str, directory: Path) -> None:
-        backlog = Backlog(self._runner, directory, _SSH_CLIENTS[work])
-        self._note_both(work, *backlog.measure(self._options.rounds))
+    def _backlog(self, directory: Path) -> None:
+        ours, theirs = Backlog(self._runner, directory).measure(self._options.rounds)
+        for name, values in ((OURS, ours), (SCP, theirs)):
+            for value in values:
+                self._note("backlog", name, value, "MB/s")
 
     def _copies(self, memory_dir: Path) -> None:
-        for work in ("copy-first", "openssh-copy"):
-            if self._wants(work):
-                with self._attempt(work), self._directory(memory_dir) as place:
-                    rounds, client = self._options.rounds, _SSH_CLIENTS[work]
-                    self._note_both(work, *copies.first_copy(self._runner, place, rounds, client))
+        if self._wants("copy-first"):
+            with self._attempt("copy-first"), self._directory(memory_dir) as place:
+                ours, theirs = copies.first_copy(self._runner, place, self._options.rounds)
+                for name, values in ((OURS, ours), (SCP, theirs)):
+                    for value in values:
+                        self._note("copy-first", name, value, "MB/s")
         if self._wants("copy-fold"):
             with (
                 self._attempt("copy-fold"),
@@ -198,11 +194,6 @@ class Bench:
 
     def _wants(self, work: str) -> bool:
         return any(row.work == work or row.work.startswith(f"{work}-") for row in self._wanted)
-
-    def _note_both(self, work: str, ours: Sequence[float], scps: Sequence[float]) -> None:
-        for name, values in ((OURS, ours), (SCP, scps)):
-            for value in values:
-                self._note(work, name, value, "MB/s")
 
     def _note(self, work: str, name: str, value: float, unit: str) -> None:
         self.samples[work, name].append(value)

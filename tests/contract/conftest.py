@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.far_sides import DirectorySide, EmbeddedSide, OpensshSide, ProgramSide
+from tests.contract.far_sides import DirectorySide, EmbeddedSide, OpensshSide
 
 MakeFile = Callable[[str, int], Path]
 
 
-@pytest.fixture(params=[DirectorySide, OpensshSide, ProgramSide, EmbeddedSide])
+@pytest.fixture(params=[DirectorySide, OpensshSide, EmbeddedSide])
 async def far(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> AsyncGenerator[DirectorySide | OpensshSide | EmbeddedSide]:

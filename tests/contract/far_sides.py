@@ -2,7 +2,6 @@
 
 import shutil
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from pathlib import Path
 
 from aimfuse.disk import Disk
@@ -70,15 +69,6 @@ class OpensshSide:
             self.sshd.change_host_key()
         else:
             self.sshd.restart()
-
-
-class ProgramSide(OpensshSide):
-    """The same, reached by the system's own ``ssh``."""
-
-    async def start(self) -> None:
-        """Start sshd; have its clients use the program."""
-        await super().start()
-        self.settings = replace(self.settings, ssh_client="openssh")
 
 
 class EmbeddedSide:

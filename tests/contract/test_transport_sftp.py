@@ -14,7 +14,7 @@ import trio
 from aimfuse.errors import Refused, Unavailable
 from aimfuse.transport import Transport, open_transport
 from aimfuse.units import KIB, MIB
-from tests.contract.far_sides import EmbeddedSide, OpensshSide, ProgramSide
+from tests.contract.far_sides import EmbeddedSide, OpensshSide
 from tests.contract.openssh import make_key
 from tests.contract.proxy import Proxy
 
@@ -22,22 +22,6 @@ Server = OpensshSide | EmbeddedSide
 MakeFile = Callable[[str, int], Path]
 
 SIZE = 8 * MIB
-
-
-@pytest.fixture(params=[OpensshSide, ProgramSide, EmbeddedSide])
-async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator[Server]:
-    side: Server = request.param(tmp_path / "far")
-    await side.start()
-    yield side
-    await side.stop()
-
-
-@pytest.fixture(params=[OpensshSide, ProgramSide])
-async def openssh(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator[OpensshSide]:
-    side: OpensshSide = request.param(tmp_path / "far")
-    await side.start()
-    yield side
-    await side.stop()
 
 
 @asynccontextmanager

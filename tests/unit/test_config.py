@@ -87,7 +87,6 @@ def test_every_setting_survives_being_saved_and_loaded(state_dir: Path) -> None:
                 identity_files=(Path("/i"), Path("/j")),
                 ssh_config=Path("/c"),
                 use_agent=False,
-                ssh_client="openssh",
             ),
         ),
     )

@@ -116,7 +116,6 @@ class DestinationConfig:
     identity_files: tuple[Path, ...] = ()
     ssh_config: Path | None = None
     use_agent: bool = True
-    ssh_client: str = "built-in"
 
     @property
     def is_reserved(self) -> bool:

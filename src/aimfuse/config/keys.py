@@ -28,7 +28,6 @@ URL_REMEDY = "Use sftp://user@host/path, dir:///path or an absolute path."
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _WHEN_FULL = ("fold", "block", "fail")
-_SSH_CLIENTS = ("built-in", "openssh")
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,12 +184,6 @@ def _when_full(given: object) -> str:
     return str(given)
 
 
-def _ssh_client(given: object) -> str:
-    if given not in _SSH_CLIENTS:
-        raise ValueError("is no SSH client")
-    return str(given)
-
-
 def _render_size(size: int) -> str | int:
     for unit, factor in (("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
         if size and size % factor == 0:
@@ -278,5 +271,4 @@ DESTINATION: Keys = {
     ),
     "ssh_config": path_key("ssh_config"),
     "use_agent": _flag_key("use_agent"),
-    "ssh_client": Key("ssh_client", _ssh_client, "Write built-in or openssh."),
 }

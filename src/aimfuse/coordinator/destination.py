@@ -42,7 +42,7 @@ HALTED_RETRY_S = 5 * 60.0
 
 _FIXED = (
     "name", "url", "paused", "stall_s_max", "known_hosts", "identity_files", "ssh_config",
-    "use_agent", "ssh_client", "volumes", "exclude",
+    "use_agent", "volumes", "exclude",
 )  # fmt: skip
 """Settings that a running destination has used already."""
 

@@ -74,7 +74,6 @@ def connect_as_configured(config: DestinationConfig, *, makes_store: bool = True
             identity_files=config.identity_files,
             ssh_config=config.ssh_config,
             use_agent=config.use_agent,
-            ssh_client=config.ssh_client,
             stall_s_max=config.stall_s_max,
             block_bytes_max=block_bytes_max(config.bandwidth_bytes_s),
             makes_store=makes_store,

@@ -59,8 +59,6 @@ class TransportSettings:
     """A connection on which a request waits and nothing is answered for this long is dead."""
     parallel_blocks: int = 16
     """Blocks in flight on one connection once it has proved fast."""
-    ssh_client: str = "built-in"
-    """What speaks SSH when files are sent: ``built-in``, or ``openssh``, the system's program."""
     block_bytes_max: int | None = None
     """The largest block to send at once, as far as the transport can: for even pacing."""
     makes_store: bool = True

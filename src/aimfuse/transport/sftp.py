@@ -40,8 +40,6 @@ from aimfuse.transport.base import (
 from aimfuse.transport.bridge import AsyncioThread, TrioSide
 from aimfuse.transport.credit import CREDIT_BYTES_MAX, Credit
 from aimfuse.transport.place import FOREIGN, Place, SourceError
-from aimfuse.transport.program import ProgramConnector
-from aimfuse.transport.requests import OpenFile, Requests, Space
 from aimfuse.transport.ssh import CLOSE_S_MAX, Connector
 from aimfuse.transport.window import Window
 from aimfuse.units import MIB
@@ -54,12 +52,6 @@ _FULL_BYTES = MIB
 """With less than this free, a write that failed for no stated reason failed for space."""
 
 _WATCH_S = 0.5
-SftpClient = asyncssh.SFTPClient | Requests
-SftpFile = asyncssh.SFTPClientFile | OpenFile
-_CONNECTORS: dict[str, type[Connector | ProgramConnector]] = {
-    "built-in": Connector,
-    "openssh": ProgramConnector,
-}
 log = logging.getLogger(__name__)
 
 
@@ -188,17 +180,18 @@ class _Session:
     def __init__(self, place: Place, settings: TransportSettings) -> None:
         self._place = place
         self._settings = settings
-        self._connector = _CONNECTORS[settings.ssh_client](settings)
+        self._connector = Connector(settings)
         self._inbox = place.store.rstrip(b"/") + b"/" + INBOX.encode()
-        self._sftp: SftpClient | None = None
+        self._sftp: asyncssh.SFTPClient | None = None
         self._window: Window | None = None
-        self._inbox_handle: SftpFile | None = None
+        self._inbox_handle: asyncssh.SFTPClientFile | None = None
 
     async def connect(self) -> None:
         """Connect within the time allowed for it; leaves an open SFTP channel."""
         place = self._place
         async with asyncio.timeout(self._settings.connect_s_max):
-            self._sftp = await self._connector.start_sftp(place.host, place.port, place.user)
+            connection = await self._connector.connect(place.host, place.port, place.user)
+            self._sftp = await connection.start_sftp_client()
             await self._make_directories()
             # OpenSSH syncs directories by a file handle on them; others refuse the open.
             with contextlib.suppress(asyncssh.SFTPError):
@@ -255,9 +248,7 @@ class _Session:
     async def free_bytes(self) -> int | None:
         """Return what is free for an unprivileged writer, None if the server will not say."""
         try:
-            info: asyncssh.SFTPVFSAttrs | Space = await self._answer(
-                self._client.statvfs(self._inbox)
-            )
+            info = await self._answer(self._client.statvfs(self._inbox))
         except (asyncssh.SFTPOpUnsupported, asyncssh.SFTPPermissionDenied):
             return None
         return info.bavail * info.frsize
@@ -267,7 +258,7 @@ class _Session:
         await self._connector.close()
 
     @property
-    def _client(self) -> SftpClient:
+    def _client(self) -> asyncssh.SFTPClient:
         if self._sftp is None:
             raise Unavailable(f"{self._place}: the connection is closed")
         return self._sftp
@@ -281,7 +272,7 @@ class _Session:
             self._connector.abort()
             raise
 
-    async def _open_file(self, path: bytes, flags: int) -> SftpFile:
+    async def _open_file(self, path: bytes, flags: int) -> asyncssh.SFTPClientFile:
         # Block size 0: one write is one request, and its task is ours.
         attrs = asyncssh.SFTPAttrs()
         if flags & asyncssh.FXF_CREAT:
@@ -309,7 +300,9 @@ class _Session:
             return False
         return attrs.type == constants.FILEXFER_TYPE_DIRECTORY
 
-    async def _open_part(self, part: bytes, size: int, *, fresh: bool) -> tuple[SftpFile, int]:
+    async def _open_part(
+        self, part: bytes, size: int, *, fresh: bool
+    ) -> tuple[asyncssh.SFTPClientFile, int]:
         """Return the part file, open for writing, and the offset to go on from.
 
         A connection cut in mid-file leaves a prefix: the size says where to go on. After a power
@@ -323,7 +316,7 @@ class _Session:
             return await self._open_anew(part), 0
         return await self._open_file(part, asyncssh.FXF_WRITE | asyncssh.FXF_CREAT), at
 
-    async def _open_anew(self, part: bytes) -> SftpFile:
+    async def _open_anew(self, part: bytes) -> asyncssh.SFTPClientFile:
         """Return an empty part file that nobody else has open, in the place of the old one."""
         new = part.removesuffix(PART_SUFFIX.encode()) + NEW_PART_SUFFIX.encode()
         flags = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT | asyncssh.FXF_TRUNC
@@ -335,7 +328,7 @@ class _Session:
             raise
         return file
 
-    async def _send(self, file: SftpFile, upload: _Upload, at: int) -> None:
+    async def _send(self, file: asyncssh.SFTPClientFile, upload: _Upload, at: int) -> None:
         """Write the file from *at* on, several blocks in flight, until all are answered."""
         window = self._window
         assert window is not None
@@ -359,7 +352,7 @@ class _Session:
             watch.cancel()
 
     async def _send_block(
-        self, file: SftpFile, data: bytes, at: int, tell: Callable[[int], None]
+        self, file: asyncssh.SFTPClientFile, data: bytes, at: int, tell: Callable[[int], None]
     ) -> None:
         window = self._window
         assert window is not None
@@ -377,7 +370,7 @@ class _Session:
                 self._connector.abort()
                 raise Unavailable(f"{self._place}: no answer for {silent_s:.0f} s")
 
-    async def _make_file_durable(self, file: SftpFile, part: bytes) -> None:
+    async def _make_file_durable(self, file: asyncssh.SFTPClientFile, part: bytes) -> None:
         try:
             await self._make_durable(file)
         except asyncssh.SFTPError:
@@ -386,7 +379,7 @@ class _Session:
                 await self._answer((await self._open_anew(part)).close())
             raise
 
-    async def _make_durable(self, file: SftpFile) -> None:
+    async def _make_durable(self, file: asyncssh.SFTPClientFile) -> None:
         """Have the server sync the file; one that cannot is no reason to stop: the ack counts."""
         try:
             await self._answer(file.fsync())
@@ -402,7 +395,7 @@ class _Session:
                 await self._client.remove(final)
             await self._client.rename(part, final)
 
-    async def _let_go(self, file: SftpFile) -> None:
+    async def _let_go(self, file: asyncssh.SFTPClientFile) -> None:
         """Close a handle on the way out of a failure, without waiting long for a dead peer."""
         try:
             async with asyncio.timeout(CLOSE_S_MAX):

@@ -7,7 +7,6 @@ unknown host key is refused before anything of ours is shown.
 import asyncio
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -59,12 +58,6 @@ class Connector:
         self._settings = settings
         self._connections: list[asyncssh.SSHClientConnection] = []
 
-    async def start_sftp(
-        self, host: str, port: int | None, user: str | None
-    ) -> asyncssh.SFTPClient:
-        """Connect to *host* and return an SFTP client for it."""
-        return await (await self.connect(host, port, user)).start_sftp_client()
-
     async def connect(
         self,
         host: str,
@@ -77,14 +70,22 @@ class Connector:
         The jumps are made here, not by asyncssh: it would look up their host keys as the SSH
         configuration says, and that can say "do not".
         """
-        options, target = _find(self._settings, host, port, user)
-        if via is None:
-            for jump in target.jumps:
+        path = (self._settings.known_hosts or Path("~/.ssh/known_hosts")).expanduser()
+        try:
+            options = self._options(host, port, user)
+            given = asyncssh.SSHClientConnectionOptions(**options)
+        except (OSError, ValueError) as exc:
+            hint = "Look at the identity files and at ~/.ssh/config."
+            raise Refused(f"{host}: {exc}", hint=hint) from exc
+        real = f"{given.host_key_alias or given.host}", given.port
+        options["known_hosts"] = trusted = _read_known_hosts(path, *real)
+        if via is None and isinstance(given.tunnel, str) and given.tunnel != "none":
+            for jump in given.tunnel.split(","):
                 via = await self._jump(jump, via)
         try:
             connection = await asyncssh.connect(**options, tunnel=via or ())
         except asyncssh.Error as exc:
-            raise _refusal(exc, target) from exc
+            raise _refusal(exc, real, trusted, path) from exc
         self._connections.append(connection)
         return connection
 
@@ -112,82 +113,35 @@ class Connector:
         place = urlsplit("ssh://" + jump.strip().removeprefix("ssh://"))
         return await self.connect(place.hostname or "", place.port, place.username, via)
 
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Whom the SSH configuration means by a host, and by what it is to be known."""
-
-    host: str
-    port: int
-    jumps: tuple[str, ...]
-    known_hosts: Path
-    trusted: asyncssh.SSHKnownHosts
-
-    @property
-    def shown(self) -> str:
-        """The host as known_hosts has it."""
-        return _shown(self.host, self.port)
-
-
-def find_target(
-    settings: TransportSettings, host: str, port: int | None, user: str | None
-) -> Target:
-    """Return whom the settings and the SSH configuration mean.
-
-    Raises:
-        Refused: an identity file, the configuration or the known hosts cannot be used.
-    """
-    return _find(settings, host, port, user)[1]
-
-
-def _find(
-    settings: TransportSettings, host: str, port: int | None, user: str | None
-) -> tuple[dict[str, Any], Target]:
-    """Return the target, and all options to reach it by."""
-    path = (settings.known_hosts or Path("~/.ssh/known_hosts")).expanduser()
-    try:
-        options = _options(settings, host, port, user)
-        given = asyncssh.SSHClientConnectionOptions(**options)
-    except (OSError, ValueError) as exc:
-        hint = "Look at the identity files and at ~/.ssh/config."
-        raise Refused(f"{host}: {exc}", hint=hint) from exc
-    real = f"{given.host_key_alias or given.host}", given.port
-    options["known_hosts"] = trusted = _read_known_hosts(path, *real)
-    tunnel = given.tunnel
-    jumps = tuple(tunnel.split(",")) if isinstance(tunnel, str) and tunnel != "none" else ()
-    return options, Target(*real, jumps, path, trusted)
-
-
-def _options(
-    settings: TransportSettings, host: str, port: int | None, user: str | None
-) -> dict[str, Any]:
-    """Return all options but whom to trust: so far nobody."""
-    options: dict[str, Any] = {
-        "host": host,
-        "known_hosts": asyncssh.import_known_hosts(""),
-        "password_auth": False,
-        "kbdint_auth": False,
-        "gss_auth": False,
-        "gss_kex": False,
-        "host_based_auth": False,
-        "encryption_algs": "^aes128-gcm@openssh.com",  # Half the work of chacha20.
-        "compression_algs": None,  # AIM files are compressed, or it does not pay.
-        "connect_timeout": settings.connect_s_max,
-        "login_timeout": settings.connect_s_max,
-        "keepalive_interval": settings.keepalive_interval_s,
-        "keepalive_count_max": settings.keepalive_count_max,
-    }
-    if port is not None:
-        options["port"] = port
-    if user is not None:
-        options["username"] = user
-    if settings.ssh_config is not None:
-        options["config"] = [str(settings.ssh_config)]
-    if settings.identity_files:
-        options["client_keys"] = [str(path.expanduser()) for path in settings.identity_files]
-    if not settings.use_agent:
-        options["agent_path"] = None
-    return options
+    def _options(self, host: str, port: int | None, user: str | None) -> dict[str, Any]:
+        """Return all options but whom to trust: so far nobody."""
+        settings = self._settings
+        options: dict[str, Any] = {
+            "host": host,
+            "known_hosts": asyncssh.import_known_hosts(""),
+            "password_auth": False,
+            "kbdint_auth": False,
+            "gss_auth": False,
+            "gss_kex": False,
+            "host_based_auth": False,
+            "encryption_algs": "^aes128-gcm@openssh.com",  # Half the work of chacha20.
+            "compression_algs": None,  # AIM files are compressed, or it does not pay.
+            "connect_timeout": settings.connect_s_max,
+            "login_timeout": settings.connect_s_max,
+            "keepalive_interval": settings.keepalive_interval_s,
+            "keepalive_count_max": settings.keepalive_count_max,
+        }
+        if port is not None:
+            options["port"] = port
+        if user is not None:
+            options["username"] = user
+        if settings.ssh_config is not None:
+            options["config"] = [str(settings.ssh_config)]
+        if settings.identity_files:
+            options["client_keys"] = [str(path.expanduser()) for path in settings.identity_files]
+        if not settings.use_agent:
+            options["agent_path"] = None
+        return options
 
 
 def _read_known_hosts(path: Path, host: str, port: int) -> asyncssh.SSHKnownHosts:
@@ -199,54 +153,35 @@ def _read_known_hosts(path: Path, host: str, port: int) -> asyncssh.SSHKnownHost
         raise Refused(f"{path}: {exc}", hint=hint) from exc
 
 
-def _refusal(exc: asyncssh.Error, target: Target) -> TransportError:
+def _refusal(
+    exc: asyncssh.Error, place: tuple[str, int], trusted: asyncssh.SSHKnownHosts, path: Path
+) -> TransportError:
     """Return the error for a connection that was not made: refused, or try again later."""
-    host, port = target.host, target.port
+    host, port = place
+    shown = _shown(host, port)
     match exc:
         case asyncssh.KeyExchangeFailed() if "host key" not in exc.reason:
-            hint = "Is that server very old, or very new?"
-            return Refused(f"{target.shown}: {exc.reason}", hint=hint)
+            return Refused(f"{shown}: {exc.reason}", hint="Is that server very old, or very new?")
         case asyncssh.HostKeyNotVerifiable() | asyncssh.KeyExchangeFailed():
-            known = target.trusted.match(host, "", None if port == _DEFAULT_PORT else port)
-            return host_key_refused(target.shown, target, changed=any(known), reason=exc.reason)
+            known = trusted.match(host, "", None if port == _DEFAULT_PORT else port)
+            if not any(known):
+                hint = _how_to_add(host, path, port)
+                return Refused(f"the host key of {shown} is not in {path}", hint=hint)
+            hint = (
+                "Somebody may be in between. If the host was really set up anew, remove the old "
+                f"line with `ssh-keygen -R '{shown}' -f {path}`, then "
+                + _how_to_add(host, path, port)
+            )
+            message = f"the host key of {shown} is not the one in {path}: {exc.reason}"
+            return Refused(message, hint=hint)
         case asyncssh.PermissionDenied() | asyncssh.IllegalUserName():
-            return key_refused(target, exc.reason)
+            hint = "Is our public key in the account's authorized_keys, and this the right user?"
+            return Refused(f"{shown} does not accept our key: {exc.reason}", hint=hint)
         case _ if "authentication failures" in exc.reason:
-            return key_refused(target, exc.reason)
+            hint = "Name one identity file for this destination."
+            return Refused(f"{shown} does not accept our keys: {exc.reason}", hint=hint)
         case _:
-            return Unavailable(f"{target.shown}: {exc.reason}")
-
-
-def host_key_refused(shown: str, target: Target, *, changed: bool, reason: str = "") -> Refused:
-    """Return the error for a host, as known_hosts has it, whose key is not the one we know."""
-    path = target.known_hosts
-    host, port = _host_and_port(shown)
-    if not changed:
-        hint = _how_to_add(host, path, port)
-        return Refused(f"the host key of {shown} is not in {path}", hint=hint)
-    hint = (
-        "Somebody may be in between. If the host was really set up anew, remove the old "
-        f"line with `ssh-keygen -R '{shown}' -f {path}`, then " + _how_to_add(host, path, port)
-    )
-    message = f"the host key of {shown} is not the one in {path}" + (reason and f": {reason}")
-    return Refused(message, hint=hint)
-
-
-def key_refused(target: Target, reason: str) -> Refused:
-    """Return the error for a host that does not let us in."""
-    if "authentication failures" in reason:
-        hint = "Name one identity file for this destination."
-        return Refused(f"{target.shown} does not accept our keys: {reason}", hint=hint)
-    hint = "Is our public key in the account's authorized_keys, and this the right user?"
-    return Refused(f"{target.shown} does not accept our key: {reason}", hint=hint)
-
-
-def _host_and_port(shown: str) -> tuple[str, int]:
-    """Take apart what `_shown` has put together."""
-    if not shown.startswith("["):
-        return shown, _DEFAULT_PORT
-    host, _, port = shown[1:].partition("]:")
-    return host, int(port)
+            return Unavailable(f"{shown}: {exc.reason}")
 
 
 def _shown(host: str, port: int) -> str:
