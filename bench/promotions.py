@@ -9,6 +9,8 @@ import shutil
 import time
 from pathlib import Path
 
+from aimfuse.journal.names import SEALED, UNDO
+from aimfuse.replay.kept import HISTORY
 from bench.load import MB
 from bench.past import SIZE, Past, Taken
 from bench.running import AIMFUSE, Runner
@@ -34,11 +36,26 @@ def rewind(runner: Runner, past: Past, rounds: int) -> Taken:
         restore = (*AIMFUSE, "restore", past.store, "-o", output, "--at", past.origin)
         theirs.append(SIZE / MB / _took_s(runner, *restore))
         output.unlink()
-        runner.run("cp", "-a", past.store, trial)
+        _copy(runner, past.store, trial)
         promote = (*AIMFUSE, "promote", trial, "--at", past.origin)
         ours.append(SIZE / MB / _took_s(runner, *promote))
         shutil.rmtree(trial)
     return ours, theirs
+
+
+def _copy(runner: Runner, store: Path, copy: Path) -> None:
+    """Copy a store; nobody writes into the files of its history, so they are linked."""
+    copy.mkdir()
+    parts = [path for path in store.iterdir() if path.name != HISTORY]
+    runner.run("cp", "-a", *parts, copy)  # Together: mirrors and volumes are the same files.
+    runner.run("cp", "-a", "--attributes-only", store / HISTORY, copy)
+    for path in (store / HISTORY).iterdir():
+        name = copy / HISTORY / path.name
+        name.unlink()
+        if path.suffix in {SEALED, UNDO}:
+            name.hardlink_to(path)
+        else:
+            shutil.copy2(path, name)
 
 
 def _took_s(runner: Runner, *words: str | Path) -> float:

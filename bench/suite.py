@@ -21,7 +21,7 @@ from bench.backlog import Backlog
 from bench.bare import bare
 from bench.load import GIB, MIB, Work
 from bench.ours import aimfuse, with_three_destinations
-from bench.past import Past, Taken
+from bench.past import REPLAYED_SIZE, SIZE, Past, Taken
 from bench.qemu import qemu
 from bench.rig import Places, Rig
 from bench.rows import BARE, CP, FORGETFUL, ONE, OURS, QEMU, QUIET, RESTORE, ROWS, SCP, Row
@@ -90,9 +90,7 @@ class Bench:
                 ).items():
                     for one in seconds:
                         self._note(f"queue-{name}", OURS, one, "s")
-        if any(map(self._wants, ("history", "restore", "rewind", "promote"))):
-            with self._attempt("history"), self._directory(memory_dir) as place:
-                self._past(Past(self._runner, place))
+        self._pasts(memory_dir)
         if self._wants("view"):
             with self._attempt("view"), self._directory(disk_dir) as place:
                 for one in views.first_byte_s(self._runner, place, self._options.rounds):
@@ -172,25 +170,37 @@ class Bench:
             for name, megabytes in zip(("memory", "file"), copies.map_megabytes(), strict=True):
                 self._note(f"map-{name}", OURS, megabytes, "MB")
 
-    def _past(self, past: Past) -> None:
-        """Measure what history costs, how fast it comes back, and what a promotion takes."""
+    def _pasts(self, memory_dir: Path) -> None:
+        """Measure what keeping a past costs, and how fast it comes back."""
+        if self._wants("history") or self._wants("promote"):
+            with self._attempt("history"), self._directory(memory_dir) as place:
+                self._replayed(Past(self._runner, place, REPLAYED_SIZE))
+        if self._wants("restore") or self._wants("rewind"):
+            with self._attempt("restore"), self._directory(memory_dir) as place:
+                self._gone_back(Past(self._runner, place, SIZE))
+
+    def _replayed(self, past: Past) -> None:
+        """Measure what history costs, and what a promotion takes."""
         rounds = self._options.rounds
-        nothing: Taken = ([], [])
         if self._wants("promote"):
             for one in promotions.beyond_applying_s(self._runner, past, rounds):
                 self._note("promote", OURS, one, "s")
-        replayed = past.replay(rounds)
-        restored = past.restore(rounds) if self._wants("restore") else nothing
-        past.drop_first()
-        wants_rewind = self._wants("rewind")
-        rewound = promotions.rewind(self._runner, past, rounds) if wants_rewind else nothing
-        for work, yardstick, taken in (
-            ("history", FORGETFUL, replayed), ("restore", CP, restored),
-            ("rewind", RESTORE, rewound),
-        ):  # fmt: skip
-            for name, values in zip((OURS, yardstick), taken, strict=True):
-                for value in values:
-                    self._note(work, name, value, "MB/s")
+        if self._wants("history"):
+            self._beside("history", FORGETFUL, past.replay(rounds))
+
+    def _gone_back(self, past: Past) -> None:
+        """Measure how fast the past comes back."""
+        rounds = self._options.rounds
+        past.apply_last()
+        if self._wants("restore"):
+            self._beside("restore", CP, past.restore(rounds))
+        if self._wants("rewind"):
+            self._beside("rewind", RESTORE, promotions.rewind(self._runner, past, rounds))
+
+    def _beside(self, work: str, yardstick: str, taken: Taken) -> None:
+        for name, values in zip((OURS, yardstick), taken, strict=True):
+            for value in values:
+                self._note(work, name, value, "MB/s")
 
     def _wants(self, work: str) -> bool:
         return any(row.work == work or row.work.startswith(f"{work}-") for row in self._wanted)
