@@ -131,8 +131,7 @@ class Session:
         delivery, ack = self.place.delivery, self.place.ack
         if delivery.applied >= self._parts.backlog.newest:
             return "idle"
-        is_sent = not delivery.queued().files
-        if ack is None or not (ack.takes_nothing or (ack.is_held and is_sent)):
+        if ack is None or not (ack.takes_nothing or (ack.is_held and not delivery.queued().files)):
             return "shipping"
         return "held" if ack.is_paused else "delayed"
 
