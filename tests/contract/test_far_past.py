@@ -18,14 +18,15 @@ from aimfuse.units import MIB, SECOND_NS
 from tests.contract.far_past import reaching, replaying, restored_from
 from tests.contract.far_sides import EmbeddedSide, OpensshSide
 from tests.contract.proxy import Proxy
+from tests.dice import LONG
 from tests.replay.faults import Steps
 from tests.replay.recorder import Recorder, at, recorded, silent
 from tests.replay.source import deliver
 from tests.replay.stores import begin, catch_up, exhaust, opened
 
 Server = OpensshSide | EmbeddedSide
-RESUMED = 30 if os.environ.get("AIMFUSE_SWEEP") == "long" else 1
-POINTS = 60 if os.environ.get("AIMFUSE_SWEEP") == "long" else 4
+RESUMED = 30 if LONG else 1
+POINTS = 60 if LONG else 4
 TOKEN = "0123456789abcdef"
 
 

@@ -16,6 +16,7 @@ from aimfuse.journal.slots import Slots
 from aimfuse.journal.spool import release, sealed_names
 from aimfuse.journal.writer import AimWriter
 from aimfuse.units import SECOND_NS, Epoch, FileNumber, Seq, VolumeId
+from tests.dice import draw_seed
 
 GROUP = bytes(range(16))
 BLOCK = 4096
@@ -148,7 +149,5 @@ class SampleSource:
 
 
 def make_dice(seed: int | None = None) -> random.Random:
-    """Return dice whose seed is printed."""
-    seed = random.SystemRandom().randrange(2**32) if seed is None else seed
-    print(f"seed {seed}")
-    return random.Random(seed)
+    """Return dice; without a *seed* it is drawn and printed."""
+    return random.Random(draw_seed() if seed is None else seed)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,9 +24,9 @@ from aimfuse.transport import Transport
 from aimfuse.units import SECOND_NS
 from tests.coordinator.samples import BLOCK, SampleSource, make_dice
 from tests.coordinator.test_shipping import status, until
+from tests.dice import LONG
 
 BLOCKS = 512
-LONG = os.environ.get("AIMFUSE_SWEEP") == "long"
 pytestmark = pytest.mark.expects_warnings
 
 

@@ -7,7 +7,6 @@ The sequences have no fixed plan, so they meet what a script's author did not th
 checkpoint before anything was applied, a seal without a commit, two rolls in a row.
 """
 
-import os
 from collections.abc import Iterator
 from itertools import islice, pairwise, product
 
@@ -18,10 +17,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from tests.crash.lives import V
 from tests.crash.rig import Op, Rig
+from tests.dice import LONG
 from tests.disks.cuts import keep_all, keep_none, keep_random, mixtures
 from tests.disks.faults import Crash
 
-ONE_IN = 1 if os.environ.get("AIMFUSE_SWEEP") == "long" else 7
+ONE_IN = 1 if LONG else 7
 
 IMAGE_OPS: list[Op] = [
     ("write", V, 0, 5000),
@@ -188,8 +188,8 @@ class DirectoryLives(Lives):
     directory = True
 
 
-LONG = settings(stateful_step_count=40, suppress_health_check=[HealthCheck.too_slow])
+MANY_STEPS = settings(stateful_step_count=40, suppress_health_check=[HealthCheck.too_slow])
 TestImageLives = Lives.TestCase
-TestImageLives.settings = LONG
+TestImageLives.settings = MANY_STEPS
 TestDirectoryLives = DirectoryLives.TestCase
-TestDirectoryLives.settings = LONG
+TestDirectoryLives.settings = MANY_STEPS

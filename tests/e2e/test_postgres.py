@@ -5,7 +5,6 @@ row whose commit was acknowledged by then. With AIMFUSE_SWEEP=long twenty moment
 """
 
 import contextlib
-import os
 import random
 import shutil
 import subprocess
@@ -18,12 +17,12 @@ from pathlib import Path
 import pytest
 
 from aimfuse.units import MIB
+from tests.dice import LONG
 from tests.e2e.host import FarHost, Source, aimfuse
 from tests.e2e.postgres import Postgres, programs
 
 pytestmark = [pytest.mark.fuse, pytest.mark.slow]
 
-LONG = os.environ.get("AIMFUSE_SWEEP") == "long"
 MOMENTS = 20 if LONG else 2
 BUSY_S = 30.0 if LONG else 4.0
 SIZE = 256 * MIB

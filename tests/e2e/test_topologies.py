@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from aimfuse.units import KIB, MIB
+from tests.dice import LONG
 from tests.e2e.host import AIMFUSE, FarHost, Source, aimfuse, until
 
 pytestmark = [pytest.mark.fuse, pytest.mark.usefixtures("require_fuse", "home")]
 
 HOSTS = ("berlin", "cairo", "delhi")
-LONG = os.environ.get("AIMFUSE_SWEEP") == "long"
 PAGE = Path(__file__).parents[2] / "docs" / "topologies.md"
 _BLOCK = re.compile(r"(?ms)^```\w+\n# (?P<where>[^\n]*)\n(?P<text>.*?)^```$")
 

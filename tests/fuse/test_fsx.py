@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from aimfuse.units import KIB
+from tests.dice import draw_seed
 from tests.e2e.host import QUICK, FarHost, Source
 from tests.fuse.calls import opened
 from tests.fuse.fsx import Fsx
@@ -16,15 +17,12 @@ pytestmark = [pytest.mark.fuse, pytest.mark.usefixtures("require_fuse")]
 
 SIZE_MAX = 512 * KIB
 RUN_LENGTH = 150
-SEED = int(os.environ.get("FSX_SEED", "0")) or random.SystemRandom().randrange(1, 2**32)
 GROWABLE = replace(QUICK, size_bytes_max=SIZE_MAX, file_bytes=256 * KIB)
 
 
 @pytest.fixture
 def chance() -> random.Random:
-    """Return the dice; FSX_SEED brings a printed seed back."""
-    print(f"FSX_SEED={SEED}")
-    return random.Random(SEED)
+    return random.Random(draw_seed())
 
 
 def kill_after_sync(source: Source) -> None:

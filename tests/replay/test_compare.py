@@ -17,6 +17,7 @@ from aimfuse.journal.records import RecordType
 from aimfuse.journal.verify import Hashed, encode_hashes
 from aimfuse.replay.state import Phase
 from aimfuse.replay.verified import Verified
+from tests.dice import LONG
 from tests.replay import recorder
 from tests.replay.faults import Steps, dying
 from tests.replay.source import Record, Source, deliver, mirror_of
@@ -24,7 +25,6 @@ from tests.replay.stores import begin, begun, catch_up, made_source, opened, rep
 from tests.replay.test_crash import copy_store, run_into, steps_of
 from tests.replay.test_model import Driver
 
-LONG = os.environ.get("AIMFUSE_SWEEP") == "long"
 Named = list[tuple[int, int, int]]
 
 

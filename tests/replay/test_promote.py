@@ -38,6 +38,7 @@ from aimfuse.replay.point import Wanted, parse_at
 from aimfuse.replay.promote import Request, promote_open
 from aimfuse.replay.state import Json, Phase, Promoted
 from aimfuse.units import MIB
+from tests.dice import LONG
 from tests.disks.cuts import keep_all, keep_none, keep_random
 from tests.disks.faults import Crash
 from tests.disks.simdisk import SimDisk
@@ -51,7 +52,6 @@ from tests.replay.test_model import Driver, files
 pytestmark = pytest.mark.expects_warnings
 
 NEWEST = Wanted("now")
-LONG = os.environ.get("AIMFUSE_SWEEP") == "long"
 
 
 def promoted(

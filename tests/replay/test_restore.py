@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import json
-import os
 import random
 import shutil
 import tempfile
@@ -29,6 +28,7 @@ from aimfuse.replay.point import parse_at
 from aimfuse.replay.restore import Request, restore
 from aimfuse.replay.session import Session
 from aimfuse.units import MIB
+from tests.dice import LONG
 from tests.disks.faults import Crash
 from tests.replay.faults import Steps, dying, failing_at
 from tests.replay.recorder import (
@@ -75,7 +75,7 @@ def check_all(store: Path, states: dict[Position, Snapshot], scratch: Path) -> i
     return found
 
 
-@settings(max_examples=1000 if os.environ.get("AIMFUSE_SWEEP") == "long" else 12)
+@settings(max_examples=1000 if LONG else 12)
 @given(
     history=st.lists(files, min_size=1, max_size=4),
     epochs=st.sets(st.integers(0, 3)),

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import os
 import random
 import shutil
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import pytest
 from aimfuse.journal.records import RecordType
 from aimfuse.replay.session import Session
 from aimfuse.replay.state import Phase
+from tests.dice import LONG
 from tests.disks.cuts import keep_all, keep_none, keep_random
 from tests.disks.faults import Crash
 from tests.disks.simdisk import SimDisk
@@ -30,7 +30,6 @@ from tests.replay.test_crash import (
 )
 
 BLOCK = 4096
-LONG = os.environ.get("AIMFUSE_SWEEP") == "long"
 
 
 @pytest.fixture

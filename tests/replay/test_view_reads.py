@@ -1,7 +1,6 @@
 """What a view reads is what was there, whatever the replayer does meanwhile."""
 
 import contextlib
-import os
 import random
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from aimfuse.replay.store import Store
 from aimfuse.replay.undo import PART_BYTES
 from aimfuse.replay.watch import Watch
 from aimfuse.units import MIB
+from tests.dice import LONG
 from tests.replay.faults import Steps, dying, failing_at
 from tests.replay.recorder import Position, Recorder, Snapshot, at, position, recorded, restored
 from tests.replay.source import Source, deliver
@@ -87,7 +87,7 @@ def check_all(store: Path, states: dict[Position, Snapshot]) -> int:
     return found
 
 
-@settings(max_examples=400 if os.environ.get("AIMFUSE_SWEEP") == "long" else 6)
+@settings(max_examples=400 if LONG else 6)
 @given(
     history=st.lists(files, min_size=1, max_size=4),
     epochs=st.sets(st.integers(0, 3)),
@@ -113,7 +113,7 @@ def test_every_record_can_be_viewed_whenever_the_replayer_was_killed(
         assert check_all(store, source.states) == len(source.states)
 
 
-@settings(max_examples=400 if os.environ.get("AIMFUSE_SWEEP") == "long" else 6)
+@settings(max_examples=400 if LONG else 6)
 @given(
     history=st.lists(files, min_size=2, max_size=6),
     epochs=st.sets(st.integers(0, 5)),

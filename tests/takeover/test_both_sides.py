@@ -1,6 +1,5 @@
 """Both sides go on from the fork with things of all kinds; after the rejoin they are equal."""
 
-import os
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -28,11 +27,11 @@ from aimfuse.replay.replayer import Replayer
 from aimfuse.replay.state import Phase, StoreState
 from aimfuse.takeover.rejoin import Json, Request, rejoin
 from tests.coordinator.samples import make_dice
+from tests.dice import LONG
 from tests.takeover.old_source import LIMITS, OldSource, do_something, roll
 
 pytestmark = pytest.mark.expects_warnings
 
-LONG = os.environ.get("AIMFUSE_SWEEP") == "long"
 SEEDS = range(25 if LONG else 1)
 NEWEST = Wanted("now")
 

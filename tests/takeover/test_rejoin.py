@@ -24,6 +24,7 @@ from aimfuse.takeover import rejoin as rejoin_module
 from aimfuse.takeover.branches import discard, export, find_branch, list_branches
 from aimfuse.takeover.rejoin import Json, Request, describe, rejoin
 from tests.coordinator.samples import make_dice
+from tests.dice import LONG
 from tests.disks.faults import Crash
 from tests.replay.faults import Steps, dying
 from tests.replay.recorder import at
@@ -31,8 +32,6 @@ from tests.replay.source import mirror_of
 from tests.replay.stores import catch_up
 from tests.replay.test_promote import applied, promoted
 from tests.takeover.old_source import BLOCK, OldSource
-
-LONG = os.environ.get("AIMFUSE_SWEEP") == "long"
 
 
 def run(source: OldSource, disk: Disk | None = None, **wanted: object) -> Json:

@@ -22,10 +22,10 @@ from aimfuse.journal.records import RecordType
 from aimfuse.journal.spool import sealed_names
 from aimfuse.journal.verify import GRAIN_BYTES, decode_hashes, hash_of
 from aimfuse.units import GIB, MIB, TIB
+from tests.dice import LONG
 
 SIZE = 8 * MIB
 LIMITS = GroupLimits(16 * MIB, 32 * MIB, SIZE)
-LONG = os.environ.get("AIMFUSE_SWEEP") == "long"
 
 
 def opened(image: Path, state: Path, limits: GroupLimits = LIMITS) -> Engine:

@@ -1,11 +1,11 @@
 """Calls that fail in a real driver: EIO, no space, short writes, at the n-th of a label."""
 
 import errno
-import os
 import random
 
 import pytest
 
+from tests.dice import LONG
 from tests.e2e.crash.machine import Cruelty, Far, Machine, Source, eventually
 from tests.e2e.crash.names import held
 from tests.e2e.crash.scene import PAGE, SPOOL_BYTES, Scene
@@ -14,7 +14,6 @@ from tests.e2e.crash.writes import BLOCK, History, Load
 pytestmark = [pytest.mark.fuse, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 BLOCKS = 64
-LONG = os.environ.get("AIMFUSE_SWEEP") == "long"
 HALTING = [
     ("journal:sync", "eio"), ("journal:sync", "enospc"), ("journal:seal_sync", "eio"),
     ("image:sync", "eio"), ("image:write", "eio"), ("journal:publish", "eio"),

@@ -13,6 +13,7 @@ from dataclasses import replace
 import pytest
 
 from aimfuse.config import DestinationConfig
+from tests.dice import LONG
 from tests.e2e.crash.machine import Cruelty, Far, Machine, Source, kill
 from tests.e2e.crash.served import Served
 from tests.e2e.crash.writes import BLOCK, History, Load
@@ -20,7 +21,6 @@ from tests.e2e.crash.writes import BLOCK, History, Load
 pytestmark = [pytest.mark.fuse, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 BLOCKS = 64
-LONG = os.environ.get("AIMFUSE_SWEEP") == "long"
 ROLES = "ship,replay,serve"
 NEVER = "no such label"
 

@@ -1,12 +1,12 @@
 """SIGKILL of the driver at labelled disk operations, life after life of one volume."""
 
-import os
 import random
 import signal
 from dataclasses import dataclass
 
 import pytest
 
+from tests.dice import LONG
 from tests.e2e.crash.fold import Fold
 from tests.e2e.crash.machine import Cruelty, Far, Machine, Source, eventually
 from tests.e2e.crash.writes import BLOCK, History, Load
@@ -16,7 +16,6 @@ pytestmark = [pytest.mark.fuse, pytest.mark.slow, pytest.mark.timeout(1800)]
 BLOCKS = 64
 AT_THE_END = ("journal:unused",)
 """Labels of a clean end only, which takes long while the far side is frozen."""
-LONG = os.environ.get("AIMFUSE_SWEEP") == "long"
 
 
 @dataclass

@@ -5,19 +5,18 @@ dies at every label that it comes by, the first time. With AIMFUSE_SWEEP=long al
 each label and its first, second and fourth time.
 """
 
-import os
 import random
 import re
 
 import pytest
 
+from tests.dice import LONG
 from tests.e2e.crash.machine import REPO, Cruelty, Machine
 from tests.e2e.crash.names import held
 from tests.e2e.crash.scene import PAGE, SPOOL_BYTES, Scene
 
 pytestmark = [pytest.mark.fuse, pytest.mark.slow, pytest.mark.timeout(1800)]
 
-LONG = os.environ.get("AIMFUSE_SWEEP") == "long"
 NEVER = "no such label"
 _SLOT = ("open", "write", "sync", "rename", "sync_dir")
 _PUBLISHED = ("create", "write", "sync", "rename", "sync_dir")

@@ -13,6 +13,7 @@ import pytest
 from aimfuse import config as configuration
 from tests.contract.openssh import Sshd, start_sshd
 from tests.contract.proxy import Proxy
+from tests.dice import LONG
 from tests.e2e.crash.fold import sealed_files
 from tests.e2e.crash.machine import Far, Machine, Source, eventually
 from tests.e2e.crash.memory_disk import free_bytes, memory_disk
@@ -21,7 +22,6 @@ from tests.e2e.crash.writes import BLOCK, History, Load
 pytestmark = [pytest.mark.fuse, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 BLOCKS = 256
-LONG = os.environ.get("AIMFUSE_SWEEP") == "long"
 
 
 @dataclass

@@ -5,13 +5,13 @@ keeps what the file system sent to it. Drives that lie about flushes are not mod
 """
 
 import contextlib
-import os
 import random
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.dice import LONG
 from tests.e2e.crash.machine import Far, Machine, Source, kill
 from tests.e2e.crash.power import Disk
 from tests.e2e.crash.writes import BLOCK, History, Load
@@ -19,7 +19,6 @@ from tests.e2e.crash.writes import BLOCK, History, Load
 pytestmark = [pytest.mark.fuse, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 BLOCKS = 256
-LONG = os.environ.get("AIMFUSE_SWEEP") == "long"
 EACH_AND_ALL = [("journal",), ("image",), ("store",), ("journal", "image", "store")]
 
 
@@ -98,7 +97,7 @@ def live_until_cut(
 
 def after_redo(far: Far) -> bytes:
     """Let a replayer finish what it had begun, without a source, and return the mirror."""
-    far.machine.run("replay", far.stores, "--once")
+    far.finish()
     return far.mirror.read_bytes()
 
 

@@ -4,7 +4,6 @@ Models a far host whose page cache and unflushed metadata are gone: its store li
 system of its own, which is shut down under load. sshd and replayer are killed with it.
 """
 
-import os
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,6 +13,7 @@ import pytest
 from aimfuse.config import DestinationConfig
 from aimfuse.manager.files import read_slots
 from tests.contract.openssh import Sshd, start_sshd
+from tests.dice import LONG
 from tests.e2e.crash.machine import Far, Machine, Source
 from tests.e2e.crash.power import Disk
 from tests.e2e.crash.writes import BLOCK, History, Load
@@ -26,7 +26,6 @@ pytestmark = [
 ]
 
 BLOCKS = 256
-LONG = os.environ.get("AIMFUSE_SWEEP") == "long"
 
 
 @pytest.fixture
@@ -69,7 +68,7 @@ def test_what_a_store_had_confirmed_outlives_its_power_cut_and_the_rest_comes_ag
             sshd.stop()
             far.kill()
             disk.revive()
-            machine.run("replay", far.stores, "--once")
+            far.finish()
             received = far.ack()["received"]["number"]
             print(f"confirmed to file {believed}, there to {received}")
             assert received >= believed, "what was confirmed is lost"

@@ -1,8 +1,7 @@
 """Three hosts, each with its network and its sshd; every link between them fails by dice.
 
 Two of them are sources of each other, and the third gets what both write. With
-AIMFUSE_SWEEP=long the weather lasts five minutes, or AIMFUSE_SWEEP_S seconds, and goes by
-another seed each time; else it is short, and its seed is the same.
+AIMFUSE_SWEEP=long the weather lasts five minutes, or AIMFUSE_SWEEP_S seconds; else it is short.
 """
 
 import os
@@ -19,6 +18,7 @@ import pytest
 from aimfuse.config import DestinationConfig
 from aimfuse.units import MIB
 from tests.contract.openssh import start_sshd
+from tests.dice import LONG
 from tests.e2e.crash.machine import FAST, Far, Machine, Source
 from tests.e2e.crash.memory import Memory
 from tests.e2e.crash.sites import Host, Link, Weather
@@ -30,7 +30,6 @@ pytestmark = [
 ]  # fmt: skip
 
 BLOCKS = 1024
-LONG = os.environ.get("AIMFUSE_SWEEP") == "long"
 WEATHER_S = float(os.environ.get("AIMFUSE_SWEEP_S", "300")) if LONG else 8.0
 CALM_S_MAX = 5.0 if LONG else 0.8
 """From one change of the weather to the next one."""
@@ -94,12 +93,6 @@ class Site:
             print(
                 f"to {other.name}: {told['received']['number']} files, {told['sent_bytes']} bytes"
             )
-
-
-@pytest.fixture
-def seed(seed: int) -> int:
-    """Return the same seed each time, unless one is given or the run is long."""
-    return seed if LONG or "AIMFUSE_SEED" in os.environ else 1
 
 
 @pytest.fixture

@@ -13,13 +13,12 @@ import psutil
 import pytest
 
 from aimfuse.config import DestinationConfig
+from tests.dice import LONG
 from tests.e2e.crash.machine import Far, Machine, kill
 from tests.e2e.crash.names import DirectorySource, NameHistory, NameLoad, held
 from tests.e2e.crash.served import Served
 
 pytestmark = [pytest.mark.fuse, pytest.mark.slow, pytest.mark.timeout(1800)]
-
-LONG = os.environ.get("AIMFUSE_SWEEP") == "long"
 
 
 class World:
@@ -63,7 +62,7 @@ class World:
 
     def check_mirror(self, far: Far) -> int:
         """Let a replayer finish what it had begun, and return how many calls the mirror holds."""
-        far.machine.run("replay", far.stores, "--once")
+        far.finish()
         return self.history.prefix(held(far.store / "mirror"))
 
 
