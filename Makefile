@@ -34,5 +34,5 @@ bench: setup ## measure this machine
 clean: ## remove what setup and the tests made
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .demo build dist
 	rm -rf src/aimfuse.egg-info
-	rm -f src/aimfuse/driver/_fallocate.*.so src/aimfuse/_scatter.*.so
+	rm -f src/aimfuse/*.so
 	find src tests demo bench -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

@@ -24,8 +24,8 @@ def fuse_flags(kind: str) -> list[str]:
 setup(
     ext_modules=[
         Extension(
-            "aimfuse.driver._fallocate",
-            ["src/aimfuse/driver/_fallocate.c"],
+            "aimfuse._fallocate",
+            ["src/aimfuse/_fallocate.c"],
             extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", *fuse_flags("--cflags")],
             extra_link_args=fuse_flags("--libs") or ["-lfuse3"],
             optional=True,

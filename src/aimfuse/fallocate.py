@@ -1,8 +1,8 @@
 """Bring the kernel's fallocate requests, which pyfuse3 does not know, to an async handler.
 
 Discard from a loop device, `fstrim` and `mkfs` arrive this way. The work is done by the
-small C extension `_fallocate`, built beside the driver; where it could not be built, the
-kernel answers its callers EOPNOTSUPP by itself and nothing else changes.
+small C extension `_fallocate`; where it could not be built, the kernel answers its callers
+EOPNOTSUPP by itself and nothing else changes.
 """
 
 import errno
@@ -27,7 +27,7 @@ Handler = Callable[[int, int, int, int], Awaitable[int]]
 Spawn = Callable[..., object]
 """Starts a task as `trio.Nursery.start_soon` does."""
 
-_EXTENSION = "aimfuse.driver._fallocate"
+_EXTENSION = "aimfuse._fallocate"
 
 
 def load() -> bool:

@@ -109,7 +109,7 @@ async def serve() -> None:
         pass
     async with trio.open_nursery() as nursery:
         if options.leave_open:
-            from aimfuse.driver import _fallocate  # noqa: PLC0415 - may be missing
+            from aimfuse import _fallocate  # noqa: PLC0415 - may be missing
 
             _fallocate.set_callback(leave_open)
         elif not options.no_handler:
