@@ -17,7 +17,7 @@ from rich.text import Text
 from aimfuse.errors import AimfuseError
 from aimfuse.manager import dashboard, render
 from aimfuse.manager.layout import paragraph
-from aimfuse.manager.model import Snapshot
+from aimfuse.manager.snapshot import Snapshot
 from aimfuse.units import format_bytes, format_seconds
 
 INTERVAL_S = 0.5

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from aimfuse.manager import dashboard
 from aimfuse.manager.dashboard import History
-from aimfuse.manager.model import Snapshot, snapshot
+from aimfuse.manager.snapshot import Snapshot, snapshot
 from aimfuse.manager.users import mount_users, named
 
 

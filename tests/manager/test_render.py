@@ -12,8 +12,9 @@ from rich.console import Console
 
 from aimfuse.manager import render
 from aimfuse.manager.layout import Look
-from aimfuse.manager.model import Level, Snapshot, snapshot
+from aimfuse.manager.model import Level
 from aimfuse.manager.scene import Rates
+from aimfuse.manager.snapshot import Snapshot, snapshot
 
 WIDTHS = [20, 28, 40, 60, 80, 100, 120, 200]
 HOSTILE = "a\x1b[31mb\x9b2J\u202edcba\r\n[bold red]x[/] \udcff 犬\u0301 " + "w" * 300

@@ -22,7 +22,8 @@ from aimfuse.journal.writer import AimWriter
 from aimfuse.manager import far, source
 from aimfuse.manager.far import store_status
 from aimfuse.manager.files import lock_holder, read_json
-from aimfuse.manager.model import Level, snapshot
+from aimfuse.manager.model import Level
+from aimfuse.manager.snapshot import snapshot
 from aimfuse.manager.source import source_status
 from aimfuse.manager.target import Kind, find_source, find_targets
 from aimfuse.units import Epoch, FileNumber, Seq

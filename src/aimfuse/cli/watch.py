@@ -12,7 +12,8 @@ from rich.console import Console
 from aimfuse.cli.boundary import exit_on_error
 from aimfuse.manager import dashboard, render
 from aimfuse.manager.layout import safe
-from aimfuse.manager.model import Level, snapshot
+from aimfuse.manager.model import Level
+from aimfuse.manager.snapshot import snapshot
 from aimfuse.manager.target import Kind, find_mounted, find_source, find_targets
 from aimfuse.manager.wait import Stage, flush, unmount, unmount_view
 from aimfuse.mountpoint import VIEW_FSTYPE, mounted_source

@@ -16,7 +16,7 @@ from rich.live import Live
 from aimfuse.errors import BusyError, UsageError
 from aimfuse.manager import render
 from aimfuse.manager.layout import Look
-from aimfuse.manager.model import Snapshot, snapshot
+from aimfuse.manager.snapshot import Snapshot, snapshot
 from aimfuse.manager.target import Kind, Target, find_targets
 from aimfuse.units import SECOND_NS
 

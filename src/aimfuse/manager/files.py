@@ -15,6 +15,9 @@ from aimfuse.journal.slots import Slots
 
 JSON_BYTES_MAX = 4 * 1024 * 1024
 
+STALE_S = 5.0
+"""A status file older than this says how things were, not how they are."""
+
 State = dict[str, Any]
 
 

@@ -6,8 +6,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from aimfuse.manager.layout import Look, between, finished
-from aimfuse.manager.model import Snapshot
 from aimfuse.manager.scene import MARKS, Detail, Lines, Rates, Scene
+from aimfuse.manager.snapshot import Snapshot
 from aimfuse.manager.source_view import draw_source
 from aimfuse.manager.store_view import draw_store
 

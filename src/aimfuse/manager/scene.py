@@ -6,9 +6,11 @@ from enum import IntEnum
 
 from rich.text import Text
 
+from aimfuse.manager.destination_facts import Destination
 from aimfuse.manager.held import Held
 from aimfuse.manager.layout import Look, bar, between, files, middle, paragraph, row, safe, spark
-from aimfuse.manager.model import Destination, Level, Problem, Store, Sync
+from aimfuse.manager.model import Level, Problem, Sync
+from aimfuse.manager.store_facts import Store
 from aimfuse.units import counted, format_bytes, format_seconds
 
 Rates = Mapping[tuple[str, ...], Sequence[float]]

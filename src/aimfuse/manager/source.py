@@ -18,15 +18,12 @@ from aimfuse.journal.superseded import read_superseded
 from aimfuse.manager import control_client
 from aimfuse.manager.far import promotion_of
 from aimfuse.manager.fields import Fields
-from aimfuse.manager.files import State, free_bytes, lock_holder, read_json, read_slots
+from aimfuse.manager.files import STALE_S, State, free_bytes, lock_holder, read_json, read_slots
 from aimfuse.manager.spool import KnownSum, SpoolFiles, list_spool
 from aimfuse.units import SECOND_NS
 
 LOOKS_MAX = 3
 SHIP_LOCK = "ship.lock"
-
-STALE_S = 5.0
-"""A status file older than this says how things were, not how they are."""
 
 
 def source_status(state_dir: Path) -> State:

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from rich.text import Text
 
+from aimfuse.manager.destination_facts import Destination, Upload
 from aimfuse.manager.layout import amount, bar, beside, files, indent, middle, row, safe
-from aimfuse.manager.model import Destination, Lag, Source, Upload
+from aimfuse.manager.model import Lag
 from aimfuse.manager.scene import (
     BAR_WIDTH,
     MARGIN,
@@ -21,6 +22,7 @@ from aimfuse.manager.scene import (
     sparkline,
     sync_lines,
 )
+from aimfuse.manager.source_facts import Source
 from aimfuse.manager.verified import Scrub
 from aimfuse.units import counted, format_bytes, format_seconds
 

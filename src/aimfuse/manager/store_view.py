@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from aimfuse.manager.layout import amount, files, indent, paragraph, row, safe
-from aimfuse.manager.model import Store
 from aimfuse.manager.scene import (
     MARGIN,
     Detail,
@@ -18,6 +17,7 @@ from aimfuse.manager.scene import (
     records_lines,
     sync_lines,
 )
+from aimfuse.manager.store_facts import Store
 from aimfuse.units import counted, format_bytes
 
 NAMES_SHOWN_MAX = 6
