@@ -146,7 +146,7 @@ async def test_a_server_that_was_restarted_takes_the_next_connection(
 
 async def test_a_server_that_is_down_is_unavailable(server: Server) -> None:
     await server.stop()
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable, match=r": Connection refused$"):
         await server.transport(server.root / "store").open()
 
 
@@ -320,6 +320,27 @@ async def test_an_unknown_jump_host_is_refused_whatever_the_configuration_says(
         jump(openssh, proxy, "Host *\n  UserKnownHostsFile none\n  StrictHostKeyChecking no\n")
         with pytest.raises(Refused, match=f"{proxy.port} is not in"):
             await open_transport(f"sftp://far{openssh.root}/store", openssh.settings).open()
+
+
+async def test_what_the_user_s_own_configuration_says_counts_before_anybody_is_trusted(
+    openssh: OpensshSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left to asyncssh it would be read for the connection alone, jumps and trust included."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert openssh.settings.ssh_config is not None
+    (tmp_path / ".ssh").mkdir()
+    own = tmp_path / ".ssh" / "config"
+    settings = replace(openssh.settings, ssh_config=None)
+    with Proxy(openssh.port) as proxy:
+        jump(openssh, proxy, "Host *\n  UserKnownHostsFile none\n  StrictHostKeyChecking no\n")
+        openssh.settings.ssh_config.rename(own)
+        with pytest.raises(Refused, match=f"{proxy.port} is not in") as caught:
+            await open_transport(f"sftp://far{openssh.root}/store", settings).open()
+        assert f"ssh-keyscan -t ed25519 -p {proxy.port} 127.0.0.1" in caught.value.hint
+        openssh.trust(proxy.port)
+        async with opened(open_transport(f"sftp://far{openssh.root}/store", settings)) as transport:
+            await transport.put_bytes(b"{}", "source.json")
+    assert names(openssh.root / "store") == ["source.json"]
 
 
 async def test_a_configuration_that_makes_no_sense_is_refused(openssh: OpensshSide) -> None:

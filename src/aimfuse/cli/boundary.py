@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import typer
 
-from aimfuse.errors import AimfuseError
+from aimfuse.errors import AimfuseError, explain
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def exit_on_error() -> Generator[None]:
     except* AimfuseError as group:  # A nursery always raises a group.
         failure = _first_leaf(group)
     except* OSError as group:  # The system's own message says which file and why.
-        failure = failure or AimfuseError(str(_first_leaf(group)))
+        failure = failure or AimfuseError(explain(_first_leaf(group)))
     if failure is not None:
         typer.secho(f"aimfuse: {failure}", fg="red", err=True)
         if failure.hint:

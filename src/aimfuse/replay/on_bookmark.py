@@ -26,7 +26,7 @@ from aimfuse.config.store import (
     StoreConfig,
     parse_store,
 )
-from aimfuse.errors import ConfigError, StateLost
+from aimfuse.errors import ConfigError, StateLost, explain
 from aimfuse.journal.slots import Slots
 from aimfuse.replay.marks import Bookmark, Marks
 from aimfuse.replay.state import Json, Phase
@@ -200,7 +200,8 @@ class OnBookmark:
                 stdout=STDERR, start_new_session=True,
             )  # fmt: skip
         except (OSError, ValueError) as exc:
-            self._end(f"cannot be run: {exc}")
+            said = explain(exc) if isinstance(exc, OSError) else exc
+            self._end(f"cannot be run: {said}")
         else:
             log.info("%s: bookmark %r: %s runs", self._store.path, mark.label, command[0])
 

@@ -20,7 +20,7 @@ import asyncssh
 import trio
 
 from aimfuse.disk import Disk, process_disk, publish, read_file
-from aimfuse.errors import BusyError, UsageError
+from aimfuse.errors import BusyError, UsageError, explain
 from aimfuse.replay.confined import PRIVATE, ConfinedTree, Handle, normalise
 from aimfuse.transport.bridge import AsyncioThread
 from aimfuse.units import KIB, MIB
@@ -113,7 +113,7 @@ def _prepare(
         host_key = _host_key(disk, private / "host_key")
         return ConfinedTree(directory, disk), host_key
     except OSError as exc:
-        raise UsageError(f"{directory} cannot be served: {exc}") from exc
+        raise UsageError(f"{directory} cannot be served: {explain(exc)}") from exc
 
 
 def _read_authorised(path: Path) -> asyncssh.SSHAuthorizedKeys:

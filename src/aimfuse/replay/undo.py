@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 
 from aimfuse.disk import Disk, Places, publish
-from aimfuse.errors import CorruptRecord
+from aimfuse.errors import CorruptRecord, explain
 from aimfuse.journal.header import FileKind, Identity
 from aimfuse.journal.names import PART, GoneName, JournalName, UndoName
 from aimfuse.journal.portion import spans_of
@@ -299,7 +299,7 @@ def _read(disk: Disk, fd: int, volume: VolumeId, memory: memoryview, places: Pla
         try:
             got = disk.pread_into(fd, memory[at : at + length], offset)
         except OSError as exc:
-            raise Unreadable(f"volume {volume} at byte {offset}: {exc}") from exc
+            raise Unreadable(f"volume {volume} at byte {offset}: {explain(exc)}") from exc
         if got < length:
             raise Unreadable(f"volume {volume} ends at byte {offset + got}")
 

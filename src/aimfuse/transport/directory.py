@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 import trio
 
 from aimfuse.disk import Disk, process_disk, publish, read_file
-from aimfuse.errors import Unavailable, UsageError
+from aimfuse.errors import Unavailable, UsageError, explain
 from aimfuse.transport.base import (
     BLOCK_BYTES_FLOOR,
     DIRECTORY_MODE,
@@ -195,6 +195,7 @@ class DirectoryTransport:
         except OSError as exc:
             if exc.errno in _FULL:
                 hint = "Free space there; sending goes on by itself."
-                raise Unavailable(f"{self._store} is full: {exc}", hint=hint) from exc
+                raise Unavailable(f"{self._store} is full: {exc.strerror}", hint=hint) from exc
             hint = "Is it mounted, and may this user write there?"
-            raise Unavailable(f"{self._store}: {exc}", hint=hint) from exc
+            said = explain(exc) if exc.filename else f"{self._store}: {explain(exc)}"
+            raise Unavailable(said, hint=hint) from exc

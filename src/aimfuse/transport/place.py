@@ -4,6 +4,7 @@ The errors of everything that asyncssh does once it is connected are mapped here
 """
 
 import os
+import re
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
@@ -67,8 +68,7 @@ class Place:
             return self._explain_remote(exc)
         if isinstance(exc, TransportError) or not isinstance(exc, FOREIGN):
             return exc if isinstance(exc, Exception) else AssertionError(repr(exc))  # Our own bug.
-        text = "no answer" if isinstance(exc, TimeoutError) else str(exc) or type(exc).__name__
-        return Unavailable(f"{self}: {text}")
+        return Unavailable(f"{self}: {_reason(exc)}")
 
     def _explain_remote(self, exc: asyncssh.Error) -> Unavailable:
         hint = ""
@@ -77,3 +77,12 @@ class Place:
         elif isinstance(exc, asyncssh.SFTPPermissionDenied):
             hint = "Give the account the right to do this in the store's directory."
         return Unavailable(f"{self}: {exc.reason or type(exc).__name__}", hint=hint)
+
+
+def _reason(exc: Exception) -> str:
+    """Return what happened in the system's words: asyncio's name the call and the address."""
+    if isinstance(exc, TimeoutError):
+        return "no answer"
+    if isinstance(exc, OSError) and exc.errno is not None and exc.errno > 0:
+        return os.strerror(exc.errno)
+    return re.sub(r"\[Errno -?\d+\] ", "", str(exc)) or type(exc).__name__

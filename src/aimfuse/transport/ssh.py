@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import asyncssh
 
-from aimfuse.errors import Refused, TransportError, Unavailable, UsageError
+from aimfuse.errors import Refused, TransportError, Unavailable, UsageError, explain
 from aimfuse.transport.base import TransportSettings
 
 CLOSE_S_MAX = 1.0
@@ -135,8 +135,10 @@ class Connector:
             options["port"] = port
         if user is not None:
             options["username"] = user
-        if settings.ssh_config is not None:
-            options["config"] = [str(settings.ssh_config)]
+        # Without saying so asyncssh reads the user's own file when it connects, and only then:
+        # its jumps would be made by asyncssh, and its port missing in what we say.
+        own = () if settings.ssh_config is None else [str(settings.ssh_config)]
+        options["config"] = own
         if settings.identity_files:
             options["client_keys"] = [str(path.expanduser()) for path in settings.identity_files]
         if not settings.use_agent:
@@ -150,7 +152,8 @@ def _read_known_hosts(path: Path, host: str, port: int) -> asyncssh.SSHKnownHost
     except (OSError, ValueError) as exc:
         wanted = f"{path} has to hold the host key of {_shown(host, port)}"
         hint = f"{wanted}: {_how_to_add(host, path, port)}"
-        raise Refused(f"{path}: {exc}", hint=hint) from exc
+        said = explain(exc) if isinstance(exc, OSError) else f"{path}: {exc}"
+        raise Refused(said, hint=hint) from exc
 
 
 def _refusal(
