@@ -44,6 +44,7 @@ _TYPE_AT = 4
 _ZERO_AT = (5, 6, 7)
 """Flags and what is reserved."""
 _HALVES, _HALF_VOLUME, _HALF_SIZE, _HALF_CRC = IOCB_BYTES // 4, 2, 3, 15
+_HALF_PAYLOAD_CRC = 14
 _WORDS, _WORD_OFFSET, _WORD_LENGTH, _WORD_AT = IOCB_BYTES // 8, 3, 4, 5
 _TYPES = frozenset(map(int, RecordType))
 
@@ -140,6 +141,11 @@ def columns_of(aim: AimFile) -> Columns:
     """
     at = aim.seal.iocb_at
     return columns_in(aim.path, at, bytes(aim.data[at : aim.seal.total_bytes]))
+
+
+def payload_sums(raw: bytes) -> "array[int]":
+    """Return the checksums of the payloads, of an IOCB portion."""
+    return _numbers("I", raw)[_HALF_PAYLOAD_CRC::_HALVES]
 
 
 def checked_columns(path: Path, at: int, raw: bytes, seed: int) -> Columns:

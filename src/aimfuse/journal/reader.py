@@ -52,7 +52,10 @@ _DIGEST_GAP = bytes(DIGEST_END_AT - DIGEST_AT)
 
 @dataclass(frozen=True, slots=True)
 class AimFile:
-    """A sealed AIM file, checked whole; `iocbs` holds records and marks in their order."""
+    """A sealed AIM file, checked whole; `iocbs` holds records and marks in their order.
+
+    Or what was needed of one, checked piece by piece: see excerpt.py.
+    """
 
     path: Path
     data: memoryview
@@ -100,7 +103,7 @@ def read_own(disk: Disk, path: Path, iocbs_max: int = IOCBS_MAX) -> AimFile:
     ten times as fast. Only the first *iocbs_max* of them are in the result.
     """
     data = read_file(disk, path, FILE_BYTES_MAX + 1)
-    identity, seal = _check_header(path, data, len(data))
+    identity, seal = check_header(path, data, len(data))
     view = memoryview(data)
     if file_digest(view) != seal.digest:
         raise CorruptRecord(path, 0, "file digest mismatch")
@@ -137,7 +140,7 @@ class OwnReader:
                 memory = bytearray(size)
             view = memoryview(memory)[:size]
             got = disk.pread_into(fd, view[:HEADER_BYTES], 0)
-            identity, seal = _check_header(path, bytes(view[:got]), size)
+            identity, seal = check_header(path, bytes(view[:got]), size)
             digest = file_digest(view[:got], _pieces(disk, fd, view, got))
         finally:
             self._memories.append(memory)
@@ -168,7 +171,7 @@ def check_own(disk: Disk, path: Path) -> AimFile:
     try:
         size = disk.size(fd)
         front = disk.pread(fd, min(size, FRONT_BYTES), 0)
-        identity, seal = _check_header(path, front, size)
+        identity, seal = check_header(path, front, size)
         if file_digest(front, _chunks(disk, fd, len(front), size)) != seal.digest:
             raise CorruptRecord(path, 0, "file digest mismatch")
     finally:
@@ -231,18 +234,21 @@ def check_sealed(path: Path, data: bytes) -> AimFile:
         TornRecord: the file ends early, or was never sealed.
         CorruptRecord: a checksum, the digest, a pointer or the order of records is wrong.
     """
-    identity, seal = _check_header(path, data, len(data))
+    identity, seal = check_header(path, data, len(data))
     view = memoryview(data)
     if file_digest(view) != seal.digest:
         raise CorruptRecord(path, 0, "file digest mismatch")
     seed = identity_seed(view)
     iocbs = tuple(_table_of_contents(path, view, seed, seal))
-    _check_order(path, seal, iocbs)
+    check_order(path, seal, iocbs)
     return AimFile(path, view, identity, seal, iocbs)
 
 
-def _check_header(path: Path, data: bytes, size: int) -> tuple[Identity, Seal]:
-    """Return what the header in *data* says, once it has been held against the file's *size*."""
+def check_header(path: Path, data: bytes, size: int) -> tuple[Identity, Seal]:
+    """Return what the header in *data* says, once it has been held against the file's *size*.
+
+    Errors as for `check_sealed`.
+    """
     try:
         identity = decode_identity(data)
         seal = decode_seal(data)
@@ -290,7 +296,8 @@ def _table_of_contents(path: Path, view: memoryview, seed: int, seal: Seal) -> I
         raise CorruptRecord(path, at, "bytes that no IOCB describes")
 
 
-def _check_order(path: Path, seal: Seal, iocbs: tuple[Iocb, ...]) -> None:
+def check_order(path: Path, seal: Seal, iocbs: tuple[Iocb, ...]) -> None:
+    """Hold the records against the seal; errors as for `check_sealed`."""
     seq = seal.first_seq - 1
     for iocb in iocbs:
         if not iocb.is_mark:

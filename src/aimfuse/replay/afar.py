@@ -7,14 +7,14 @@ other paths are this host's own. Nothing of the store can be changed.
 
 import errno
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
-from aimfuse.disk import Disk
+from aimfuse.disk import Disk, Places
 from aimfuse.replay.look import NO_INODE, Entry, Look, kind_of
 from aimfuse.replay.readers import Ranges
 from aimfuse.units import MIB, SECOND_NS
@@ -69,7 +69,11 @@ class Files(Protocol):
     def read(self, file: Any, offset: int, length: int) -> bytes:  # noqa: ANN401
         """Return *length* bytes, fewer only where the file ends."""
 
-    def stream(self, file: Any, ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, bytes]]:  # noqa: ANN401
+    def stream(
+        self,
+        file: Any,  # noqa: ANN401
+        ranges: Iterable[tuple[int, int]],
+    ) -> Generator[tuple[int, bytes]]:
         """Yield ranges, given as offset and end, in runs, in order, asking ahead."""
 
 
@@ -137,6 +141,21 @@ class FarDisk(Disk):
             return super().pread(fd, length, offset)
         with _named(self._store / self._opened[fd].path):
             return self._files.read(self._opened[fd].file, offset, length)
+
+    def pread_places(self, fd: int, memory: memoryview, places: Places) -> int:
+        """Read *places* whole into *memory*, in order, many asked for ahead; return how many."""
+        if fd < _FD_MIN:
+            return super().pread_places(fd, memory, places)
+        opened, found = self._opened[fd], list(zip(*places, strict=True))
+        ranges = ((offset, offset + length) for _at, offset, length in found)
+        with (
+            _named(self._store / opened.path),
+            closing(self._files.stream(opened.file, ranges)) as runs,
+        ):
+            for done, (at, offset, length) in enumerate(found):
+                if not _fill(memory[at : at + length], offset, runs):
+                    return done
+        return len(found)
 
     def size(self, fd: int) -> int:
         """Return the size in bytes."""
@@ -267,6 +286,18 @@ def _entry(about: About) -> Entry:
     return Entry(
         kind_of(about.mode), NO_INODE, about.size, 1, about.owner, about.mtime_s * SECOND_NS
     )
+
+
+def _fill(memory: memoryview, offset: int, runs: Iterator[tuple[int, bytes]]) -> bool:
+    """Take from *runs* what *memory* holds from byte *offset* on; tell whether all of it came."""
+    got = 0
+    while got < len(memory):
+        at, data = next(runs, (-1, b""))
+        if at != offset + got or not data:
+            return False  # The file ends before.
+        memory[got : got + len(data)] = data
+        got += len(data)
+    return True
 
 
 def _or_all(ranges: tuple[tuple[int, int], ...] | None, end: int) -> tuple[tuple[int, int], ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from aimfuse.disk import Disk, read_file
 from aimfuse.errors import JournalError
+from aimfuse.journal.excerpt import read_front
 from aimfuse.journal.names import JournalName
 from aimfuse.replay.ack import ACK_BYTES_MAX
 from aimfuse.replay.kept import HISTORY, PRUNED, Floor, find_first
@@ -52,7 +53,7 @@ def glance(disk: Disk, look: Look, store: Path, state: StoreState, floor: Floor)
         if look.entry(history / one.sealed) is None:
             return None
     try:
-        oldest = read_undo(disk, history, name).mark.head
+        oldest = read_undo(disk, history, name, read_front).mark.head
     except (FileNotFoundError, JournalError):  # Pruned meanwhile; listing says the rest.
         return None
     return Glance(oldest, why if base == first else PRUNED, state.head.number - base, size)

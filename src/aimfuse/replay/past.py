@@ -7,7 +7,7 @@ from pathlib import Path
 from aimfuse.config.store import StoreConfig, load_store
 from aimfuse.disk import Disk
 from aimfuse.errors import ConfigError, CorruptRecord, StateLost, StoreError, UsageError
-from aimfuse.journal.reader import read_sealed
+from aimfuse.journal.excerpt import read_front, read_iocbs
 from aimfuse.journal.slots import Slots
 from aimfuse.replay.doubt import doubted, is_doubtful
 from aimfuse.replay.glance import glance
@@ -86,7 +86,7 @@ def _of_promoted(disk: Disk, past: Past) -> Past:
         behind = past.kept.get(promoted.fork.number + 1)
         if behind is None or not behind.has_undo:
             return past
-        undo = read_undo(disk, past.history, behind.name)
+        undo = read_undo(disk, past.history, behind.name, read_front)
         state = replace(
             state, head=promoted.fork, volumes=undo.table,
             volume_id_max=undo.mark.id_max, volume_ids_exact=undo.mark.ids_exact,
@@ -177,7 +177,7 @@ def _listed(disk: Disk, path: Path, look: Look) -> Json:
     assert state.head is not None
     oldest = state.head
     if reach.sets:
-        oldest = read_undo(disk, past.history, reach.sets[-1].name).mark.head
+        oldest = read_undo(disk, past.history, reach.sets[-1].name, read_front).mark.head
     return said | _promoted_at(disk, past) | {
         "oldest": _position(oldest.to_json()),
         "files": len(reach.sets),
@@ -191,7 +191,7 @@ def _promoted_at(disk: Disk, past: Past) -> Json:
     one, seq = promoted_tail(past)
     if one is None:
         return {}
-    aim = read_sealed(disk, past.history / one.name.sealed)
+    aim = read_iocbs(disk, past.history / one.name.sealed)
     time_ns = next((iocb.time_ns for iocb in aim.records() if iocb.seq == seq), 0)
     place = {"epoch": one.name.epoch, "seq": seq, "number": one.name.number, "time_ns": time_ns}
     return {"newest": _position(place)}

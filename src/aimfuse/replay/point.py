@@ -15,9 +15,10 @@ from pathlib import Path
 
 from aimfuse.disk import Disk
 from aimfuse.errors import CorruptRecord, JournalError, OutOfReach, UsageError
+from aimfuse.journal.excerpt import read_front, read_iocbs
 from aimfuse.journal.header import HEADER_BYTES, Seal, identity_seed
 from aimfuse.journal.names import JournalName
-from aimfuse.journal.reader import read_header, read_sealed
+from aimfuse.journal.reader import read_header
 from aimfuse.journal.records import IOCB_BYTES, BadIocb, decode_iocb
 from aimfuse.replay.kept import KeptSet
 from aimfuse.replay.marks import scan_file
@@ -296,7 +297,7 @@ class Finder:
         return self._boundary(self._head)
 
     def _inside_until(self, one: KeptSet, limit_ns: int, seq_max: int | None = None) -> Point:
-        aim = read_sealed(self._disk, self._path(one))
+        aim = read_iocbs(self._disk, self._path(one))
         last = aim.seal.first_seq - 1
         for iocb in aim.records():
             if iocb.time_ns > limit_ns or iocb.seq == (seq_max or -1) + 1:
@@ -306,7 +307,7 @@ class Finder:
 
     def _inside(self, one: KeptSet, seq: int) -> Point:
         """Return the point behind record *seq* of a file, or in front of its first one."""
-        aim = read_sealed(self._disk, self._path(one))
+        aim = read_iocbs(self._disk, self._path(one))
         before = self._undo_head(one)
         if seq < aim.seal.first_seq:
             return self._boundary(before)
@@ -363,7 +364,7 @@ class Finder:
         return identity.epoch, seal
 
     def _undo_head(self, one: KeptSet) -> Head:
-        return read_undo(self._disk, self._past.history, one.name).mark.head
+        return read_undo(self._disk, self._past.history, one.name, read_front).mark.head
 
     def _path(self, one: KeptSet) -> Path:
         return self._past.history / one.name.sealed

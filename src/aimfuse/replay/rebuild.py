@@ -7,16 +7,17 @@ executed on it, the newest first. No lock holds the replayer up.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from aimfuse.disk import Disk
 from aimfuse.errors import BusyError, CorruptRecord, JournalError, StoreError, TransportError
+from aimfuse.journal.excerpt import read_front
 from aimfuse.journal.names import JournalName
 from aimfuse.journal.reader import AimFile, read_sealed
 from aimfuse.replay.ahead import results_of
@@ -40,6 +41,23 @@ HELD_MAX = 4
 """Undo files in memory: one is executed, one waits, one is read; and one for good measure."""
 
 _AGAIN = "Run it again: it begins from what the mirror is now."
+
+
+class Reads(NamedTuple):
+    """How part 0 of an undo file is read that is executed, and how further parts are."""
+
+    first: Read
+    further: Read = read_sealed
+
+
+Reading = Callable[[Collection[int]], Reads]
+"""Says how undo files are read of which the records of some volumes are needed."""
+
+
+def read_whole(_volumes: Collection[int]) -> Reads:
+    """Read all of them, whatever is needed."""
+    return Reads(read_sealed)
+
 
 Report = Callable[[str, int, int], None]
 """Gets what is being done, and bytes done and in all."""
@@ -71,12 +89,12 @@ class Rebuild:
         look: Look | None = None,
         *,
         copiers: int = 0,
-        read: Read = read_sealed,
+        reading: Reading = read_whole,
     ) -> None:
         """Find out what was there; nothing is copied yet.
 
         So many threads copy as *copiers* says, and one reads and checks what is executed next;
-        with 0 all of it is done by the caller's. What lies behind the point is read by *read*.
+        with 0 all of it is done by the caller's. Undo files are read as *reading* says.
 
         Raises:
             JournalError: a file of the history is damaged.
@@ -102,7 +120,7 @@ class Rebuild:
         self._done = 0
         self._total = 0
         self._readers = 1 if copiers else 0
-        self._read = read
+        self._reading = reading
         self._copiers = max(1, copiers)
         self._resume: Resume | None = None
         self._targets: list[int] = []
@@ -243,7 +261,7 @@ class Rebuild:
             raise _damaged(path, "it is not the file that its undo file takes back")
         return aim
 
-    def _read_undo(self, one: KeptSet, read: Read = read_sealed) -> Undo:
+    def _read_undo(self, one: KeptSet, read: Read = read_front) -> Undo:
         return self._checked(lambda: read_undo(self._disk, self._past.history, one.name, read))
 
     def _checked(self, read: Callable[[], T]) -> T:
@@ -293,24 +311,25 @@ class Rebuild:
         assert self._stage is not None
         end = self._stage.back_to
         later = [one for one in self._later_sets(past) if end is None or one.name.number <= end]
-        calls = (partial(self._read_undo, one, self._read) for one in later)
+        reads = self._reading(files.keys())
+        calls = (partial(self._read_undo, one, reads.first) for one in later)
         with closing(results_of(calls, self._readers)) as undos:
             for one, undo in zip(later, undos, strict=True):
                 self._check_place(past, undo, behind)
                 self._check_stage(undo)
                 if behind is None and undo.mark.sync_id != _sync_id(past.state):
                     continue  # Left from in front of a switch: its file will get another.
-                self._take_back_one(undo, files)
+                self._take_back_one(undo, files, reads.further)
                 behind = undo
                 self._done += one.size_bytes
                 report(f"taking back file {undo.name.number}", self._done, self._total)
 
-    def _take_back_one(self, undo: Undo, files: dict[VolumeId, int]) -> None:
+    def _take_back_one(self, undo: Undo, files: dict[VolumeId, int], further: Read) -> None:
         assert self._stage is not None
         for entry in undo.table:
             if entry.volume in files:
                 set_size(self._disk, "restore:size", files[entry.volume], entry.size_bytes)
-        for part in parts_of(self._disk, self._past.history, undo):
+        for part in parts_of(self._disk, self._past.history, undo, further):
             take_back(self._disk, part, files, "restore")
         self._stage.back_to = undo.name.number - 1
         self._stage.digest = undo.mark.head.digest.hex()

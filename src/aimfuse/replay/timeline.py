@@ -7,6 +7,7 @@ from pathlib import Path
 
 from aimfuse.disk import Disk
 from aimfuse.errors import OutOfReach
+from aimfuse.journal.excerpt import read_front
 from aimfuse.journal.portion import Portion, read_portion
 from aimfuse.journal.records import MARK_MIN, RecordType, decode_table
 from aimfuse.replay.past import Past
@@ -49,7 +50,7 @@ class Timeline:
         self._past = past
         self._names = [one.name for one in reversed(reach.sets)]
         self._portion = lru_cache(FILES_KEPT)(self._read)
-        head = read_undo(disk, past.history, self._names[0]).mark.head
+        head = read_undo(disk, past.history, self._names[0], read_front).mark.head
         self.oldest = Spot(-1, head.seq, head.epoch)
         self._oldest_ns = head.time_ns
         self._base: int = reach.base

@@ -13,7 +13,15 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+)
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
@@ -155,7 +163,7 @@ class SftpFiles:
         end = min(offset + length, self.size(file))
         return data + b"".join(more for _at, more in self.stream(file, [(offset + first, end)]))
 
-    def stream(self, file: File, ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, bytes]]:
+    def stream(self, file: File, ranges: Iterable[tuple[int, int]]) -> Generator[tuple[int, bytes]]:
         """Yield ranges, given as offset and end, in runs of up to `RUN_BYTES`, in order.
 
         Many are asked for ahead. A run that is shorter than asked for ends where the file ends.
