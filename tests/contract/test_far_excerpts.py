@@ -8,7 +8,7 @@ import pytest
 from aimfuse.errors import JournalError
 from aimfuse.replay.past import describe
 from aimfuse.replay.restore import Request, restore_from
-from aimfuse.units import KIB, MIB
+from aimfuse.units import KIB
 from tests.contract.far_past import Counted, reaching, restored_from
 from tests.contract.far_sides import EmbeddedSide, OpensshSide
 from tests.replay.recorder import Recorder, at, silent
@@ -17,6 +17,7 @@ from tests.replay.stores import begin, catch_up
 
 Server = OpensshSide | EmbeddedSide
 VOLUMES = 4
+VOLUME_BYTES = 640 * KIB
 FILES = 2
 
 
@@ -24,8 +25,8 @@ def past_of_several(root: Path) -> tuple[Recorder, Path]:
     """Return a source and a store with four volumes, each of which every file overwrites."""
     source, store = Recorder(root / "spool"), root / "store"
     for volume in range(1, VOLUMES + 1):
-        source.create(f"{volume}.img", MIB)
-        source.write(volume, 0, random.Random(volume).randbytes(MIB))
+        source.create(f"{volume}.img", VOLUME_BYTES)
+        source.write(volume, 0, random.Random(volume).randbytes(VOLUME_BYTES))
     source.roll()
     begin(store, source)
     source.states.clear()
@@ -55,6 +56,7 @@ async def test_of_one_volume_only_its_own_before_images_come_over_the_line(
     held = sum(one.stat().st_size for one in (store / "history").glob("*.undo"))
     assert held > FILES * VOLUMES * 200 * KIB
     assert FILES * 200 * KIB <= Counted.got[".undo"] < held // 2
+    assert Counted.got["list of history"] == 2  # What there is, and what came while it copied.
 
 
 async def test_what_is_not_needed_may_be_damaged_and_what_is_needed_is_not_given_out(
@@ -82,12 +84,15 @@ async def test_what_is_not_needed_may_be_damaged_and_what_is_needed_is_not_given
             restored_from(access, at(where), tmp_path / "all")
 
 
-async def test_what_a_history_holds_is_said_without_its_data(openssh: OpensshSide) -> None:
+async def test_what_a_history_holds_is_said_by_one_list_without_its_data(
+    openssh: OpensshSide,
+) -> None:
     _source, store = past_of_several(openssh.root)
     (store / "ack.json").unlink()  # Nobody says how far it reaches.
     with reaching(openssh, store, files_kind=Counted) as access:
         assert describe(access.disk, access.path, access.look)["files"] == FILES
     assert Counted.got[".undo"] <= 32 * KIB
+    assert Counted.got["list of history"] == 1
 
 
 async def test_a_point_is_found_without_the_data_of_its_file(
@@ -102,5 +107,6 @@ async def test_a_point_is_found_without_the_data_of_its_file(
         file = store / "history" / f"00000001-{said['file']:012d}.aim"
         assert Counted.got[".aim"] < file.stat().st_size + 400 * KIB  # Once, and not thrice.
         assert Counted.got[".undo"] <= 4 * 32 * KIB
+        assert Counted.got["list of history"] == 1
         restore_from(access, request, silent)
     assert request.output.read_bytes() == source.states[where]["3.img"]

@@ -1,18 +1,16 @@
 """How much of a long history is looked at for a point of it: counted, by calls."""
 
-# ruff: noqa: ANN401 - stand-ins for what a server says
-
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from aimfuse.disk import Disk
 from aimfuse.journal.names import GoneName, JournalName, UndoName
-from aimfuse.replay.afar import ASKED_MAX, FarLook
+from aimfuse.replay.afar import FarLook
 from aimfuse.replay.kept import KeptSet, list_kept, list_names, measured
 from aimfuse.replay.look import Entry, Look
 from aimfuse.replay.restore import Request, restore
@@ -82,24 +80,24 @@ def test_a_dry_run_still_says_how_much_would_be_read(tmp_path: Path) -> None:
     assert said["reads"]["undo_bytes"] == sum(path.stat().st_size for path in behind)
 
 
-@pytest.mark.parametrize("count", [ASKED_MAX, 1000])
-def test_from_afar_many_sizes_come_with_one_list(count: int) -> None:
-    calls: Counter[str] = Counter()
-
-    def about(size: int) -> Any:
-        return SimpleNamespace(mode=0o100644, size=size, owner=0, mtime_s=0)
+def test_from_afar_the_sizes_come_with_the_names(tmp_path: Path) -> None:
+    one, two = name(1), name(2)
+    texts = [one.sealed, str(UndoName(one)), str(UndoName(one, 1)), str(UndoName(two)), "floor.0"]
+    for size, text in enumerate(texts, 1):
+        (tmp_path / text).write_bytes(bytes(size))
 
     class Files:
-        def names(self, _path: str) -> Iterable[tuple[str, Any]]:
-            calls["names"] += 1
-            return [(f"{one}", about(one)) for one in range(2000)]
+        calls: ClassVar[Counter[str]] = Counter()
 
-        def about(self, path: str) -> Any:
-            calls["about"] += 1
-            return about(int(path.rpartition("/")[2]))
+        def names(self, _path: str) -> Iterable[tuple[str, Any]]:
+            self.calls["names"] += 1
+            sizes = ((text, (tmp_path / text).stat().st_size) for text in texts)
+            return [(text, SimpleNamespace(mode=0o100600, size=size)) for text, size in sizes]
 
     files: Any = Files()
     look = FarLook(files, Path("/far"))
-    names = [f"{one}" for one in range(count)]
-    assert look.sizes(Path("/far/history"), names) == {f"{one}": one for one in range(count)}
-    assert calls == ({"about": count} if count <= ASKED_MAX else {"names": 1})
+    kept = list_names(look, Path("/far/history"))
+    assert kept == list_kept(Look(), tmp_path)
+    assert measured(look, Path("/far/history"), kept.values()) == list(kept.values())
+    assert list_names(look, Path("/far/history"), 1) == {2: kept[2]}
+    assert Files.calls == {"names": 2}

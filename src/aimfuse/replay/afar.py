@@ -7,7 +7,7 @@ other paths are this host's own. Nothing of the store can be changed.
 
 import errno
 import os
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -18,9 +18,6 @@ from aimfuse.disk import Disk, Places
 from aimfuse.replay.look import NO_INODE, Entry, Look, kind_of
 from aimfuse.replay.readers import Ranges
 from aimfuse.units import MIB, SECOND_NS
-
-ASKED_MAX = 16
-"""Names that are asked for one by one; of more a list is faster."""
 
 COPY_BYTES = 4 * MIB
 """What one call copies at least, where there is as much."""
@@ -256,6 +253,12 @@ class FarLook(Look):
             return
         yield from (name for name, _about in self._files.names(self._inside(directory)))
 
+    def sized(self, directory: Path) -> Iterator[tuple[str, int]] | None:
+        """Yield the names in the directory and their bytes: a server's list says both."""
+        if not directory.is_relative_to(self._store):
+            return super().sized(directory)
+        return ((name, one.size) for name, one in self._files.names(self._inside(directory)))
+
     def entries(self, directory: Path) -> Iterator[tuple[str, Entry]]:
         """Yield the names in the directory and what they are: one look for all."""
         if not directory.is_relative_to(self._store):
@@ -270,13 +273,6 @@ class FarLook(Look):
             return super().entry(path)
         about = self._files.about(self._inside(path))
         return None if about is None else _entry(about)
-
-    def sizes(self, directory: Path, names: Collection[str]) -> dict[str, int]:
-        """Return the sizes of *names*: of many by one list of the directory."""
-        if len(names) <= ASKED_MAX:
-            return super().sizes(directory, names)
-        wanted = set(names)
-        return {name: one.size for name, one in self.entries(directory) if name in wanted}
 
     def _inside(self, path: Path) -> str:
         return str(path.relative_to(self._store)).removeprefix(".")

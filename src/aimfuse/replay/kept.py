@@ -64,16 +64,19 @@ class KeptSet(NamedTuple):
 
 
 def list_names(look: Look, history: Path, behind: int = 0) -> dict[int, KeptSet]:
-    """Return what `list_kept` does, by the names alone: what the files hold counts as nothing.
+    """Return what `list_kept` does, by one list of the directory, for sets behind file *behind*.
 
-    Only sets of files behind file *behind* are returned.
+    Where a list of names says no sizes, as on this host, what the files hold counts as nothing.
 
     Raises:
         OSError: the directory could not be read.
     """
     sets: dict[int, KeptSet] = {}
     low = f"{behind:0{_NUMBER.stop - _NUMBER.start}d}"
-    names = sorted(text for text in look.scan(history) if text[_NUMBER] > low)
+    sized = look.sized(history)
+    sizes = {text: size for text, size in sized or () if text[_NUMBER] > low}
+    listed = look.scan(history) if sized is None else ()
+    names = sorted(sizes or (text for text in listed if text[_NUMBER] > low))
     for stem, group in groupby(names, key=_stem):
         sealed, undo = stem + SEALED, stem + _FIRST_UNDO
         file = parse(sealed)
@@ -84,24 +87,30 @@ def list_names(look: Look, history: Path, behind: int = 0) -> dict[int, KeptSet]
             continue
         texts = list(group)
         if texts == [undo, sealed]:  # As nearly all are.
-            sets[file.number] = KeptSet(file, 0, has_undo=True, has_redo=True)
+            held = sizes[undo] + sizes[sealed] if sizes else 0
+            sets[file.number] = KeptSet(file, held, has_undo=True, has_redo=True)
             continue
         extra = [text for text in texts if text not in {sealed, undo} and parse_kept(text)]
         if extra or undo in texts or sealed in texts:
-            sets[file.number] = KeptSet(file, 0, undo in texts, sealed in texts, tuple(extra))
+            one = KeptSet(file, 0, undo in texts, sealed in texts, tuple(extra))
+            held = sum(sizes.get(name, 0) for name in one.files())
+            sets[file.number] = one._replace(size_bytes=held)
     return dict(sorted(sets.items()))
 
 
 def measured(look: Look, history: Path, sets: Iterable[KeptSet]) -> list[KeptSet]:
     """Return *sets* with the sizes of their files, of which those that are gone count as nothing.
 
+    Only those are looked at that the list did not say.
+
     Raises:
         OSError: the directory could not be read.
     """
-    files = [(one, one.files()) for one in sets]
+    files = [(one, () if one.size_bytes else one.files()) for one in sets]
     sizes = look.sizes(history, [name for _one, names in files for name in names])
     return [
-        one._replace(size_bytes=sum(sizes.get(name, 0) for name in names)) for one, names in files
+        one._replace(size_bytes=one.size_bytes or sum(sizes.get(name, 0) for name in names))
+        for one, names in files
     ]
 
 

@@ -19,8 +19,8 @@ from aimfuse.replay.kept import (
     find_reach,
     floor_slots,
     is_whole,
-    list_kept,
     list_names,
+    measured,
     read_floor,
 )
 from aimfuse.replay.look import NO_INODE, Look
@@ -36,7 +36,7 @@ TRIES_MAX = 5
 class Past:
     """A store's state, and what is in its history; `reach` is None where there is no mirror.
 
-    The sets in it do not know their sizes.
+    The sets in it know their sizes only where a list says them.
     """
 
     path: Path
@@ -166,10 +166,10 @@ def _glanced(disk: Disk, path: Path, look: Look) -> Json | None:
 def _listed(disk: Disk, path: Path, look: Look) -> Json:
     past = look_at(disk, path, look)
     state, reach = past.state, past.reach
-    kept = list_kept(look, past.history) if disk.exists(past.history) else {}
+    kept = measured(look, past.history, past.kept.values())
     said = _said(disk, path, state) | {
-        "bytes": sum(one.size_bytes for one in kept.values()),
-        "rewound": _rewound(state, kept.values()),
+        "bytes": sum(one.size_bytes for one in kept),
+        "rewound": _rewound(state, kept),
     }
     if reach is None:
         gaps = [{"behind": None, "why": why_out_of_reach(state)}]
