@@ -25,7 +25,7 @@ from aimfuse.replay.promote import Request as PromoteRequest
 from aimfuse.replay.promote import promote
 from aimfuse.replay.replayer import Replayer
 from aimfuse.replay.state import Phase, StoreState
-from aimfuse.takeover.rejoin import Json, Request, rejoin
+from aimfuse.takeover.rejoin import Json, Request, describe, rejoin
 from tests.coordinator.samples import make_dice
 from tests.dice import LONG
 from tests.takeover.old_source import LIMITS, OldSource, do_something, roll
@@ -254,7 +254,13 @@ async def test_where_the_new_source_is_a_mirror_taken_by_force_everything_is_cop
     old.write(3)
     new.live(dice, 4)
     new.fold(dice)
+    planned = await join(old.config.state_dir, Request(f"dir://{store}", dry_run=True))
     done = await join(old.config.state_dir, Request(f"dir://{store}"))
+    for said in (planned, done):
+        assert said["is_whole"]
+        assert "by force: copied in use" in said["why_whole"]
+        assert said["differing_bytes"] == sum(map(len, old.contents().values()))
+        assert any("Everything will be copied" in line for line in describe(said))
     await new.mirror_to(Path(done["store"]))
     assert contents(Path(done["store"]) / "mirror") == new.contents()
 

@@ -20,6 +20,7 @@ from aimfuse.units import MIB, Epoch, FileNumber, Seq
 NAME = "superseded.json"
 VERSION = 1
 _BYTES_MAX = MIB
+REASON_CHARACTERS_MAX = 500
 
 
 class Step(StrEnum):
@@ -38,15 +39,21 @@ class Step(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
-    """What a promoted store says: the epoch that begins there, and the last file that counts."""
+    """What a promoted store says: the epoch that begins there, and the last file that counts.
+
+    `gap`: why its data may not be what the fork says, "" if it is.
+    """
 
     epoch: int
     fork: Head
     at_ns: int = 0
+    gap: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the form that states and reports carry."""
-        return {"epoch": self.epoch, "fork": self.fork.to_json(), "at_ns": self.at_ns}
+        return {
+            "epoch": self.epoch, "fork": self.fork.to_json(), "at_ns": self.at_ns, "gap": self.gap,
+        }  # fmt: skip
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Promotion":
@@ -55,7 +62,8 @@ class Promotion:
         Raises:
             KeyError, TypeError, ValueError: a field is missing or of another kind.
         """
-        return cls(_counter(data["epoch"]), head_of(data["fork"]), _counter(data.get("at_ns", 0)))
+        fork, at_ns = head_of(data["fork"]), _counter(data.get("at_ns", 0))
+        return cls(_counter(data["epoch"]), fork, at_ns, _reason(data.get("gap", "")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +166,14 @@ def head_of(data: dict[str, Any]) -> Head:
         Epoch(_counter(data["epoch"])), FileNumber(_counter(data["number"])),
         Seq(_counter(data["seq"])), digest, _counter(data.get("time_ns", 0)),
     )  # fmt: skip
+
+
+def _reason(value: object) -> str:
+    """Return what another host wrote for people, so that a terminal can show it."""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    text = value[:REASON_CHARACTERS_MAX]
+    return "".join(one if one.isprintable() else "?" for one in text)
 
 
 def _counter(value: object) -> int:

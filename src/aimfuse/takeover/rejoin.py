@@ -363,6 +363,7 @@ def _done(
     config: GroupConfig, note: Superseded, store: Path, tail: Tail | None, branch: Path | None
 ) -> Json:
     fork = note.promotion.fork if note.promotion else None
+    why_whole = _why_whole(note, tail) if tail else ""
     return {
         "version": 1,
         "state": note.step.value,
@@ -372,13 +373,24 @@ def _done(
         "fork": fork.to_json() if fork else None,
         "end": tail.end.to_json() if tail else None,
         "writes": tail.writes if tail else None,
-        "differing_bytes": tail.differing_bytes if tail else None,
-        "is_whole": tail is not None and tail.differs is None,
+        "differing_bytes": _differing_bytes(tail, is_whole=bool(why_whole)) if tail else None,
+        "is_whole": bool(why_whole),
         "is_counted": tail is None or tail.is_counted,
-        "why_whole": (tail.why_all or None) if tail else None,
+        "why_whole": why_whole or None,
         "branch": str(branch) if branch else None,
         "host": socket.gethostname(),
     }
+
+
+def _why_whole(note: Superseded, tail: Tail) -> str:
+    """Return why everything will be copied, or ""."""
+    if tail.differs is None:
+        return tail.why_all
+    return note.promotion.gap if note.promotion else ""
+
+
+def _differing_bytes(tail: Tail, *, is_whole: bool) -> int:
+    return sum(one.size_bytes for one in tail.volumes) if is_whole else tail.differing_bytes
 
 
 def describe(done: Json) -> list[str]:
