@@ -22,6 +22,7 @@ echo "$1 $AIMFUSE_LABEL $AIMFUSE_VOLUME [$AIMFUSE_POSITION]" >> "${0%.sh}.log"
 if [ "$1" = "$WRITES" ]; then printf x | dd of="$AIMFUSE_VOLUME" conv=notrunc 2>/dev/null; fi
 if [ "$1" = "$FAILS" ]; then exit 7; fi
 if [ "$1" = "$HANGS" ]; then sleep 60; fi
+if [ "$1" = "$KILLS" ] && mkdir "${0%.sh}.killed" 2>/dev/null; then kill -9 $PPID; sleep 600; fi
 exit 0
 """
 
@@ -131,6 +132,23 @@ def test_a_signal_while_frozen_thaws(source: Source, hook: Path, number: signal.
     told = f"ended by {number.name}; no bookmark was set; the application was thawed"
     assert said == f"aimfuse: {told}\n"
     assert [line.split()[0] for line in runs(hook)] == ["freeze", "thaw"]
+
+
+@pytest.mark.parametrize("phase", ["freeze", "thaw"])
+def test_killed_while_frozen_its_guard_ends_what_runs_and_thaws(
+    source: Source, hook: Path, phase: str
+) -> None:
+    label = f"killed in {phase}"
+    command = [*AIMFUSE, "bookmark", str(source.image), label, "--hook", str(hook)]
+    env = {**os.environ, "KILLS": phase}
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as child:
+        _out, said = child.communicate(timeout=60)  # Until nobody has it open: guard and hook.
+    assert child.returncode == -signal.SIGKILL
+    assert said.startswith("aimfuse: `aimfuse bookmark` was killed: the application was thawed")
+    expected = {"freeze": ["freeze", "thaw"], "thaw": ["freeze", "thaw", "thaw"]}[phase]
+    assert [line.split()[0] for line in runs(hook)] == expected
+    assert (label in labels(source)) == (phase == "thaw")
+    assert runs(hook)[-1].endswith("[]") == (phase == "freeze")
 
 
 def test_a_hook_that_is_no_program_is_refused_before_anything(source: Source) -> None:

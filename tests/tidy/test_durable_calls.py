@@ -10,6 +10,7 @@ ALLOWED = {
     ("cli/background.py", "Path.open"): "the log of a background mount: for people",
     ("cli/background.py", "os.write"): "a pipe to the waiting parent process",
     ("driver/control.py", "Path.unlink"): "the socket of a process that is gone",
+    ("manager/guard.py", "os.write"): "a pipe from the process that it guards, and standard error",
 }
 
 OS_CALLS = {

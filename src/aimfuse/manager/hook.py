@@ -11,6 +11,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Generator, Mapping
 from types import FrameType
@@ -21,6 +22,23 @@ STDERR = 2
 KILL_S = 5.0
 """How long a hook that took too long gets to end by itself."""
 _POLL_S = 0.02
+
+# A guard learns whom to end before there is anything to be ended: its pipe stays open in here
+# until the hook is what runs, so it does not end in between. Python ignores two signals; a hook
+# must not.
+_LAUNCHER = """
+import contextlib, os, signal, sys
+guard = int(sys.argv[1])
+with contextlib.suppress(OSError):
+    os.write(guard, b"runs %d\\n" % os.getpid())
+os.set_inheritable(guard, False)
+for number in (signal.SIGPIPE, signal.SIGXFSZ):
+    signal.signal(number, signal.SIG_DFL)
+try:
+    os.execvp(sys.argv[2], sys.argv[2:])
+except OSError as exc:
+    sys.exit(f"{sys.argv[2]}: {exc.strerror}")
+"""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SIGNALLED = 128
@@ -51,36 +69,45 @@ class Hook:
             raise UsageError(f"{command!r} is no command: {exc}", hint=hint) from exc
         if not self._words or shutil.which(self._words[0]) is None:
             raise UsageError(f"{command!r} cannot be run: there is no such program", hint=hint)
-        self._timeout_s = timeout_s
+        self.command = command
+        self.timeout_s = timeout_s
 
     def run(
-        self, phase: str, environment: Mapping[str, str], interrupts: "Interrupts | None" = None
+        self,
+        phase: str,
+        environment: Mapping[str, str],
+        interrupts: "Interrupts | None" = None,
+        guard: int | None = None,
     ) -> None:
         """Run it with *phase* as its last argument; what it prints goes to standard error.
 
         Signals that *interrupts* notes end it while it is waited for: not while it is started,
-        when it may run already and nobody knows of it, nor while it is being ended.
+        when it may run already and nobody knows of it, nor while it is being ended. *guard* is the
+        pipe to a `Guard`, which hears of the process.
 
         Raises:
             HookFailed: it could not be started, failed, or took too long and was ended.
             Interrupted: a signal came, and it was ended.
         """
+        launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(guard)]
         try:
             child = subprocess.Popen(
-                [*self._words, phase],
+                [*([] if guard is None else launcher), *self._words, phase],
                 stdin=subprocess.DEVNULL, stdout=STDERR, start_new_session=True,
+                pass_fds=[] if guard is None else [guard],
                 env={**os.environ, **environment, "AIMFUSE_PHASE": phase},
             )  # fmt: skip
         except OSError as exc:
             raise HookFailed(f"`{self._shown(phase)}` cannot be run: {exc.strerror}") from exc
         try:
             with interrupts.may_come() if interrupts else contextlib.nullcontext():
-                code = child.wait(self._timeout_s)
+                code = child.wait(self.timeout_s)
         except subprocess.TimeoutExpired as exc:
-            message = f"`{self._shown(phase)}` took longer than {self._timeout_s:g} s"
+            message = f"`{self._shown(phase)}` took longer than {self.timeout_s:g} s"
             raise HookFailed(message) from exc
         finally:
-            _end(child)
+            if child.poll() is None:
+                end_group(child.pid, child)
         if code:
             raise HookFailed(f"`{self._shown(phase)}` failed with exit code {code}")
 
@@ -88,28 +115,27 @@ class Hook:
         return shlex.join([*self._words, phase])
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
+def end_group(pid: int, leader: subprocess.Popen[bytes] | None = None) -> None:
     """End a hook that is still running, and all that it started; twice, if need be.
 
-    It is the group that has to be gone, not the hook alone: a shell that dies of its signal may
-    leave what takes its time over it, or what it was just starting and has heard nothing.
+    It is the group *pid* that has to be gone, not the hook alone: a shell that dies of its signal
+    may leave what takes its time over it, or what it was just starting and has heard nothing.
+    *leader* is the hook, where it is ours to be waited for.
     """
-    if child.poll() is not None:
-        return
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(OSError):
-            os.killpg(child.pid, number)
+            os.killpg(pid, number)
         end_s = time.monotonic() + KILL_S
-        while _is_running(child) and time.monotonic() < end_s:
+        while _is_running(pid, leader) and time.monotonic() < end_s:
             time.sleep(_POLL_S)
 
 
-def _is_running(child: subprocess.Popen[bytes]) -> bool:
+def _is_running(pid: int, leader: subprocess.Popen[bytes] | None) -> bool:
     """Tell whether the hook runs, or anything of its group that we may signal."""
-    if child.poll() is None:
+    if leader is not None and leader.poll() is None:
         return True
     try:
-        os.killpg(child.pid, 0)
+        os.killpg(pid, 0)
     except OSError:
         return False
     return True
@@ -124,8 +150,9 @@ class Interrupts:
 
     @contextlib.contextmanager
     def caught(self) -> Generator[None]:
-        """Hold signals back but for where `may_come` lets the first one in."""
+        """Hold signals back but where `may_come` lets the first one in; Ctrl-Z stops nothing."""
         before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        before[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, lambda _number, _frame: None)
         try:
             yield
         finally:

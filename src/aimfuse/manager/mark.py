@@ -12,6 +12,7 @@ from aimfuse.errors import AimfuseError, BusyError, HookFailed
 from aimfuse.manager import control_client
 from aimfuse.manager.control_client import Answer
 from aimfuse.manager.fields import Fields
+from aimfuse.manager.guard import Guard
 from aimfuse.manager.hook import Hook, Interrupted, Interrupts
 
 ANSWER_S = 5.0
@@ -72,16 +73,18 @@ def _frozen(hook: Hook, environment: dict[str, str], mark: Callable[[], Answer])
     interrupts = Interrupts()
     answer: Answer | None = None
     failure: AimfuseError | None = None
-    with interrupts.caught():
+    with interrupts.caught(), Guard(hook, environment) as guard:
+        position = ""
         try:
-            _freeze(hook, environment, interrupts)
+            _freeze(guard, environment, interrupts)
             with interrupts.may_come():
                 answer = mark()
+            position = f"{answer['epoch']}:{answer['seq']}"
+            guard.note("marked", position)
         except AimfuseError as exc:
             failure = exc
         finally:  # Also for a fault of ours.
-            position = f"{answer['epoch']}:{answer['seq']}" if answer else ""
-            thaw = _thaw(hook, {**environment, "AIMFUSE_POSITION": position})
+            thaw = _thaw(guard, {**environment, "AIMFUSE_POSITION": position})
     if answer is None:
         assert failure is not None
         failure.args = (f"{failure}; {thaw or 'the application was thawed'}",)
@@ -90,17 +93,17 @@ def _frozen(hook: Hook, environment: dict[str, str], mark: Callable[[], Answer])
     return {**answer, "problem": thaw or signalled or None}
 
 
-def _freeze(hook: Hook, environment: dict[str, str], interrupts: Interrupts) -> None:
+def _freeze(guard: Guard, environment: dict[str, str], interrupts: Interrupts) -> None:
     try:
-        hook.run("freeze", environment, interrupts)
+        guard.run("freeze", environment, interrupts)
     except (HookFailed, Interrupted) as exc:
         exc.args = (f"{exc}; no bookmark was set",)
         raise
 
 
-def _thaw(hook: Hook, environment: dict[str, str]) -> str:
+def _thaw(guard: Guard, environment: dict[str, str]) -> str:
     try:
-        hook.run("thaw", environment)
+        guard.run("thaw", environment)
     except HookFailed as exc:
         return f"{exc}; the application may still be frozen"
     return ""
