@@ -1,6 +1,8 @@
 """`history` and `restore` of a store that is reached by a URL, as an operator types them."""
 
+import errno
 import json
+import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +14,13 @@ from aimfuse import config as configuration
 from aimfuse.app import initialise
 from aimfuse.cli import destination
 from aimfuse.cli.past import register
+from aimfuse.cli.places import shown
 from aimfuse.cli.plain import App
 from aimfuse.config import GroupConfig, add_destination
 from aimfuse.coordinator.run import connect_as_configured
-from tests.contract.far_sides import OpensshSide
+from aimfuse.errors import Refused
+from aimfuse.transport.reading import About, SftpFiles
+from tests.contract.far_sides import EmbeddedSide, OpensshSide
 from tests.contract.openssh import make_key
 from tests.replay.recorder import recorded
 
@@ -31,10 +36,11 @@ def run(*words: object) -> tuple[int, str, str]:
     return done.exit_code, done.stdout, done.stderr
 
 
-def keys(side: OpensshSide) -> tuple[object, ...]:
-    known_hosts, config = side.sshd.known_hosts, side.settings.ssh_config
+def keys(side: OpensshSide | EmbeddedSide) -> tuple[object, ...]:
+    with_what = side.settings
     return (
-        "--identity", side.sshd.identity, "--known-hosts", known_hosts, "--ssh-config", config,
+        "--identity", with_what.identity_files[0], "--known-hosts", with_what.known_hosts,
+        "--ssh-config", with_what.ssh_config,
     )  # fmt: skip
 
 
@@ -171,6 +177,58 @@ def test_what_is_no_store_is_refused_with_its_exit_code(place: str, code: int, t
     assert found == code
     assert text in errors
     assert "secret" not in errors
+
+
+async def test_what_the_account_may_not_read_is_named_with_what_to_do(
+    embedded: EmbeddedSide, tmp_path: Path
+) -> None:
+    recorded(embedded.root)
+    authorized = embedded.root / ".aimfuse" / "authorized_keys"
+    authorized.write_text(f"deliver-only {authorized.read_text()}")
+    url = f"sftp://anybody@127.0.0.1:{embedded.port}/store"
+    output = tmp_path / "out"
+    for words in (("history", url), ("restore", url, "-o", output, "--at", "1:12")):
+        code, _shown, errors = run(*words, *keys(embedded))
+        assert code == 21, errors
+        assert f"{url}/state.0: this account may not read it; it belongs to user id " in errors
+        assert "mode 0600" in errors
+        assert "without deliver-only" in errors
+        assert "internal-sftp -R" in errors
+    assert not [*tmp_path.glob("out*")]
+
+
+class Closed(SftpFiles):
+    """A server that shows the store's directory and nothing beneath it."""
+
+    def __init__(self) -> None:
+        pass
+
+    def about(self, path: str) -> About | None:
+        if path:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return About(stat.S_IFDIR | 0o700, 0, 1001, 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("history/floor.0", "/floor.0: this account may not read it; the store belongs to user id"),
+        ("", "/srv/v: this account may not read it; it belongs to user id"),
+    ],
+)
+def test_where_a_directory_is_shut_it_is_that_one_that_is_described(path: str, said: str) -> None:
+    url = "sftp://aim@far//srv/v"
+    with pytest.raises(Refused) as caught, shown(url, Closed()):
+        raise PermissionError(errno.EACCES, "Permission denied", str(Path(url) / path))
+    assert f"{said} 1001 over there, mode 0700" in str(caught.value)
+
+
+def test_other_troubles_of_files_stay_what_they_are() -> None:
+    url = "sftp://aim@far/srv/v"
+    with pytest.raises(OSError, match="Input/output"), shown(url, Closed()):
+        raise OSError(errno.EIO, "Input/output error", str(Path(url) / "history"))
+    with pytest.raises(PermissionError), shown(url, Closed()):
+        raise PermissionError(errno.EACCES, "Permission denied", "/elsewhere/out.part")
 
 
 async def test_a_host_that_does_not_answer_is_named(openssh: OpensshSide, tmp_path: Path) -> None:

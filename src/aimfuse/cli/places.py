@@ -1,6 +1,9 @@
 """Where a store is that a command reads: on this host, or behind a URL."""
 
+import contextlib
+import errno
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,12 +13,13 @@ from urllib.parse import unquote, urlsplit
 
 import typer
 
-from aimfuse.errors import AimfuseError, UsageError
+from aimfuse.errors import AimfuseError, Refused, TransportError, UsageError
 
 if TYPE_CHECKING:
     from aimfuse.config import DestinationConfig
     from aimfuse.replay.access import Access
     from aimfuse.transport import TransportSettings
+    from aimfuse.transport.reading import SftpFiles
 
 PlaceArgument = Annotated[
     str,
@@ -81,7 +85,7 @@ def reached(place: Place) -> Iterator["Access"]:
     files = SftpFiles(url, _settings(one))
     try:
         files.connect()
-        with _shown(url):
+        with shown(url, files):
             yield Access.afar(files, url)
     finally:
         files.close()
@@ -129,13 +133,41 @@ def _settings(one: "DestinationConfig") -> "TransportSettings":
 
 
 @contextmanager
-def _shown(url: str) -> Iterator[None]:
-    """Have errors name the store as the operator did: a path has no double slash."""
+def shown(url: str, files: "SftpFiles") -> Iterator[None]:
+    """Have errors name the store as the operator did: a path has no double slash.
+
+    What the account may not read is explained by what *files* can tell of it.
+    """
+    store = Path(url)
     try:
         yield
     except AimfuseError as exc:
-        exc.args = tuple(str(one).replace(str(Path(url)), url) for one in exc.args)
+        exc.args = tuple(str(one).replace(str(store), url) for one in exc.args)
         raise
     except OSError as exc:
-        exc.filename = str(exc.filename).replace(str(Path(url)), url)
+        if exc.errno == errno.EACCES and Path(str(exc.filename)).is_relative_to(store):
+            inside = Path(str(exc.filename)).relative_to(store)
+            raise _not_readable(url, files, "" if inside == Path() else str(inside)) from exc
+        if exc.filename:
+            exc.filename = str(exc.filename).replace(str(store), url)
         raise
+
+
+def _not_readable(url: str, files: "SftpFiles", inside: str) -> Refused:
+    """Return what to say of a path of the store that is not for the account that we came as."""
+    shown = f"{url.rstrip('/')}/{inside}".rstrip("/")
+    held = f"{shown}: this account may not read it"
+    for path in (inside, *map(str, Path(inside).parents)):
+        with contextlib.suppress(OSError, TransportError):
+            about = files.about("" if path == "." else path)
+            if about is not None:
+                what = "it" if path == inside else path.replace(".", "the store", 1)
+                mode = stat.S_IMODE(about.mode)
+                held += f"; {what} belongs to user id {about.owner} over there, mode {mode:04o}"
+                break
+    return Refused(
+        held,
+        hint="What is mirrored is for the replayer's account alone. Come as that one: "
+        "sftp://ACCOUNT@HOST/PATH, with a key in its authorized_keys (`ForceCommand internal-sftp "
+        "-R` lets it read and nothing else). At `aimfuse serve`: with a key without deliver-only.",
+    )

@@ -221,7 +221,10 @@ class FarDisk(Disk):
     def exists(self, path: Path) -> bool:
         """Tell whether the name exists, whatever it is."""
         inside = self._inside(path)
-        return super().exists(path) if inside is None else self._files.about(inside) is not None
+        if inside is None:
+            return super().exists(path)
+        with _named(path):
+            return self._files.about(inside) is not None
 
     def listdir(self, path: Path) -> list[str]:
         """Return the names in the directory, sorted."""
@@ -251,27 +254,34 @@ class FarLook(Look):
         if not directory.is_relative_to(self._store):
             yield from super().scan(directory)
             return
-        yield from (name for name, _about in self._files.names(self._inside(directory)))
+        with _named(directory):
+            names = self._files.names(self._inside(directory))
+        yield from (name for name, _about in names)
 
     def sized(self, directory: Path) -> Iterator[tuple[str, int]] | None:
         """Yield the names in the directory and their bytes: a server's list says both."""
         if not directory.is_relative_to(self._store):
             return super().sized(directory)
-        return ((name, one.size) for name, one in self._files.names(self._inside(directory)))
+        with _named(directory):
+            names = self._files.names(self._inside(directory))
+        return ((name, one.size) for name, one in names)
 
     def entries(self, directory: Path) -> Iterator[tuple[str, Entry]]:
         """Yield the names in the directory and what they are: one look for all."""
         if not directory.is_relative_to(self._store):
             yield from super().entries(directory)
             return
-        for name, about in self._files.names(self._inside(directory)):
+        with _named(directory):
+            names = self._files.names(self._inside(directory))
+        for name, about in names:
             yield name, _entry(about)
 
     def entry(self, path: Path) -> Entry | None:
         """Return what *path* is, or None when nothing has that name (any more)."""
         if not path.is_relative_to(self._store):
             return super().entry(path)
-        about = self._files.about(self._inside(path))
+        with _named(path):
+            about = self._files.about(self._inside(path))
         return None if about is None else _entry(about)
 
     def _inside(self, path: Path) -> str:
