@@ -52,6 +52,11 @@ class Proxy:
             thread.join()
         self._listener.close()
 
+    @property
+    def is_used(self) -> bool:
+        """Tell whether there is a connection through it, or one that has not quite ended."""
+        return bool(self._sockets)
+
     def cut(self) -> None:
         """Reset every connection now."""
         with self._lock:

@@ -4,6 +4,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from aimfuse.cli import inspect, mark, watch
 from aimfuse.disk import Disk
 from aimfuse.errors import BusyError
 from aimfuse.journal.slots import Slots
+from aimfuse.manager import control_client
 from aimfuse.manager.wait import unmount
 
 FILES = Path(__file__).parents[1] / "golden" / "files"
@@ -34,6 +36,7 @@ class Driver:
     def __init__(self, state_dir: Path, status: Answer) -> None:
         self.state_dir = state_dir
         self.asked: list[Answer] = []
+        self.takes_s = 0.0
         self.replies: dict[str, Answer] = {
             "status": status,
             "roll": {"ok": True, "number": 7, "epoch": 1},
@@ -46,6 +49,7 @@ class Driver:
 
     def __call__(self, request: Answer) -> bytes:
         self.asked.append(request)
+        time.sleep(self.takes_s)
         return json.dumps(self.replies[request["cmd"]]).encode() + b"\n"
 
     def put(
@@ -121,6 +125,15 @@ def test_flush_returns_once_the_destination_has_it(driver: Driver) -> None:
     assert json.loads(result.stdout) == {
         "ok": True, "number": 7, "epoch": 1, "stage": "applied", "destinations": ["far"],
     }  # fmt: skip
+
+
+def test_flush_lets_a_slow_driver_have_the_time_that_it_was_given(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_client, "CALL_S_MAX", 0.05)
+    driver.takes_s = 0.3
+    driver.put(7, 7)
+    assert run("flush", driver.state_dir, "--wait", "applied", "--timeout", "60s").exit_code == 0
 
 
 def test_flush_names_who_is_behind_when_its_time_is_over(driver: Driver) -> None:

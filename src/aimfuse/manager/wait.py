@@ -93,7 +93,9 @@ def flush(
     end_s = time.monotonic() + timeout_s
     names: list[str] = []
     if stage is not Stage.DURABLE:
-        names = destination_names(state_dir, only, or_else=", or use --wait durable")
+        names = destination_names(
+            state_dir, only, or_else=", or use --wait durable", timeout_s=timeout_s
+        )
     answer = control_client.call(state_dir, {"cmd": "roll"}, timeout_s)
     number = Fields(answer).count("number")
     told: set[str] = set()
@@ -115,14 +117,17 @@ def flush(
     }
 
 
-def destination_names(state_dir: Path, only: Sequence[str], *, or_else: str = "") -> list[str]:
+def destination_names(
+    state_dir: Path, only: Sequence[str], *, or_else: str = "", timeout_s: float = 0.0
+) -> list[str]:
     """Return the names of a mounted group's destinations, or the *only* ones that are wanted.
 
     Raises:
-        BusyError: the group is not mounted.
+        BusyError: the group is not mounted, or its driver does not answer in *timeout_s*, which
+            counts as no less than a status may take.
         UsageError: there is none, or none of that name.
     """
-    status = Fields(control_client.call(state_dir, {"cmd": "status"}))
+    status = _status(state_dir, timeout_s)
     known = [
         one.text("name") for one in status.parts("destinations") if one.text("state") != "removed"
     ]
@@ -193,8 +198,9 @@ def unmount(
 ) -> Path | None:
     """Stop the group's driver once nobody uses its mount, and wait until both are gone.
 
-    Users get *timeout_s* seconds to go: a detached loop device takes a moment. Nothing is
-    forced, and the unmount is never a lazy one with somebody still writing.
+    Users get *timeout_s* seconds to go: a detached loop device takes a moment. So does a driver
+    to say where it is mounted. Nothing is forced, and the unmount is never a lazy one with
+    somebody still writing.
 
     Returns:
         The mountpoint that is gone.
@@ -205,7 +211,7 @@ def unmount(
         HaltedError: it is gone, but its end was not a clean one: the disk failed or is full.
     """
     try:
-        status = Fields(control_client.call(state_dir, {"cmd": "status"}))
+        status = _status(state_dir, timeout_s)
     except control_client.NotMounted as exc:
         if lock_holder(state_dir / "lock") is not None:  # It is starting or closing.
             raise
@@ -219,7 +225,7 @@ def unmount(
         with contextlib.suppress(control_client.DriverGone):  # So it did what it was asked to.
             _stop(state_dir, mountpoint, find_users)
     except InUse as exc:
-        raise _explained(exc, state_dir) from exc
+        raise _explained(exc, _status(state_dir, timeout_s)) from exc
     end_s = time.monotonic() + STOP_S_MAX
     while lock_holder(state_dir / "lock") is not None or mountpoint in mounts():
         if time.monotonic() >= end_s:
@@ -254,6 +260,12 @@ def unmount_view(
         raise BusyError(done.stderr.strip(), hint="End whoever uses it, then repeat.")
 
 
+def _status(state_dir: Path, timeout_s: float) -> Fields:
+    """Ask the driver how it is; whoever has time to wait lets a slow one have that time."""
+    wait_s = max(control_client.CALL_S_MAX, timeout_s)
+    return Fields(control_client.call(state_dir, {"cmd": "status"}, wait_s))
+
+
 def _check_clean(state_dir: Path) -> None:
     checkpoint, _ = read_slots(state_dir / "checkpoint")
     if checkpoint is None or checkpoint.get("clean") or lock_holder(state_dir / "lock") is not None:
@@ -284,9 +296,8 @@ def _in_use(mountpoint: Path, found: list[str]) -> InUse:
     )
 
 
-def _explained(exc: InUse, state_dir: Path) -> InUse:
+def _explained(exc: InUse, status: Fields) -> InUse:
     """Say so if the users cannot go: who waits for a full spool cannot even be killed."""
-    status = Fields(control_client.call(state_dir, {"cmd": "status"}))
     if status.text("state") != "spool-full":
         return exc
     return InUse(

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,13 +20,17 @@ from aimfuse.config import JournalConfig
 from aimfuse.disk import Disk
 from aimfuse.driver.group import GroupPaths, init_group
 from aimfuse.errors import AimfuseError, NotCaughtUp
+from aimfuse.journal.names import JournalName, SyncName, parse
 from aimfuse.manager import control_client, wait
+from aimfuse.manager.files import lock_holder
 from aimfuse.units import KIB, MIB
 
 REPO = Path(__file__).resolve().parents[3]
 SEAM = Path(__file__).resolve().parent / "seam"
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 """No wait for something that has to come takes longer on any machine; nothing is timed."""
+
+_WAITS = re.compile("has not come|the first copy is not complete")
 
 FAST = JournalConfig(
     file_bytes=64 * KIB,
@@ -105,14 +110,12 @@ class Machine:
 
     def steps(self) -> list[tuple[str, int]]:
         """Return the labels that traced processes came by, each with 1 and, if so, 2 and 4."""
-        lines = self.trace.read_text().splitlines() if self.trace.exists() else []
-        found = (line.rsplit(" ", 1) for line in dict.fromkeys(lines))
+        found = (line.rsplit(" ", 1) for line in dict.fromkeys(_whole_lines(self.trace)))
         return [(label, int(count)) for label, count in found]
 
     def met(self, role: str) -> set[str]:
         """Return the labels at which a process of that role has died in a relay."""
-        path = self.root / f"met-{role}"
-        return set(path.read_text().splitlines()) if path.exists() else set()
+        return set(_whole_lines(self.root / f"met-{role}"))
 
     def log(self, command: str) -> str:
         """Return what all processes of a command have said."""
@@ -187,10 +190,15 @@ class Source:
         assert self.mount(cruelty), self.machine.log("mount")
 
     def kill(self) -> None:
-        """End the driver at once, and wait until its coordinator is gone with it."""
+        """End the driver at once, and wait until what goes with it is gone.
+
+        That is its coordinator, and of a relay the life of the moment.
+        """
         assert self.driver is not None
         kill(self.driver)
-        eventually(lambda: not _is_locked(self.state / "ship.lock"), "the coordinator is gone")
+        for name in ("lock", "ship.lock"):
+            lock = self.state / name
+            eventually(lambda lock=lock: not _is_locked(lock), f"{name} is free")  # type: ignore[misc]
 
     def exit_code(self) -> int | None:
         """Return how the driver ended, None while it runs."""
@@ -231,11 +239,18 @@ class Source:
         return answer
 
     def coordinator_pid(self) -> int:
-        """Return the process id of the running coordinator, 0 for none."""
-        lock = self.state / "ship.lock"
-        if not lock.exists() or not _is_locked(lock):
-            return 0
-        return int(lock.read_text() or 0)
+        """Return the process id of the running coordinator, 0 for none.
+
+        The kernel knows it: the file may still name the one before, and one that looks at the
+        lock by taking it keeps a coordinator out that starts just then.
+        """
+        return lock_holder(self.state / "ship.lock") or 0
+
+    def kill_coordinator(self) -> None:
+        """Kill the coordinator, if there is one at the moment: it may go by itself."""
+        if pid := self.coordinator_pid():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 class Far:
@@ -260,8 +275,14 @@ class Far:
         self.replayer = self.machine.start("replay", self.stores, cruelty=cruelty)
 
     def kill(self) -> None:
+        """End it at once, and wait until what goes with it has let go of the stores.
+
+        That is a server's replayer, and of a relay the life of the moment.
+        """
         assert self.replayer is not None
         kill(self.replayer)
+        for lock in sorted(self.stores.glob("*/lock")):
+            eventually(lambda lock=lock: not _is_locked(lock), f"{lock} is free")  # type: ignore[misc]
 
     @contextlib.contextmanager
     def kept_running(self) -> Iterator[None]:
@@ -285,25 +306,46 @@ class Far:
     def stopped(self) -> Iterator[None]:
         """Freeze the replayer: nothing is applied and nothing confirmed meanwhile."""
         assert self.replayer is not None
-        self.replayer.send_signal(signal.SIGSTOP)
-        try:
+        with frozen(self.replayer):
             yield
-        finally:
-            self.replayer.send_signal(signal.SIGCONT)
 
     def finish(self) -> None:
         """Let a replayer apply what it can, without a source, and finish what it had begun.
 
         Of files that were on their way together any may be the one that never came: those behind
-        it wait for it, exit 5. That is no fault; a damaged file is one.
+        it wait for it, exit 5. A first copy may have come in part. Neither is a fault; a damaged
+        file is one.
         """
         done = self.machine.run("replay", self.stores, "--once", expect=None)
-        waits = done.returncode == NotCaughtUp.exit_code and "has not come" in done.stderr
+        waits = done.returncode == NotCaughtUp.exit_code and _WAITS.search(done.stderr)
         assert waits or done.returncode == 0, (done.returncode, done.stdout, done.stderr)
+
+    def unfinished(self) -> list[Path]:
+        """Return the temporary files in its store that have no business there any more.
+
+        A file may be sent again though it came, and that sending be cut short: then its part
+        stays in the inbox for a day, whoever may still be writing it.
+        """
+        received = self.ack()["received"]["number"]
+        return [
+            part
+            for part in self.store.rglob("*.part")
+            if part.parent.name != "inbox" or not _has_come(part.stem, received)
+        ]
 
     def ack(self) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads((self.store / "ack.json").read_bytes())
         return answer
+
+
+def _has_come(name: str, received: int) -> bool:
+    match parse(name):
+        case JournalName(number=number):
+            return number <= received
+        case SyncName():  # Of a copy that is complete.
+            return True
+        case _:
+            return False
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
@@ -311,6 +353,19 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         process.kill()
     process.wait(PATIENCE_S)
+
+
+@contextlib.contextmanager
+def frozen(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Stop a process for the block; within it none of its threads does anything."""
+    process.send_signal(signal.SIGSTOP)
+    try:
+        # Its parent is told once the last of them stands still.
+        told = os.WSTOPPED | os.WNOHANG
+        eventually(lambda: os.waitid(os.P_PID, process.pid, told), "it stands still")
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
 
 
 def eventually(true: Callable[[], object], what: str) -> None:
@@ -322,12 +377,16 @@ def eventually(true: Callable[[], object], what: str) -> None:
 
 
 def _is_locked(path: Path) -> bool:
-    if not path.exists():
-        return False
-
-    with path.open("rb") as file:
+    """Tell whether somebody has the lock; who starts just then may be kept out by asking."""
+    with contextlib.suppress(OSError), path.open("rb") as file:  # Missing, or on a dead disk.
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
     return False
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Return the lines of a file that others append to, without one that they are at."""
+    text = path.read_text() if path.exists() else ""
+    return text[: text.rfind("\n") + 1].splitlines()

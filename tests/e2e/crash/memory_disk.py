@@ -1,12 +1,15 @@
 """A small disk in memory that is quickly full."""
 
 import contextlib
+import errno
 import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+_BALLAST_BYTES = 64 * 1024
 
 
 @contextlib.contextmanager
@@ -22,7 +25,15 @@ def memory_disk(path: Path, size: str) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
-def free_bytes(path: Path) -> int:
-    """Return what can still be written there."""
-    info = os.statvfs(path)
-    return info.f_bavail * info.f_frsize
+def fill(path: Path, left_bytes: int = 0) -> Path:
+    """Use up all but *left_bytes* there, whatever others write meanwhile; return the ballast."""
+    ballast = path / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(_BALLAST_BYTES))
+        except OSError as exc:
+            if exc.errno != errno.ENOSPC:
+                raise
+        file.truncate(max(0, file.tell() - left_bytes))
+    return ballast

@@ -108,7 +108,7 @@ class NameLoad:
     def __exit__(self, *_exc: object) -> None:
         self._over.set()
         for thread in self._threads:
-            thread.join(60)
+            thread.join(120)
             assert not thread.is_alive(), "a request never returned"
 
     def wait_for_trouble(self, wait_s_max: float) -> bool:

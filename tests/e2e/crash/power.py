@@ -50,7 +50,7 @@ class Disk:
 
     def revive(self) -> None:
         """Unmount what is dead and mount it again, which replays the file system's own log."""
-        end_s = time.monotonic() + 30
+        end_s = time.monotonic() + 120
         while subprocess.run(["umount", self.path], check=False, capture_output=True).returncode:
             assert time.monotonic() < end_s, "somebody holds the dead file system"
             time.sleep(0.05)

@@ -147,7 +147,8 @@ class Scene:
         self.source.unmount()
         assert held(self.source.image) == self.volumes
         self.far.kill()
-        assert not list(self.far.store.rglob("*.part"))
+        self.far.finish()  # And tidy up what it was just writing.
+        assert not self.far.unfinished()
 
 
 def _held_quietly(directory: Path) -> Held:

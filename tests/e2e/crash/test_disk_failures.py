@@ -6,7 +6,7 @@ import random
 import pytest
 
 from tests.dice import LONG
-from tests.e2e.crash.machine import Cruelty, Far, Machine, Source, eventually
+from tests.e2e.crash.machine import PATIENCE_S, Cruelty, Far, Machine, Source, eventually
 from tests.e2e.crash.names import held
 from tests.e2e.crash.scene import PAGE, SPOOL_BYTES, Scene
 from tests.e2e.crash.writes import BLOCK, History, Load
@@ -56,7 +56,7 @@ def test_an_io_error_halts_the_volume_and_the_next_mount_has_all_that_was_promis
             continue
         history.recovered(source.volume.read_bytes())
         with Load(source.volume, history) as load:
-            load.wait_for_trouble(10)
+            load.wait_for_trouble(PATIENCE_S)
             status = source.status()
         errors = {exc.errno for exc in (load.error, load.sync_error) if exc}
         assert status["state"] == "halted", (status["state"], status["reason"])
@@ -80,7 +80,7 @@ def test_a_disk_that_is_full_for_a_moment_costs_time_only(machine: Machine, seed
         history.recovered(source.volume.read_bytes())
         with Load(source.volume, history) as load:
             assert not load.wait_for_trouble(3.0), (load.error, load.sync_error)
-        assert source.status()["state"] == "active"
+        eventually(lambda: source.status()["state"] == "active", "there is room again")
         source.unmount()
         assert history.recovered(source.image.read_bytes()) == history.completed
     end_well(source, far, history)

@@ -52,6 +52,8 @@ def test_of_several_coordinators_started_at_once_one_ships_and_the_others_are_re
     assert sorted(one.returncode for one in started if one.poll() is not None) == [BUSY, BUSY]
     (first,) = (one for one in started if one.poll() is None)
     assert source.coordinator_pid() == first.pid
+    lock = source.state / "ship.lock"
+    eventually(lambda: lock.read_text().strip() == str(first.pid), "it has left its number")
     assert machine.log("ship").count("is being shipped by process") == 2
     refused = machine.run(*words, "--until-empty", expect=BUSY)
     assert str(first.pid) in refused.stderr

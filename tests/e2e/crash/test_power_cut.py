@@ -6,13 +6,11 @@ keeps what the file system sent to it. Drives that lie about flushes are not mod
 
 import contextlib
 import random
-import time
-from pathlib import Path
 
 import pytest
 
 from tests.dice import LONG
-from tests.e2e.crash.machine import Far, Machine, Source, kill
+from tests.e2e.crash.machine import Far, Machine, Source, eventually, kill
 from tests.e2e.crash.power import Disk
 from tests.e2e.crash.writes import BLOCK, History, Load
 
@@ -74,18 +72,17 @@ def live_until_cut(
         far.start()
     with Load(source.volume, history) as load:
         load.wait_for_trouble(dice.uniform(0.3, 2.0))
-        coordinator = source.coordinator_pid()
         for disk in disks:
             disk.cut()
         load.wait_for_trouble(dice.choice((0.0, 0.2)))
         assert source.driver is not None
         kill(source.driver)
     far.kill()
-    _let_go(coordinator)
+    eventually(lambda: not source.coordinator_pid(), "the coordinator has gone with its driver")
     for disk in disks:
         disk.revive()
     # After a cut the store may be in the middle of a file: only its replayer finishes that.
-    mirrored = history.prefix(after_redo(far))
+    mirrored = history.least_prefix(after_redo(far))
     mirrored_seq = history.writes[mirrored - 1].seq if mirrored else 0
     source.must_mount()
     history.recovered(source.volume.read_bytes())
@@ -99,11 +96,3 @@ def after_redo(far: Far) -> bytes:
     """Let a replayer finish what it had begun, without a source, and return the mirror."""
     far.finish()
     return far.mirror.read_bytes()
-
-
-def _let_go(pid: int) -> None:
-    """Wait until the coordinator, which the kernel ends with its driver, is gone."""
-    end_s = time.monotonic() + 30
-    while pid and Path(f"/proc/{pid}").exists():
-        assert time.monotonic() < end_s, "the coordinator stays"
-        time.sleep(0.02)

@@ -4,7 +4,7 @@ Models killed processes. The stores are looked at after their replayers have fin
 had begun, as after any restart.
 """
 
-import os
+import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -40,7 +40,7 @@ class World:
         """Return who can be killed, and how."""
         return {
             "driver": self._kill_driver,
-            "coordinator": self._kill_coordinator,
+            "coordinator": self.source.kill_coordinator,
             "replayer": self.plain.kill,
             "server": self.served.kill,
             "the server's replayer": self._kill_its_replayer,
@@ -50,15 +50,12 @@ class World:
         assert self.source.driver is not None
         kill(self.source.driver)
 
-    def _kill_coordinator(self) -> None:
-        if pid := self.source.coordinator_pid():
-            os.kill(pid, 9)
-
     def _kill_its_replayer(self) -> None:
         assert self.served.replayer is not None
         if self.served.replayer.poll() is None:
             for child in psutil.Process(self.served.replayer.pid).children():
-                child.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):  # It was just going.
+                    child.kill()
 
     def check_mirror(self, far: Far) -> int:
         """Let a replayer finish what it had begun, and return how many calls the mirror holds."""

@@ -31,6 +31,16 @@ def test_the_longest_prefix_is_found_also_when_zeros_hide_a_write(count: int, fo
     assert history().prefix(image_after(WRITES[:count])) == found
 
 
+def test_the_shortest_prefix_is_where_the_state_was_for_the_first_time() -> None:
+    back = Write(5, 1, 1, zero=True)
+    again = [*WRITES[:1], Write(2, 3, 1, zero=False), Write(3, 3, 1, zero=True)]
+    made = history()
+    made.writes = again
+    assert (made.least_prefix(image_after(again[:1])), made.prefix(image_after(again))) == (1, 3)
+    made.writes = [*again, back]
+    assert made.least_prefix(image_after(made.writes)) == 4
+
+
 def test_a_hole_in_the_order_a_torn_and_a_misplaced_block_are_no_prefix() -> None:
     whole = image_after(WRITES)
     for wrong in (

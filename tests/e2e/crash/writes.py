@@ -77,10 +77,18 @@ class History:
 
     def prefix(self, image: bytes) -> int:
         """Return the largest k for which *image* is what the first k writes leave."""
+        return self._prefixes(image)[-1]
+
+    def least_prefix(self, image: bytes) -> int:
+        """Return the smallest such k: writes of zeros may bring an earlier state back."""
+        return self._prefixes(image)[0]
+
+    def _prefixes(self, image: bytes) -> list[int]:
+        """Return every k for which *image* is what the first k writes leave: at least one."""
         assert len(image) == self.blocks * BLOCK
         holds = [image[at : at + BLOCK] for at in range(0, len(image), BLOCK)]
         differing = {number for number, block in enumerate(holds) if block != _ZEROS}
-        best, fewest = (-1 if differing else 0), (len(differing), 0)
+        found, fewest = ([] if differing else [0]), (len(differing), 0)
         for k, write in enumerate(self.writes, 1):
             for number in range(write.first, write.first + write.count):
                 if holds[number] == write.block(number):
@@ -88,10 +96,10 @@ class History:
                 else:
                     differing.add(number)
             if not differing:
-                best = k
+                found.append(k)
             fewest = min(fewest, (len(differing), k))
-        assert best >= 0, self._difference(holds, *fewest)
-        return best
+        assert found, self._difference(holds, *fewest)
+        return found
 
     def _difference(self, holds: list[bytes], count: int, k: int) -> str:
         """Tell how *holds* differs from the most similar state that there ever was."""
@@ -135,7 +143,7 @@ class Load:
     def __exit__(self, *_exc: object) -> None:
         self._over.set()
         for thread in self._threads:
-            thread.join(60)
+            thread.join(120)
             assert not thread.is_alive(), "a request never returned"
 
     def wait_for_trouble(self, wait_s_max: float) -> bool:
