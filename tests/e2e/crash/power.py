@@ -11,6 +11,7 @@ from typing import Self
 _SHUTDOWN = 0x8004587D
 _WITHOUT_LOG_FLUSH = struct.pack("I", 2)
 _MIB = 1 << 20
+_PATIENCE_S = 120.0
 
 
 class Disk:
@@ -34,7 +35,11 @@ class Disk:
         _run("umount", "--lazy", str(self.path))
 
     def mount(self) -> None:
-        _run("mount", "-t", self.kind, "-o", "loop", str(self.backing), str(self.path))
+        command = ("mount", "-t", self.kind, "-o", "loop", str(self.backing), str(self.path))
+        end_s = time.monotonic() + _PATIENCE_S
+        while (done := _done(*command)).returncode:  # The loop device before may be just going.
+            assert time.monotonic() < end_s, done.stderr
+            time.sleep(0.05)
 
     def sync(self) -> None:
         """Make everything on it durable."""
@@ -50,13 +55,17 @@ class Disk:
 
     def revive(self) -> None:
         """Unmount what is dead and mount it again, which replays the file system's own log."""
-        end_s = time.monotonic() + 120
-        while subprocess.run(["umount", self.path], check=False, capture_output=True).returncode:
-            assert time.monotonic() < end_s, "somebody holds the dead file system"
+        end_s = time.monotonic() + _PATIENCE_S
+        while (done := _done("umount", str(self.path))).returncode:
+            assert time.monotonic() < end_s, f"somebody holds the dead file system: {done.stderr}"
             time.sleep(0.05)
         self.mount()
 
 
+def _done(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
 def _run(*command: str) -> None:
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    done = _done(*command)
     assert done.returncode == 0, (command, done.stderr)

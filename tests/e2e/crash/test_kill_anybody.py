@@ -131,9 +131,12 @@ def test_everybody_killed_at_any_moment_loses_nothing_that_was_synced(
     history = History(BLOCKS, seed)
     source.initialise(BLOCKS * BLOCK, far.url)
     far.start()
-    for _ in range(40 if LONG else 4):
+    lives = 40 if LONG else 4
+    for number in range(lives):
         source.must_mount()
         history.recovered(source.volume.read_bytes())
+        if number == lives // 2:
+            source.flush()  # Before this the first copy may be on its way, from now on it is there.
         with Load(source.volume, history) as load:
             load.wait_for_trouble(dice.uniform(0.05, 1.0))
             for victim in dice.sample(("driver", "coordinator", "replayer"), dice.randint(1, 3)):
