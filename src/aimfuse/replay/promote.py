@@ -13,6 +13,7 @@ from pathlib import Path
 
 from aimfuse.disk import Disk
 from aimfuse.errors import BusyError, CorruptRecord, OutOfReach, StoreError, UsageError
+from aimfuse.journal.excerpt import read_front
 from aimfuse.journal.names import JournalName, parse
 from aimfuse.journal.reader import read_header, read_sealed
 from aimfuse.replay import promotion, rewind
@@ -259,14 +260,14 @@ def _fork_at(store: Store, past: Past, point: Point) -> tuple[Head, int]:
     if point.redo is not None:
         path = past.history / point.redo.name.sealed
         seal = read_header(store.disk, path)[1]
-        undo = read_undo(store.disk, past.history, point.redo.name)
+        undo = read_undo(store.disk, past.history, point.redo.name, read_front)
         if seal is None or read_sealed(store.disk, path).seal.digest != undo.mark.of:
             raise CorruptRecord(path, 0, "it is not the file that its undo file takes back")
         is_whole = point.seq == seal.last_seq
         base, seq = base + is_whole, 0 if is_whole else point.seq
     if base == head.number:
         return head, 0
-    return read_undo(store.disk, past.history, past.kept[base + 1].name).mark.head, seq
+    return read_undo(store.disk, past.history, past.kept[base + 1].name, read_front).mark.head, seq
 
 
 def _begin(store: Store, promoted: Promoted, *, force: bool) -> None:

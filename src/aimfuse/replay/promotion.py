@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from aimfuse.errors import JournalError, StoreError
 from aimfuse.journal.names import EPOCH_MAX, NUMBER_MAX, SyncName
-from aimfuse.journal.reader import OwnReader
 from aimfuse.replay import rewind
 from aimfuse.replay.applier import Applier
 from aimfuse.replay.apply import apply_journal
@@ -21,7 +20,7 @@ from aimfuse.replay.as_source import (
 from aimfuse.replay.findings import Findings
 from aimfuse.replay.forward import end_forwarding
 from aimfuse.replay.kept import is_whole
-from aimfuse.replay.rebuild import HELD_MAX
+from aimfuse.replay.rewind import WayBack
 from aimfuse.replay.rewound import note_rewound
 from aimfuse.replay.state import Head, Phase, Promoted
 from aimfuse.replay.store import REQUEST, Store
@@ -89,7 +88,7 @@ class Promotion:
         self._findings = findings
         self._is_noted = False
         self._is_settled = False
-        self._reader: OwnReader | None = None
+        self._way_back: WayBack | None = None
 
     def go_on(self) -> bool:
         """Take one step; return whether there was one to take.
@@ -102,6 +101,12 @@ class Promotion:
             return self._step()
         except JournalError as exc:
             raise StoreError(f"the promotion cannot go on: {exc}", hint=_HINT) from exc
+
+    def close(self) -> None:
+        """Wait for what is being read, and let go of its memory; it can go on all the same."""
+        if self._way_back is not None:
+            self._way_back.close()
+            self._way_back = None
 
     def _step(self) -> bool:
         store, promoted = self._store, self._store.state.promoted
@@ -126,7 +131,7 @@ class Promotion:
             self._is_noted = True
         if not is_forward and not self._step_back(promoted):
             return
-        self._reader = None  # Its memory is not needed any more.
+        self.close()
         end_forwarding(store)
         if promoted.seq and not is_forward:
             spool = prepare_spool(store)
@@ -135,9 +140,9 @@ class Promotion:
         store.save(replace(store.state, phase=Phase.PROMOTING))
 
     def _step_back(self, promoted: Promoted) -> bool:
-        self._reader = self._reader or OwnReader(HELD_MAX)
-        fork, ahead = promoted.fork, self._read_ahead
-        return rewind.step_back(self._store, fork, self._reader, read_ahead=ahead)
+        ahead = self._read_ahead
+        self._way_back = self._way_back or WayBack(self._store, promoted.fork, read_ahead=ahead)
+        return self._way_back.step()
 
     def _settle(self) -> None:
         """Let the source be served, and set aside what came and was not applied."""

@@ -31,14 +31,14 @@ from aimfuse.replay.plan import Plan, plan_until, start
 from aimfuse.replay.point import Point
 from aimfuse.replay.resume import Resume, Stage
 from aimfuse.replay.state import StoreState
-from aimfuse.replay.taken_back import take_back
-from aimfuse.replay.undo import Read, Undo, parts_of, read_undo
+from aimfuse.replay.taken_back import Ranges, ranges_of, take_back
+from aimfuse.replay.undo import Read, Undo, further_parts, read_undo
 from aimfuse.units import VolumeId
 
 T = TypeVar("T")
 
-HELD_MAX = 4
-"""Undo files in memory: one is executed, one waits, one is read; and one for good measure."""
+HELD_MAX = 3
+"""Undo files in memory: one is executed, one is read or waits; and one for good measure."""
 
 _AGAIN = "Run it again: it begins from what the mirror is now."
 
@@ -312,25 +312,32 @@ class Rebuild:
         end = self._stage.back_to
         later = [one for one in self._later_sets(past) if end is None or one.name.number <= end]
         reads = self._reading(files.keys())
-        calls = (partial(self._read_undo, one, reads.first) for one in later)
+        calls = (partial(self._read_ahead, one, reads.first) for one in later)
         with closing(results_of(calls, self._readers)) as undos:
-            for one, undo in zip(later, undos, strict=True):
+            for one, (undo, ranges) in zip(later, undos, strict=True):
                 self._check_place(past, undo, behind)
                 self._check_stage(undo)
                 if behind is None and undo.mark.sync_id != _sync_id(past.state):
                     continue  # Left from in front of a switch: its file will get another.
-                self._take_back_one(undo, files, reads.further)
+                self._take_back_one(undo, ranges, files, reads.further)
                 behind = undo
                 self._done += one.size_bytes
                 report(f"taking back file {undo.name.number}", self._done, self._total)
 
-    def _take_back_one(self, undo: Undo, files: dict[VolumeId, int], further: Read) -> None:
+    def _read_ahead(self, one: KeptSet, read: Read) -> tuple[Undo, list[Ranges]]:
+        undo = self._read_undo(one, read)
+        return undo, self._checked(lambda: ranges_of(undo.aim))
+
+    def _take_back_one(
+        self, undo: Undo, ranges: list[Ranges], files: dict[VolumeId, int], further: Read
+    ) -> None:
         assert self._stage is not None
         for entry in undo.table:
             if entry.volume in files:
                 set_size(self._disk, "restore:size", files[entry.volume], entry.size_bytes)
-        for part in parts_of(self._disk, self._past.history, undo, further):
-            take_back(self._disk, part, files, "restore")
+        take_back(self._disk, undo.aim, ranges, files, "restore")
+        for part in further_parts(self._disk, self._past.history, undo, further):
+            take_back(self._disk, part, ranges_of(part), files, "restore")
         self._stage.back_to = undo.name.number - 1
         self._stage.digest = undo.mark.head.digest.hex()
         self._note_stage()

@@ -7,11 +7,12 @@ the next epoch, so that the journal stays one chain of whole files.
 """
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from aimfuse.errors import CorruptRecord
 from aimfuse.journal.header import Identity, Parent
@@ -25,8 +26,8 @@ from aimfuse.replay.kept import KeptSet, list_kept
 from aimfuse.replay.rebuild import HELD_MAX
 from aimfuse.replay.state import Head, Promoted
 from aimfuse.replay.store import Store
-from aimfuse.replay.taken_back import take_back
-from aimfuse.replay.undo import Read, Undo, UndoMark, parts_of, read_undo
+from aimfuse.replay.taken_back import Ranges, ranges_of, take_back
+from aimfuse.replay.undo import Read, Undo, UndoMark, further_parts, read_undo
 from aimfuse.units import MIB, FileNumber, Seq, VolumeId
 
 STEP_BYTES = 512 * MIB
@@ -40,8 +41,16 @@ _read = partial(read_own, iocbs_max=2)
 """Reads and checks a file as a whole, and decodes its first marks only."""
 
 
+class _Looked(NamedTuple):
+    """An undo file that was checked; `ranges` are those of its part 0, if it is to be executed."""
+
+    undo: Undo
+    ranges: list[Ranges]
+    size_bytes: int
+
+
 def check_way(store: Store, fork: Head) -> int:
-    """Read all that `step_back` will need from the mirror to *fork*; return its bytes.
+    """Read all that `WayBack` will need from the mirror to *fork*; return its bytes.
 
     What is damaged is found while nothing has been changed yet.
 
@@ -51,43 +60,68 @@ def check_way(store: Store, fork: Head) -> int:
     """
     held = 0
     expected: Head | None = store.state.head
-    with closing(_undos(store, fork, check_own, CHECKERS, whole=True)) as undos:
-        for undo, one in undos:
+    with closing(_undos(store, fork, _check, CHECKERS)) as undos:
+        for undo, _ranges, size_bytes in undos:
             _check_follows(undo, expected, store.state.head)
             expected = undo.mark.head
-            held += one.size_bytes
+            held += size_bytes
     if expected != fork:
         raise CorruptRecord(store.history, 0, f"undo files behind file {fork.number} are gone")
     return held
 
 
-def step_back(
-    store: Store, fork: Head, reader: OwnReader | None = None, *, read_ahead: bool = False
-) -> bool:
-    """Undo some files; return whether the mirror is at *fork* now.
+class WayBack:
+    """The way from the mirror back to a fork, a step at a time.
 
-    With *read_ahead* the next undo file is read on a second thread. A *reader* that held
-    `HELD_MAX` for the last step has its memory already.
-
-    Raises:
-        JournalError: a file of the history is damaged. The position is that of the last step.
-        OSError: as above; calling again repeats the step.
+    With *read_ahead* the next undo files are read, checked and looked at on a second thread,
+    also while a step is made durable: what is read ahead in one serves the next.
     """
+
+    def __init__(self, store: Store, fork: Head, *, read_ahead: bool = False) -> None:
+        """Read nothing yet."""
+        self._store = store
+        self._fork = fork
+        self._threads = int(read_ahead)
+        self._reader = OwnReader(HELD_MAX)
+        self._undos: Generator[_Looked, None, None] | None = None
+
+    def step(self) -> bool:
+        """Undo some files; return whether the mirror is at the fork now.
+
+        Raises:
+            JournalError: a file of the history is damaged. The position is that of the last step.
+            OSError: as above; calling again repeats the step.
+        """
+        if self._undos is None:
+            look = partial(_look, read=self._reader.read)
+            self._undos = _undos(self._store, self._fork, look, self._threads)
+        try:
+            _step_back(self._store, self._undos)
+        except BaseException:
+            self.close()
+            raise
+        return self._store.state.head == self._fork
+
+    def close(self) -> None:
+        """Wait for what is being read, and forget it; a further step begins from the position."""
+        if self._undos is not None:
+            self._undos.close()
+            self._undos = None
+
+
+def _step_back(store: Store, undos: Iterator[_Looked]) -> None:
     undone = _Undone(store)
     try:
-        read = (reader or OwnReader(HELD_MAX)).read
-        with closing(_undos(store, fork, read, int(read_ahead))) as undos:
-            for undo, one in undos:
-                _check_follows(undo, undone.head, store.state.head)
-                undone.add(undo, one.size_bytes)
-                if undone.is_enough:
-                    break
+        for one in undos:
+            _check_follows(one.undo, undone.head, store.state.head)
+            undone.add(one)
+            if undone.is_enough:
+                break
         undone.sync()
     finally:
         undone.close()
     if undone.end is not None:
         _move_to(store, *undone.end)
-    return store.state.head == fork
 
 
 class _Undone:
@@ -105,16 +139,18 @@ class _Undone:
     def is_enough(self) -> bool:
         return self._bytes >= STEP_BYTES or self._files >= STEP_FILES
 
-    def add(self, undo: Undo, size_bytes: int) -> None:
+    def add(self, looked: _Looked) -> None:
         disk, fds = self._store.disk, self._fds
+        undo, ranges, size_bytes = looked
         for entry in undo.table:
             if entry.volume not in fds:
                 _bring_back(self._store, undo, entry.volume)
                 fds[entry.volume] = _open(self._store, entry.volume)
             if disk.size(fds[entry.volume]) != entry.size_bytes:
                 set_size(disk, "rewind:size", fds[entry.volume], entry.size_bytes)
-        for part in parts_of(disk, self._store.history, undo, _read):
-            take_back(disk, part, fds, "rewind")
+        take_back(disk, undo.aim, ranges, fds, "rewind")
+        for part in further_parts(disk, self._store.history, undo, _read):
+            take_back(disk, part, ranges_of(part), fds, "rewind")
         self.head, self.end = undo.mark.head, (undo.mark, undo.table)
         self._bytes += size_bytes
         self._files += 1
@@ -132,31 +168,38 @@ class _Undone:
 
 
 def _undos(
-    store: Store, fork: Head, read_file: Read, threads: int, *, whole: bool = False
-) -> Generator[tuple[Undo, KeptSet], None, None]:
+    store: Store, fork: Head, look: Callable[[Store, KeptSet], _Looked], threads: int
+) -> Generator[_Looked, None, None]:
     """Yield what leads from the mirror back to *fork*, that of a half-applied file first.
 
-    So many *threads* read and check the next ones meanwhile; *whole*: all of their parts, too.
+    So many *threads* look at the next ones meanwhile.
     """
     head = store.state.head
     assert head is not None
     sets = _sets(store, head, fork)
-    calls = (partial(_read_one, store, one, read_file, whole=whole) for one in sets)
-    with closing(results_of(calls, threads)) as undos:
-        for one, undo in zip(sets, undos, strict=True):
+    calls = (partial(look, store, one) for one in sets)
+    with closing(results_of(calls, threads)) as found:
+        for one, looked in zip(sets, found, strict=True):
+            mark = looked.undo.mark
             if one.name.number > head.number and (
-                undo.mark.head != head or undo.mark.sync_id != _sync_id(store)
+                mark.head != head or mark.sync_id != _sync_id(store)
             ):
                 continue  # Of another attempt, in front of a copy.
-            yield undo, one
+            yield looked
 
 
-def _read_one(store: Store, one: KeptSet, read_file: Read, *, whole: bool) -> Undo:
-    undo = read_undo(store.disk, store.history, one.name, read_file)
-    if whole:
-        for _part in parts_of(store.disk, store.history, undo, read_file):
-            pass
-    return undo
+def _check(store: Store, one: KeptSet) -> _Looked:
+    """Check all parts of an undo file."""
+    undo = read_undo(store.disk, store.history, one.name, check_own)
+    for _part in further_parts(store.disk, store.history, undo, check_own):
+        pass
+    return _Looked(undo, [], one.size_bytes)
+
+
+def _look(store: Store, one: KeptSet, read: Read) -> _Looked:
+    """Check part 0 of an undo file, and find out what it has of which volume."""
+    undo = read_undo(store.disk, store.history, one.name, read)
+    return _Looked(undo, ranges_of(undo.aim), one.size_bytes)
 
 
 def _sets(store: Store, head: Head, fork: Head) -> list[KeptSet]:

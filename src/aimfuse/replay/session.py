@@ -126,6 +126,7 @@ class Session:
             self._ahead.drop()
         if self._ready:
             self._on_bookmark.close()
+            self._promotion.close()
         self._offer_ack(force=True)
         self.store.close()
 

@@ -356,6 +356,13 @@ def read_undo(disk: Disk, history: Path, name: JournalName, read: Read = read_se
 def parts_of(disk: Disk, history: Path, undo: Undo, read: Read = read_sealed) -> Iterator[AimFile]:
     """Yield every part of *undo*, each checked whole; errors as for `read_undo`."""
     yield undo.aim
+    yield from further_parts(disk, history, undo, read)
+
+
+def further_parts(
+    disk: Disk, history: Path, undo: Undo, read: Read = read_sealed
+) -> Iterator[AimFile]:
+    """Yield what `parts_of` does behind part 0, which nearly all undo files have alone."""
     for part, digest in enumerate(undo.mark.parts, start=1):
         path = history / str(UndoName(undo.name, part))
         aim = _read_part(read, disk, path, undo.name, part)
