@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import random
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from aimfuse.disk import Disk
 from aimfuse.errors import JournalError, OutOfReach, Unavailable
+from aimfuse.manager.far import store_status
 from aimfuse.replay.past import describe
 from aimfuse.replay.readers import READER_NS, Wish, reader_name
 from aimfuse.replay.restore import Request, restore_from
@@ -18,11 +21,12 @@ from aimfuse.units import MIB, SECOND_NS
 from tests.contract.far_past import reaching, replaying, restored_from
 from tests.contract.far_sides import EmbeddedSide, OpensshSide
 from tests.contract.proxy import Proxy
+from tests.contract.test_far_commands import run
 from tests.dice import LONG
 from tests.replay.faults import Steps
 from tests.replay.recorder import Recorder, at, recorded, silent
 from tests.replay.source import deliver
-from tests.replay.stores import begin, catch_up, exhaust, opened
+from tests.replay.stores import begin, catch_up, exhaust, opened, until
 
 Server = OpensshSide | EmbeddedSide
 RESUMED = 30 if LONG else 1
@@ -186,6 +190,31 @@ async def test_nothing_that_a_distant_restore_needs_is_pruned(
     catch_up(store)
     assert undo_files(store) == 0
     assert [*(store / "inbox").iterdir()] == []
+
+
+async def test_who_reads_from_afar_is_named_at_the_store_while_he_does(
+    openssh: OpensshSide,
+) -> None:
+    _source, store, _waiting = recorded(openssh.root)
+    sets = [path for path in (store / "history").glob("0*") if "000004" in path.name]
+    with replaying(store):
+        with reaching(openssh, store) as access, access.hold(access.disk, access.path) as held:
+            assert held is not None
+            held.move(3)
+            await until(lambda: [one["first"] for one in store_status(store)["far_readers"]] == [4])
+            (one,) = store_status(store)["far_readers"]
+            assert one["who"].endswith(f"@{socket.gethostname()}")
+            assert one["owner"] == os.geteuid()
+            assert one["last"] == 4
+            assert one["bytes"] == sum(path.stat().st_size for path in sets) > 0
+            assert 0 < one["since_ns"] <= one["heard_ns"] <= time.time_ns() + SECOND_NS
+            assert describe(Disk(), store)["readers"] == [one]
+            code, shown, errors = run("history", store)
+            assert code == 0, errors
+            assert f"from afar by {one['who']} (user id {one['owner']} there), since " in shown
+            assert "files 4 to 4 are kept for that" in shown
+        await until(lambda: store_status(store)["far_readers"] == [])
+    assert describe(Disk(), store)["readers"] == []
 
 
 async def test_who_reads_longer_than_the_store_allows_is_told_so(

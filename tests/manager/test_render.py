@@ -187,10 +187,13 @@ def test_nobody_is_told_to_ship_a_history_that_has_ended(made: Any, state: str) 
 
 def test_a_promoted_source_and_those_who_read_a_store_are_shown(made: Any) -> None:
     promoted = made.source(promoted={"epoch": 2, "at_ns": made.now_ns})
-    store = made.store(readers=[{"pid": 17}, {"pid": 4711}])
+    far = {"who": "aim@berlin", "owner": 1001, "since_ns": made.now_ns, "first": 12, "last": 410}
+    store = made.store(readers=[{"pid": 17}, {"pid": 4711}], far_readers=[{**far, "bytes": 4096}])
     said = words(snapshot([promoted], [store], made.now_ns))
     assert "a mirror before" in said
     assert "by process 17, 4711" in said
+    assert "from afar by aim@berlin, user id 1001 here" in said
+    assert "files 12 to 410 are kept for that, 4.0 KiB" in said
 
 
 def test_no_hint_names_a_command_that_is_not_there(made: Any) -> None:

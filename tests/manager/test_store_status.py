@@ -128,3 +128,12 @@ def test_who_reads_the_past_is_named_while_he_does(store: Path) -> None:
     assert store_status(store)["readers"] == [{"pid": os.getpid()}]
     pin.release()
     assert store_status(store)["readers"] == []
+
+
+def test_a_distant_reader_that_was_not_heard_of_for_long_is_shown_no_more(store: Path) -> None:
+    ack = json.loads((store / "ack.json").read_text())
+    now_ns = time.time_ns()
+    told = {"who": None, "owner": 5, "since_ns": 1, "first": 2, "last": 3, "bytes": 4}
+    readers = [{**told, "heard_ns": now_ns}, {**told, "heard_ns": now_ns - 200 * SECOND_NS}, "x"]
+    (store / "ack.json").write_text(json.dumps({**ack, "readers": readers}))
+    assert store_status(store)["far_readers"] == [{**told, "heard_ns": now_ns}]

@@ -19,7 +19,7 @@ from tests.disks.faults import Crash
 from tests.replay.backwards import Snapshot, states_of
 from tests.replay.faults import Steps, dying, failing_at
 from tests.replay.source import Source, deliver, mirror_of
-from tests.replay.stores import busy_files, catch_up, exhaust, opened
+from tests.replay.stores import busy_files, catch_up, exhaust, opened, report
 from tests.replay.test_crash import copy_store
 from tests.replay.test_history import synced
 
@@ -184,6 +184,41 @@ def test_who_reads_from_afar_keeps_no_more_than_twice_keep_size(tmp_path: Path) 
     (store / "store.toml").write_text(f"keep_size = {size // 2 - 1}\n")
     at(5 * DAY_NS, store)
     assert states_of(store) == {number: right[number] for number in (2, 3, 4, 5, 6)}
+
+
+def test_the_report_says_who_reads_from_afar_and_what_is_kept_for_him(tmp_path: Path) -> None:
+    _source, store, _right = a_file_each_day(tmp_path, 5)
+    now_ns = 5 * DAY_NS
+    sayings = {"0" * 16: Wish(3, who="a\x1b[2Jb" * 50, age_s=3600), "1" * 16: Wish()}
+    for token, wish in sayings.items():
+        path = store / "inbox" / reader_name(token)
+        path.write_text(json.dumps(wish.to_json()))
+        os.utime(path, ns=(now_ns, now_ns))
+    first, second = report(at(now_ns, store))["readers"]
+    assert first["who"] == ("a?[2Jb" * 50)[:100]
+    assert first["since_ns"] == now_ns - 3600 * SECOND_NS
+    assert (first["heard_ns"], first["first"], first["last"]) == (now_ns, 4, 6)
+    kept = [
+        path for path in (store / "history").glob("0*") if path.name[:21] > f"00000001-{3:012d}"
+    ]
+    assert first["bytes"] == sum(path.stat().st_size for path in kept)
+    assert second["who"] is None
+    assert (second["since_ns"], second["first"], second["last"]) == (now_ns, 2, 6)
+    assert second["bytes"] == describe(Disk(), store)["bytes"]
+    assert describe(Disk(), store)["readers"] == [first, second]
+    assert report(at(now_ns + 121 * SECOND_NS, store))["readers"] == []
+
+
+@pytest.mark.parametrize(
+    "said", [None, 7, {}, [7], [{}], [{"who": "x", "owner": -1}], [{"who": None}] * 3]
+)
+def test_a_report_that_says_nothing_of_use_of_readers_names_none(
+    tmp_path: Path, said: object
+) -> None:
+    _source, store, _right = a_file_each_day(tmp_path, 1)
+    ack = json.loads((store / "ack.json").read_text())
+    (store / "ack.json").write_text(json.dumps({**ack, "readers": said}))
+    assert describe(Disk(), store)["readers"] == []
 
 
 def test_where_readers_are_given_no_time_they_hold_nothing(tmp_path: Path) -> None:

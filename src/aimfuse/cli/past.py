@@ -157,6 +157,7 @@ def _lines(said: dict[str, Any]) -> list[str]:
             f"       {size} of it are of what was gone back over, from "
             f"{rewound['newest']['position']} to {rewound['fork']['position']}"
         )
+    lines += [f"read   {_reader(one)}" for one in said["readers"]]
     if said["problem"]:
         lines.append(f"       {said['problem']}")
     lines += [
@@ -164,6 +165,14 @@ def _lines(said: dict[str, Any]) -> list[str]:
         for one in said["bookmarks"]
     ]
     return lines
+
+
+def _reader(one: dict[str, Any]) -> str:
+    return (
+        f"from afar by {one['who'] or 'somebody'} (user id {one['owner']} there), since "
+        f"{format_time(one['since_ns'])}, heard of at {format_time(one['heard_ns'])}: "
+        f"files {one['first']} to {one['last']} are kept for that, {format_bytes(one['bytes'])}"
+    )
 
 
 def _point(point: dict[str, Any]) -> str:

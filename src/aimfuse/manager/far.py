@@ -27,6 +27,10 @@ _REASON = ".reason"
 _MORE = "more"
 _PIN = "pin-"
 READERS_SHOWN_MAX = 64
+READER_HEARD_NS = 125 * SECOND_NS
+"""A reader is heeded for 120 s after he was heard of last; a report is 5 s old at most."""
+
+_READER_COUNTS = ("owner", "since_ns", "heard_ns", "first", "last", "bytes")
 
 
 def store_status(store: Path) -> State:
@@ -65,6 +69,7 @@ def store_status(store: Path) -> State:
         "source": source,
         "heard_ns": _changed_ns(store / INBOX / "source.json"),
         "readers": _readers(store / "history"),
+        "far_readers": _far_readers(ack, now_ns),
         "on_bookmark": ack.get("on_bookmark"),
         "paused": _paused(store),
         "delay_s": ack.get("delay_s"),
@@ -109,6 +114,19 @@ def _readers(history: Path) -> list[State]:
     names = [name for name in _names(history) if name.startswith(_PIN)][:READERS_SHOWN_MAX]
     pids = sorted({pid for name in names if (pid := lock_holder(history / name)) is not None})
     return [{"pid": pid} for pid in pids]
+
+
+def _far_readers(ack: State, now_ns: int) -> list[State]:
+    """Return who reads the past from another host, and was heard of: the report may be old."""
+    readers = Fields(ack).parts("readers")[:READERS_SHOWN_MAX]
+    return [
+        {
+            "who": one.text("who") or None,
+            **{key: one.count(key) for key in _READER_COUNTS},
+        }
+        for one in readers
+        if now_ns - one.count("heard_ns") < READER_HEARD_NS
+    ]
 
 
 def _holder(pid: int | None) -> State | None:

@@ -25,6 +25,18 @@ SILENT_SOURCE_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
+class FarReader:
+    """Who reads the past from another host, and the files that are kept for him."""
+
+    who: str
+    owner: int
+    since_ns: int
+    first: int
+    last: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Store:
     """A store on the far side; sizes in bytes."""
 
@@ -55,6 +67,7 @@ class Store:
     held: Held
     compared_ns: int
     readers: tuple[int, ...]
+    far_readers: tuple[FarReader, ...]
     problems: tuple[Problem, ...]
 
 
@@ -100,8 +113,16 @@ def read_store(status: Fields, now_ns: int) -> Store:
         held=read_held(status),
         compared_ns=compared_ns(status),
         readers=tuple(one.count("pid") for one in status.parts("readers")),
+        far_readers=tuple(_far_reader(one) for one in status.parts("far_readers")),
         problems=tuple(problems),
     )
+
+
+def _far_reader(one: Fields) -> FarReader:
+    return FarReader(
+        one.text("who") or "somebody", one.count("owner"), one.count("since_ns"),
+        one.count("first"), one.count("last"), one.count("bytes"),
+    )  # fmt: skip
 
 
 def _store_problems(status: Fields, level: Level, pid: int | None, now_ns: int) -> list[Problem]:

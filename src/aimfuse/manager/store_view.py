@@ -17,7 +17,7 @@ from aimfuse.manager.scene import (
     records_lines,
     sync_lines,
 )
-from aimfuse.manager.store_facts import Store
+from aimfuse.manager.store_facts import FarReader, Store
 from aimfuse.units import counted, format_bytes
 
 NAMES_SHOWN_MAX = 6
@@ -60,9 +60,19 @@ def _stages(store: Store, scene: Scene) -> Lines:
             Text("nothing it needs is pruned", style="dim"),
         ]
         lines += row("read", chunks, look)
+    for one in store.far_readers[:NAMES_SHOWN_MAX]:
+        lines += row("read", _far_reader(one, scene), look)
     free = format_bytes(store.free_bytes) if store.free_bytes is not None else "unknown"
     lines += row("disk", [Text(f"{free} free")], look)
     return lines + _source(store, scene)
+
+
+def _far_reader(one: FarReader, scene: Scene) -> list[Text]:
+    return [
+        Text(f"from afar by {safe(one.who)}, user id {one.owner} here"),
+        Text(f"since {scene.clock(one.since_ns)}"),
+        Text(f"files {one.first:,} to {one.last:,} are kept for that, {format_bytes(one.bytes)}"),
+    ]
 
 
 def _source(store: Store, scene: Scene) -> Lines:

@@ -7,11 +7,15 @@ nothing: whatever is pruned under it is noticed, and ends the reading.
 import contextlib
 import json
 import logging
+import os
+import pwd
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -35,6 +39,15 @@ _ANSWER_BYTES_MAX = 64 << 20
 log = logging.getLogger(__name__)
 
 
+def _own_name() -> str:
+    """Return who we are, for people: the account and the host."""
+    try:
+        account = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        account = str(os.geteuid())
+    return f"{account}@{socket.gethostname()}"
+
+
 class Mailbox(Files, Protocol):
     """Files of a store that has an inbox."""
 
@@ -48,6 +61,7 @@ class FarHold:
     def __init__(self, files: Mailbox, answer_s_max: float = ANSWER_S_MAX) -> None:
         """Hold nothing yet."""
         self._answer_s_max = answer_s_max
+        self._begun_s = time.monotonic()
         self.is_heard = False
         self._files = files
         self._token = secrets.token_hex(8)
@@ -96,6 +110,8 @@ class FarHold:
             return None
 
     def _say(self, wish: Wish) -> None:
+        age_s = int(time.monotonic() - self._begun_s)
+        wish = replace(wish, who=_own_name(), age_s=age_s)
         with self._lock:
             self._files.deliver(json.dumps(wish.to_json()).encode(), reader_name(self._token))
             self._wish = wish

@@ -17,6 +17,7 @@ from aimfuse.config.store import StoreConfig, load_store
 from aimfuse.errors import ConfigError, JournalError
 from aimfuse.journal.names import GoneName, JournalName, UndoName, parse
 from aimfuse.journal.reader import AimFile, read_header
+from aimfuse.replay.audience import Audience
 from aimfuse.replay.kept import (
     FLOOR,
     Floor,
@@ -77,6 +78,7 @@ class History:
         self._made_ns: dict[int, int] = {}
         self._looked_ns = 0
         self._readers = Readers(store, clock)
+        self._audience = Audience(clock)
         self._take_stock()
 
     def _begin(self) -> None:
@@ -103,6 +105,14 @@ class History:
         if oldest is None or oldest.number > self._head():
             return None
         return {"epoch": oldest.epoch, "oldest": oldest.number, "bytes": self._held_bytes}
+
+    def readers(self) -> list[Json]:
+        """Return what the report says of who reads from afar; see audience.py."""
+        return self._audience.report(self._readers.known(), self._sets, self._head())
+
+    def readers_key(self) -> object:
+        """Return something that differs whenever somebody comes or goes, or needs less."""
+        return [(one.who, one.owner, one.behind) for one in self._readers.known()]
 
     @property
     def settings(self) -> StoreConfig:

@@ -9,6 +9,7 @@ from aimfuse.disk import Disk
 from aimfuse.errors import ConfigError, CorruptRecord, StateLost, StoreError, UsageError
 from aimfuse.journal.excerpt import read_front, read_iocbs
 from aimfuse.journal.slots import Slots
+from aimfuse.replay.audience import read_audience
 from aimfuse.replay.doubt import doubted, is_doubtful
 from aimfuse.replay.glance import glance
 from aimfuse.replay.kept import (
@@ -224,6 +225,7 @@ def _said(disk: Disk, path: Path, state: StoreState) -> Json:
         "gaps": [],
         "bookmarks": [],
         "rewound": None,
+        "readers": read_audience(disk, path),
         **_settings(disk, path),
     }
 

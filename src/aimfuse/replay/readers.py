@@ -3,7 +3,8 @@
 A reader is a small file in the inbox, ``reader-TOKEN.json``, which he writes anew every few
 seconds: ``behind``, the number of the file up to which sets may be pruned; ``ask``, counting his
 questions; ``data``, files of the store of which he wants to know where their data lies; ``done``
-when he needs nothing any more. What it says holds for `READER_NS` after it was written last, by
+when he needs nothing any more; and for people ``who`` he says that he is, and ``age_s``, how many
+seconds he has read. What it says holds for `READER_NS` after it was written last, by
 this host's clock; beyond what the settings allow nothing is kept: see history.py. The answer is
 ``readers/TOKEN.json.z``, for each file ranges as offset and end; everything outside of them was a
 hole when the answer was begun, at file ``number``.
@@ -35,6 +36,8 @@ RESCAN_NS = SECOND_NS
 READERS_MAX = 64
 """Readers that are heeded; any further ones have to wait, as without a right to write."""
 
+WHO_CHARACTERS_MAX = 100
+AGE_S_MAX = 10 * 365 * 86400
 READER_BYTES_MAX = 64 * KIB
 FILES_MAX = 256
 RANGES_MAX = 100_000
@@ -82,11 +85,14 @@ class Wish:
     ask: int = 0
     data: tuple[str, ...] = ()
     done: bool = False
+    who: str = ""
+    age_s: int = 0
 
     def to_json(self) -> Json:
         """Return the content of his file."""
         return {
             "behind": self.behind, "ask": self.ask, "data": list(self.data), "done": self.done,
+            "who": self.who, "age_s": self.age_s,
         }  # fmt: skip
 
     @classmethod
@@ -99,7 +105,26 @@ class Wish:
         wanted = tuple(str(one) for one in data["data"])
         if len(wanted) > FILES_MAX or not all(map(_may_be_told, wanted)):
             raise ValueError("not the names of data")
-        return cls(natural(data["behind"]), natural(data["ask"]), wanted, bool(data["done"]))
+        who = "".join(one if one.isprintable() else "?" for one in str(data.get("who", "")))
+        age_s = natural(data.get("age_s", 0))  # Older releases say neither.
+        return cls(
+            natural(data["behind"]), natural(data["ask"]), wanted, bool(data["done"]),
+            who[:WHO_CHARACTERS_MAX], min(age_s, AGE_S_MAX),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a reader; times in Unix ns by this host's clock, `owner` a user id here.
+
+    `who` is what he says himself.
+    """
+
+    who: str
+    owner: int
+    since_ns: int
+    heard_ns: int
+    behind: int
 
 
 @dataclass(slots=True)
@@ -108,6 +133,8 @@ class _Reader:
 
     wish: Wish
     mtime_ns: int
+    owner: int
+    since_ns: int
     told_ask: int = 0
     work: Iterator[None] | None = None
 
@@ -132,6 +159,14 @@ class Readers:
         if self._looked_ns is None:
             self._look()
         return min((one.wish.behind for one in self._known.values()), default=None)
+
+    def known(self) -> list[Known]:
+        """Return who is heeded, who came first first."""
+        found = [
+            Known(one.wish.who, one.owner, one.since_ns, one.mtime_ns, one.wish.behind)
+            for one in self._known.values()
+        ]
+        return sorted(found, key=lambda one: one.since_ns)
 
     def tend(self) -> None:
         """Notice who came and went, and go on with answers; takes some ms at most.
@@ -187,7 +222,9 @@ class Readers:
         except (OSError, KeyError, TypeError, ValueError, RecursionError) as exc:
             log.info("%s: %s says nothing of use: %s", store.path, name, exc)
         if before is None:
-            return _Reader(wish, entry.mtime_ns)
+            # We may be younger than he.
+            since_ns = max(0, entry.mtime_ns - wish.age_s * SECOND_NS)
+            return _Reader(wish, entry.mtime_ns, entry.owner, since_ns)
         before.wish, before.mtime_ns = wish, entry.mtime_ns
         return before
 

@@ -41,7 +41,8 @@ class Report:
         return (self._store.state, self._work.files, self._intake.files,
                 findings.quarantine.count, self._shown_error(error), findings.damaged,
                 findings.stale_count, str(self._applier.switch.progress()),
-                self._applier.brake.key(), self._on_bookmark.key())  # fmt: skip
+                self._applier.brake.key(), self._on_bookmark.key(),
+                self._applier.history.readers_key())  # fmt: skip
 
     def build(self, error: str) -> Json:
         """Return what the ack says; *error* is why the last round failed, "" if it did not."""
@@ -64,6 +65,7 @@ class Report:
             "differs": self._differs(),
             **self._applier.brake.report(),
             "history": self._applier.history.summary(),
+            "readers": self._applier.history.readers(),
             "on_bookmark": self._on_bookmark.report(),
             "queue": {
                 "files": work.files + max(0, self._intake.files),
