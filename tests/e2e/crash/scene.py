@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from aimfuse.config import DestinationConfig
+from aimfuse.manager.files import read_slots
 from aimfuse.units import KIB, MIB
 from tests.e2e.crash.machine import PATIENCE_S, Cruelty, Far, Machine, eventually
 from tests.e2e.crash.names import DirectorySource, Held, held
@@ -137,9 +138,9 @@ class Scene:
         self.machine.run(
             "sync", self.source.image, "v", "--state", self.source.state, "--range", "a:0+64KiB"
         )
-        asked = self.source.state / "destinations" / "v" / "request.json"
-        eventually(lambda: not asked.exists(), "the copy has begun")
-        eventually(lambda: self.source.destination("v").get("sync") is None, "the copy is done")
+        books = self.source.state / "destinations" / "v"
+        eventually(lambda: not (books / "request.json").exists(), "the copy has begun")
+        eventually(lambda: not _is_copying(books), "the copy is done")
 
     def end(self) -> None:
         """Unmount; the images hold what the application was promised."""
@@ -149,6 +150,13 @@ class Scene:
         self.far.kill()
         self.far.finish()  # And tidy up what it was just writing.
         assert not self.far.unfinished()
+
+
+def _is_copying(books: Path) -> bool:
+    """Ask the cursor: the status of a coordinator that was killed is one of before."""
+    cursor, problem = read_slots(books / "cursor")
+    assert cursor is not None, problem
+    return cursor["sync"] is not None
 
 
 def _held_quietly(directory: Path) -> Held:
