@@ -9,7 +9,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -53,7 +53,6 @@ class Supervisor:
         command: Sequence[str],
         *,
         policy: RestartPolicy | None = None,
-        environment: Mapping[str, str] | None = None,
     ) -> None:
         """Supervise *command*, called *name* in the log. Its output goes where ours goes."""
         self.name = name
@@ -61,7 +60,6 @@ class Supervisor:
         self.restarts = 0
         self._command = tuple(command)
         self._policy = policy or RestartPolicy()
-        self._environment = environment
 
     async def run(self) -> NoReturn:
         """Keep the child running until cancelled; then it is gone when this returns.
@@ -105,7 +103,6 @@ class Supervisor:
         return subprocess.Popen(
             (*launcher, *self._command),
             stdin=subprocess.DEVNULL,
-            env=None if self._environment is None else dict(self._environment),
             process_group=0,  # Ctrl-C is for us: we end it in order.
         )
 

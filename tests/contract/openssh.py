@@ -64,10 +64,11 @@ class Sshd:
     known_hosts: Path
     identity: Path
     user: str
-    extra_config: str = ""
     addresses: tuple[str, ...] = ("127.0.0.1",)
     launcher: tuple[str, ...] = ()
     """Words before the command; what they run has to become sshd, under the same id."""
+    extra_config: str = ""
+    """Lines for sshd_config; they count from the next start on."""
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def url(self, store: Path, address: str = "127.0.0.1") -> str:
@@ -171,7 +172,6 @@ def _count_listeners(pid: int, port: int) -> int:
 
 def start_sshd(
     directory: Path,
-    extra_config: str = "",
     addresses: tuple[str, ...] = ("127.0.0.1",),
     launcher: tuple[str, ...] = (),
 ) -> Sshd:
@@ -185,9 +185,8 @@ def start_sshd(
     shutil.copy(identity.with_suffix(".pub"), directory / "authorized_keys")
     user = pwd.getpwuid(os.geteuid()).pw_name
     sshd = Sshd(
-        directory, free_port(), directory / "known_hosts", identity, user, extra_config,
-        addresses, launcher,
-    )  # fmt: skip
+        directory, free_port(), directory / "known_hosts", identity, user, addresses, launcher
+    )
     sshd.write_known_hosts()
     sshd.start()
     return sshd

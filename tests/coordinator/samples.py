@@ -105,11 +105,9 @@ class SampleSource:
         writer.close()
         return writer.path
 
-    def checkpoint(
-        self, *, clean: bool = True, head: Head | None = None, gap: str | None = None
-    ) -> None:
+    def checkpoint(self, *, clean: bool = True, gap: str | None = None) -> None:
         """Say that the image holds everything up to the newest sealed file."""
-        head = head or self.head
+        head = self.head
         self._slots.write({
             "group": GROUP.hex(), "epoch": head.epoch, "number": head.number, "seq": head.seq,
             "digest": head.digest.hex(), "time_ns": head.time_ns, "running_epoch": self.epoch,

@@ -31,7 +31,9 @@ def head(number: int) -> Head:
     return Head(Epoch(1), FileNumber(number), Seq(number), digest(number))
 
 
-def history(oldest: int = 3, newest: int = 9) -> History:
+def history(oldest: int = 3) -> History:
+    newest = 9
+
     def read(number: int) -> tuple[bytes, bytes] | None:
         here = oldest <= number <= newest
         return (digest(number), digest(number - 1)) if here else None

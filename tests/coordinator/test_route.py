@@ -30,11 +30,11 @@ RULE = Rule(("*",), ("b", "x*", "out"))
 class Half:
     """A source, the route of a destination that gets some of it, and its store."""
 
-    def __init__(self, scratch: Path, rule: Rule = RULE) -> None:
+    def __init__(self, scratch: Path) -> None:
         self.source = Source(scratch / "spool")
         self.store = scratch / "store"
         self.born: dict[int, str] = {}
-        self.rule = rule
+        self.rule = RULE
         self.copies = scratch / "copies"
         self.backlog = Backlog(Disk(), self.source.spool)
         self.route: Route | None = None

@@ -10,6 +10,8 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+SINGLES_MAX = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Unit:
@@ -82,13 +84,12 @@ def mixtures(
     *,
     every_up_to: int = 64,
     random_count: int = 4,
-    singles_max: int = 16,
     seed: int = 0,
 ) -> Iterator[tuple[str, Choose]]:
     """Yield named choices: every one while there are few, else the telling ones.
 
     Above *every_up_to* combinations: nothing, everything, each unit alone kept, each unit
-    alone lost (of more than *singles_max* units some, others with another *seed*), each kind
+    alone lost (of more than `SINGLES_MAX` units some, others with another *seed*), each kind
     alone kept, and *random_count* random ones.
     """
     total = 1
@@ -100,7 +101,7 @@ def mixtures(
         return
     yield "nothing kept", keep_none
     yield "everything kept", keep_all
-    step = -(-len(units) // singles_max)
+    step = -(-len(units) // SINGLES_MAX)
     for index in range(seed % step, len(units), step):
         unit = units[index]
         yield f"only {unit} kept", keep_only(index)

@@ -30,9 +30,9 @@ def new_writer(
     return AimWriter.create(disk, SPOOL, who or identity(), recycled)
 
 
-def write_record(writer: AimWriter, seq: int, payload: bytes = b"", offset: int = 0) -> int:
+def write_record(writer: AimWriter, seq: int, payload: bytes = b"") -> int:
     kind = RecordType.WRITE if payload else RecordType.FLUSH
-    return writer.append(kind, 1, Seq(seq), offset, len(payload), 1000 + seq, payload)
+    return writer.append(kind, 1, Seq(seq), 0, len(payload), 1000 + seq, payload)
 
 
 def commit_mark(writer: AimWriter, last_seq: int, durable_seq: int) -> None:
@@ -44,10 +44,10 @@ def payload_of(seq: int, length: int) -> bytes:
     return bytes((seq * 31 + at * 7 + 1) % 251 for at in range(length))
 
 
-def open_file(lengths: Sequence[int], *, first_seq: int = 1, who: Identity | None = None) -> bytes:
+def open_file(lengths: Sequence[int], *, first_seq: int = 1) -> bytes:
     """Return an active file with one WRITE per length, behind its TABLE mark."""
     disk = spool_disk()
-    writer = new_writer(disk, who)
+    writer = new_writer(disk)
     writer.mark(RecordType.TABLE, Seq(first_seq - 1), 0, 3, TABLE)
     for index, length in enumerate(lengths):
         write_record(writer, first_seq + index, payload_of(first_seq + index, length))

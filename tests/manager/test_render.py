@@ -13,7 +13,6 @@ from rich.console import Console
 from aimfuse.manager import render
 from aimfuse.manager.layout import Look
 from aimfuse.manager.model import Level
-from aimfuse.manager.scene import Rates
 from aimfuse.manager.snapshot import Snapshot, snapshot
 
 WIDTHS = [20, 28, 40, 60, 80, 100, 120, 200]
@@ -24,8 +23,8 @@ def look(width: int = 80, *, unicode: bool = True) -> Look:
     return Look(width, unicode, UTC)
 
 
-def text(snap: Snapshot, width: int = 80, rates: Rates = render.NO_RATES) -> str:
-    return "\n".join(line.plain for line in render.dashboard(snap, rates, look(width)))
+def text(snap: Snapshot, width: int = 80) -> str:
+    return "\n".join(line.plain for line in render.dashboard(snap, render.NO_RATES, look(width)))
 
 
 def words(snap: Snapshot, width: int = 80) -> str:

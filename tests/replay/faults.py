@@ -34,11 +34,11 @@ def dying(die_at: int) -> Steps:
     return Steps(before)
 
 
-def failing(fail_at: int, number: int, *, times: int = 1) -> Steps:
-    """Return a disk that refuses step *fail_at* with errno *number*, and *times* in all."""
+def failing(fail_at: int, number: int) -> Steps:
+    """Return a disk that refuses step *fail_at* with errno *number*."""
 
     def before(at: int, label: str) -> None:
-        if fail_at <= at < fail_at + times:
+        if at == fail_at:
             raise OSError(number, os.strerror(number), label)
 
     return Steps(before)

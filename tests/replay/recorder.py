@@ -1,12 +1,10 @@
 """A source that remembers its state behind every record, and what a restore gives of it."""
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from aimfuse.disk import Disk
 from aimfuse.journal.records import RecordType
-from aimfuse.replay.look import Look
 from aimfuse.replay.point import Wanted, parse_at
 from aimfuse.replay.restore import Request, restore
 from tests.replay.source import Source, deliver
@@ -51,13 +49,11 @@ def restored(
     wanted: Wanted,
     output: Path,
     disk: Disk | None = None,
-    look: Look | None = None,
-    read: Callable[[Path], bytes] = Path.read_bytes,
 ) -> Snapshot:
     """Restore all volumes into the directory *output*; return what is in them."""
     disk = disk or Disk()
-    said = restore(disk, store, Request(output, wanted, as_directory=True), silent, look=look)
-    found = {one["name"]: read(output / one["name"]) for one in said["volumes"]}
+    said = restore(disk, store, Request(output, wanted, as_directory=True), silent)
+    found = {one["name"]: (output / one["name"]).read_bytes() for one in said["volumes"]}
     assert sorted(found) == disk.listdir(output)
     assert {one["name"]: one["size"] for one in said["volumes"]} == {
         name: len(data) for name, data in found.items()

@@ -44,7 +44,6 @@ class Source:
         self.volumes: dict[int, Volume] = {}
         self.next_volume = 1
         self.epoch, self.number, self.seq, self.digest = 1, 0, 0, NO_DIGEST
-        self.head_epoch = 1
         self.clock_ns = 1_000_000
         self.parent = Parent()
         self.pending: list[Record] = []

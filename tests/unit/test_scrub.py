@@ -76,11 +76,11 @@ def small_bursts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scrubbing, "HURRY", 1e12)  # The test's clock is faster than the real one.
 
 
-def scrub_of(engine: Engine, state: Path, clock: Clock, period_s: float = PERIOD_S) -> Scrub:
+def scrub_of(engine: Engine, state: Path, clock: Clock) -> Scrub:
     limits = SpoolLimits(64 * MIB, 0, MIB)
     keeper = SpoolKeeper(Disk(), engine, state / "spool", limits, Pins(Disk(), state))
     pump = Pump(engine, keeper, PumpLimits(0.01, 1.0, 5.0))
-    return Scrub(Disk(), state, engine, Verifier(engine, pump), period_s, clock)
+    return Scrub(Disk(), state, engine, Verifier(engine, pump), PERIOD_S, clock)
 
 
 async def work_off(scrub: Scrub) -> int:

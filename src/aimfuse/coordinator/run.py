@@ -37,6 +37,7 @@ SETTINGS_POLL_S = 0.5
 LET_GO_S_MAX = 8.0
 HOUSEKEEPING_S = 2.0
 DRAIN_POLL_S = 0.05
+NICENESS = 10
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +61,9 @@ async def run_ship(
     await Coordinator(tools, state_dir).run(until_empty=until_empty)
 
 
-def yield_to_applications(niceness: int = 10) -> None:
+def yield_to_applications() -> None:
     """Lower this process's priority: the application's own I/O goes first."""
-    os.nice(niceness)
+    os.nice(NICENESS)
 
 
 def connect_as_configured(config: DestinationConfig, *, makes_store: bool = True) -> Transport:

@@ -18,6 +18,7 @@ import trio
 
 from aimfuse.driver.engine import Engine
 from aimfuse.driver.keeper import SpoolKeeper
+from aimfuse.driver.ladder import FAIL
 from aimfuse.driver.lanes import Lane
 from aimfuse.driver.quick_sync import OUT_OF_SPACE, QuickSync
 from aimfuse.errors import AimfuseError, BusyError, HaltedError, VolumeError, explain
@@ -99,7 +100,7 @@ class Pump:
         while not self.fits(payload_bytes):
             self._check()
             self.engine.check_writable()
-            if self.keeper.when_full == "fail" and not await self._reclaimed():
+            if self.keeper.when_full == FAIL and not await self._reclaimed():
                 raise VolumeError(errno.ENOSPC, f"the spool is full: {self.full}")
             self._commit_now()
             self._ready_wanted.set()
@@ -137,7 +138,7 @@ class Pump:
         if exc.errno not in OUT_OF_SPACE:
             raise exc
         self.full = exc.strerror or "no space left"
-        if self.keeper.when_full == "fail":
+        if self.keeper.when_full == FAIL:
             raise exc
 
     async def flushed(self, append: Callable[[], Seq]) -> None:

@@ -36,8 +36,6 @@ IOCB_BYTES = _FIELDS.size + _CRC.size
 assert IOCB_BYTES == 64, "the on-disk format is frozen"  # noqa: PLR2004 - said once
 _ENTRY = struct.Struct("<IQH")
 
-ANY_VOLUME = VolumeId(0)
-
 
 class RecordType(IntEnum):
     """What a record does; from 128 on, marks that are no records and take no seq."""

@@ -30,14 +30,11 @@ class Source:
     accepted_seq: int
     durable_seq: int
     applied_seq: int
-    newest_number: int
     spool: Amount
     spool_bytes_max: int | None
     spool_free_bytes: int | None
     spool_level: str
-    memory_bytes: int
     volumes: tuple[Volume, ...]
-    shipper: str
     scrub: Scrub | None
     promoted_ns: int
     destinations: tuple[Destination, ...]
@@ -65,8 +62,8 @@ def read_source(status: Fields, now_ns: int) -> Source:
     """Return the source that *status* tells of, as of *now_ns* in Unix ns; never raises."""
     state = status.text("state") or "unknown"
     level = level_of(state)
-    spool, shipper = status.part("spool"), status.part("coordinator")
-    is_served = status.flag("mounted") or bool(shipper.count("pid"))
+    spool = status.part("spool")
+    is_served = status.flag("mounted") or _has_shipper(status)
     # What an ended history has not shipped is not to be shipped any more.
     idle = "" if is_served or state in _ENDED else status.text("image") or "IMAGE"
     destinations = tuple(
@@ -82,14 +79,11 @@ def read_source(status: Fields, now_ns: int) -> Source:
         accepted_seq=status.count("accepted_seq"),
         durable_seq=status.count("durable_seq"),
         applied_seq=status.count("applied_seq"),
-        newest_number=status.part("active").count("number"),
         spool=read_amount(spool),
         spool_bytes_max=spool.maybe("bytes_max"),
         spool_free_bytes=spool.maybe("free_bytes"),
         spool_level=spool.text("level"),
-        memory_bytes=status.count("memory_bytes"),
         volumes=read_volumes(status),
-        shipper=_shipper(shipper),
         scrub=scrub_of(status),
         promoted_ns=status.part("promoted").count("at_ns"),
         destinations=destinations,
@@ -97,12 +91,8 @@ def read_source(status: Fields, now_ns: int) -> Source:
     )
 
 
-def _shipper(shipper: Fields) -> str:
-    if not shipper.count("pid"):
-        return ""
-    restarts = shipper.count("restarts")
-    again = f", restarted {restarts} times" if restarts else ""
-    return f"pid {shipper.count('pid')}{again}"
+def _has_shipper(status: Fields) -> bool:
+    return status.part("coordinator").count("pid") > 0
 
 
 def _source_problems(
@@ -120,6 +110,6 @@ def _source_problems(
     if problem := status.text("settings_error"):
         hint = "Correct it: until then the settings before stay in force."
         found.append(Problem(problem, hint, Level.WARN))
-    if destinations and status.flag("mounted") and not status.part("coordinator").count("pid"):
+    if destinations and status.flag("mounted") and not _has_shipper(status):
         found.append(Problem("nothing is shipped: the coordinator is not running", "", Level.WARN))
     return found

@@ -239,17 +239,13 @@ def unmount(
     return mountpoint
 
 
-def unmount_view(
-    mountpoint: Path,
-    timeout_s: float,
-    find_users: Callable[[Path], list[str]] = users.mount_users,
-) -> None:
+def unmount_view(mountpoint: Path, timeout_s: float) -> None:
     """Unmount a view of a store's past once nobody uses it; what was written to it is gone then.
 
     Raises:
         BusyError: still in use, and by whom, or the system says no. Nothing was changed.
     """
-    _wait_unused(mountpoint, timeout_s, find_users)
+    _wait_unused(mountpoint, timeout_s, users.mount_users)
     command = ["fusermount3", "-u", "--", str(mountpoint)]
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True)

@@ -35,9 +35,9 @@ class Access:
     """Whether the way there may be cut: what has come is kept for the next time."""
 
     @classmethod
-    def here(cls, path: Path, disk: Disk | None = None) -> "Access":
+    def here(cls, path: Path) -> "Access":
         """Return the way to a store of this host."""
-        return cls(disk or process_disk(), Look(), path, str(path), pinned, copiers=COPIERS)
+        return cls(process_disk(), Look(), path, str(path), pinned, copiers=COPIERS)
 
     @classmethod
     def afar(

@@ -77,11 +77,10 @@ class Stage:
 class Resume:
     """Keeps the stage of one restore in a small file."""
 
-    def __init__(self, disk: Disk, path: Path, every_s: float = NOTE_EVERY_S) -> None:
-        """Keep it at *path*, and write it at most once in *every_s*."""
+    def __init__(self, disk: Disk, path: Path) -> None:
+        """Keep it at *path*, and write it at most once in `NOTE_EVERY_S`."""
         self._disk = disk
         self._path = path
-        self._every_s = every_s
         self._noted_s = time.monotonic()
 
     def load(self) -> Stage | None:
@@ -97,7 +96,7 @@ class Resume:
         Raises:
             OSError: the disk failed. What was noted before still holds.
         """
-        if not now and time.monotonic() - self._noted_s < self._every_s:
+        if not now and time.monotonic() - self._noted_s < NOTE_EVERY_S:
             return
         for fd in targets:
             self._disk.fdatasync("resume:sync", fd)

@@ -10,20 +10,20 @@ from typing import Self
 
 _SHUTDOWN = 0x8004587D
 _WITHOUT_LOG_FLUSH = struct.pack("I", 2)
-_MIB = 1 << 20
+_SIZE_BYTES = 320 << 20
 _PATIENCE_S = 120.0
 
 
 class Disk:
     """A loop-mounted file system; a context manager that leaves neither mount nor loop behind."""
 
-    def __init__(self, root: Path, name: str, kind: str, size_mib: int = 320) -> None:
+    def __init__(self, root: Path, name: str, kind: str) -> None:
         self.backing = root / f"{name}.disk"
         self.path = root / name
         self.kind = kind
         self.path.mkdir()
         with self.backing.open("wb") as file:
-            file.truncate(size_mib * _MIB)
+            file.truncate(_SIZE_BYTES)
         options = ["-q", "-F"] if kind == "ext4" else ["-q", "-f"]
         _run(f"mkfs.{kind}", *options, str(self.backing))
 
