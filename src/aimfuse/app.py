@@ -16,14 +16,9 @@ from aimfuse import heap
 from aimfuse.config import GroupConfig
 from aimfuse.disk import Disk, process_disk, weakness
 from aimfuse.driver.engine import Engine
-from aimfuse.driver.group import (
-    GroupLimits,
-    GroupLock,
-    GroupPaths,
-    init_group,
-    open_group,
-    size_limit,
-)
+from aimfuse.driver.group import GroupLimits, GroupPaths, init_group, open_group
+from aimfuse.driver.group_lock import GroupLock
+from aimfuse.driver.image_place import size_limit
 from aimfuse.driver.keeper import SpoolKeeper, SpoolLimits
 from aimfuse.driver.ladder import Policy
 from aimfuse.driver.mount import Companion, Mount, MountOptions
@@ -88,7 +83,8 @@ def run_mount(request: MountRequest, mounted: Callable[[], None]) -> None:
     disk = process_disk()
     config = configuration.load(request.state_dir)
     paths = paths_of(config)
-    lock = GroupLock(paths)  # First: who serves the image already says more than where.
+    # First: who serves the image already says more than where.
+    lock = GroupLock(paths.image, paths.state_dir)
     try:
         _refuse_superseded(disk, config, diverge=request.diverge)
         check_mountpoint(request.mountpoint, paths.image, [paths.state_dir, paths.spool])
@@ -99,7 +95,7 @@ def run_mount(request: MountRequest, mounted: Callable[[], None]) -> None:
         limits = GroupLimits(
             journal.file_bytes,
             journal.memory_bytes_max,
-            size_limit(disk, paths, journal.size_bytes_max),
+            size_limit(disk, paths.image, journal.size_bytes_max),
         )
         engine = _brought_to_life(disk, paths, limits, resync=request.resync)
         destinations = Destinations(config)

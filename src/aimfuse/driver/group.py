@@ -1,41 +1,37 @@
 """Bring a group to life and put it to rest: initialise, recover, serve, close. Blocking.
 
 A group is an image file, a block device or a flat directory of images, together with its state
-directory. `open_group` takes the locks, finds the journal's end, redoes it into the images and
-starts the next epoch if the end was not a clean one.
+directory. `open_group` finds the journal's end, redoes it into the images and starts the next
+epoch if the end was not a clean one.
 """
 
 import contextlib
-import errno
 import os
 import secrets
-import stat
-import time
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from aimfuse.disk import Disk, note_owner, try_lock
+from aimfuse.disk import Disk
 from aimfuse.driver.checkpoint import Checkpoint, CheckpointFile, KnownVolume
 from aimfuse.driver.engine import Engine, Limits
-from aimfuse.driver.images import HIDDEN_PREFIX, Images, largest_file
+from aimfuse.driver.image_place import (
+    DIRECTORY_SIZE_MAX,
+    adopt,
+    check_untouched,
+    fingerprint_of,
+    images_at,
+    refuse_device_in_use,
+    volumes_of,
+)
+from aimfuse.driver.images import Images
 from aimfuse.driver.labels import Labels
 from aimfuse.driver.recovery import Namespace, redo
+from aimfuse.driver.start_over import check_spool, start_over
 from aimfuse.driver.volumes import Volumes
-from aimfuse.errors import BusyError, ImageMismatch, JournalError, StateLost, UsageError
-from aimfuse.journal import fingerprint
+from aimfuse.errors import UsageError
 from aimfuse.journal.journal import Head, Journal
-from aimfuse.journal.records import VolumeEntry, check_name
 from aimfuse.journal.recovery import recover
-from aimfuse.units import TIB, Epoch, FileNumber, VolumeId
-
-LOCK_NAME = "lock"
-LOCK_S_MAX = 2.0
-LOST_FILES_MAX = 1_000_000
-"""More files than any spool held behind its checkpoint."""
-
-DIRECTORY_SIZE_MAX = 16 * TIB
-"""How large a volume of a directory group may grow unless the settings say otherwise."""
+from aimfuse.units import Epoch, VolumeId
 
 _NOTE = """\
 This directory belongs to aimfuse: it holds the journal of the image beside it.
@@ -78,20 +74,20 @@ def init_group(disk: Disk, paths: GroupPaths) -> Checkpoint:
             f"{paths.image} is initialised already (state in {paths.state_dir})",
             hint=f"Mount it: aimfuse mount {paths.image} MOUNTPOINT",
         )
-    _refuse_device_in_use(paths.image)
-    images = _images_of(disk, paths)
+    refuse_device_in_use(paths.image)
+    images = images_at(disk, paths.image)
     disk.mkdir("init:state", paths.state_dir)
     disk.mkdir("init:spool", paths.spool)
     disk.mkdir("init:destinations", paths.state_dir / "destinations")
     _write_note(disk, paths.state_dir / "README")
-    volumes = tuple(_adopt(disk, images))
+    volumes = tuple(adopt(disk, images))
     checkpoint = Checkpoint(
         group=secrets.token_bytes(16),
         head=Head(),
         next_volume=VolumeId(len(volumes) + 1),
         volumes=volumes,
         clean=True,
-        fingerprint=_fingerprint(disk, images, _volumes(volumes)),
+        fingerprint=fingerprint_of(disk, images, volumes_of(volumes)),
     )
     checkpoints.write(checkpoint)
     checkpoints.write(checkpoint)  # Both slots: later one of them may be damaged.
@@ -121,13 +117,13 @@ def open_group(
             f"{paths.image} is not initialised", hint=f"Run `aimfuse init {paths.image}` first."
         )
     if not resync:
-        _check_spool(disk, paths.spool)
+        check_spool(disk, paths.spool)
     if resync:
-        before = _start_over(disk, paths, before)
+        before = start_over(disk, paths.image, paths.spool, before)
         checkpoints.write(before)
     elif before.clean:
-        _check_untouched(disk, paths, before)
-    images = _images_of(disk, paths)
+        check_untouched(disk, paths.image, before)
+    images = images_at(disk, paths.image)
     try:
         recovered = recover(disk, paths.spool, before.group, before.head)
         namespace = redo(disk, paths.spool, recovered.files, before, images)
@@ -163,7 +159,7 @@ def close_group(disk: Disk, engine: Engine) -> None:
             clean=True,
             epoch=engine.journal.epoch,
             next_volume=engine.volumes.next_volume,
-            fingerprint=_fingerprint(disk, engine.images, engine.volumes),
+            fingerprint=fingerprint_of(disk, engine.images, engine.volumes),
         )
         # Into both slots: `ship` may release files without a mount, and one slot may get lost.
         engine.write_checkpoint(final, engine.images.take_dirty())
@@ -175,19 +171,6 @@ def close_group(disk: Disk, engine: Engine) -> None:
     engine.images.close()
 
 
-def size_limit(disk: Disk, paths: GroupPaths, wanted: int | None) -> int | None:
-    """Return how large volumes may grow: *wanted* bytes, or what the file system below allows.
-
-    A write beyond that would be accepted, and then never fit into the image. None keeps an
-    image at its size; a device has no other.
-    """
-    is_directory = _is_directory(paths.image)
-    if _is_device(paths.image) or (wanted is None and not is_directory):
-        return None
-    where = paths.image if is_directory else paths.image.parent
-    return largest_file(disk, where, DIRECTORY_SIZE_MAX if wanted is None else wanted)
-
-
 def drain(engine: Engine) -> None:
     """Commit and apply everything that was accepted, in the calling thread."""
     commit = engine.begin_commit()
@@ -197,67 +180,6 @@ def drain(engine: Engine) -> None:
     while batch := engine.begin_apply():
         engine.images.apply(batch)
         engine.finish_apply(batch)
-
-
-class GroupLock:
-    """The locks that keep a second mount away: on the state directory and on the image."""
-
-    def __init__(self, paths: GroupPaths) -> None:
-        """Take both, or raise `BusyError` with the owner's process id."""
-        self._fds: list[int] = []
-        try:
-            self._take(paths.state_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT, paths)
-            _refuse_device_in_use(paths.image)  # From now on we do not open it but exclusively.
-            self._take(paths.image, os.O_RDONLY, paths)
-        except BaseException:
-            self.release()
-            raise
-
-    def release(self) -> None:
-        """Give the locks back; the end of the process does the same."""
-        for fd in self._fds:
-            os.close(fd)
-        self._fds.clear()
-
-    def _take(self, path: Path, flags: int, paths: GroupPaths) -> None:
-        try:
-            fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
-        except OSError as exc:
-            raise BusyError(f"{path}: {exc.strerror}") from exc
-        self._fds.append(fd)
-        lock = self._fds[0]
-        deadline_s = time.monotonic() + LOCK_S_MAX
-        while not (locked := try_lock(fd)) and time.monotonic() < deadline_s:
-            time.sleep(LOCK_S_MAX / 20)  # A `ship` without a mount takes it for moments.
-        if not locked:
-            owner = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
-            raise BusyError(
-                f"{paths.image} is served already, by process {owner}",
-                hint=f"Use that mount, or end it with `aimfuse umount {paths.image}`.",
-            )
-        if fd == lock:
-            note_owner(Disk(), "group:lock_pid", fd)
-
-
-def _refuse_device_in_use(path: Path) -> None:
-    """Refuse a block device that a file system, another aimfuse or anything else has claimed."""
-    if not _is_device(path):
-        return
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC))
-    except OSError as exc:
-        hint = ""
-        if exc.errno == errno.EBUSY:
-            hint = (
-                f"Unmount what lies on it (findmnt {path}), and end what else uses it: another "
-                "aimfuse, LVM, RAID, swap."
-            )
-        raise BusyError(f"{path}: {exc.strerror}", hint=hint) from exc
-
-
-def _images_of(disk: Disk, paths: GroupPaths) -> Images:
-    directory, device = _is_directory(paths.image), _is_device(paths.image)
-    return Images(disk, paths.image, directory=directory, device=device)
 
 
 def _is_initialised(checkpoints: CheckpointFile) -> bool:
@@ -306,124 +228,6 @@ def _serve(  # noqa: PLR0913 - everything that recovery found
     return engine
 
 
-def _start_over(disk: Disk, paths: GroupPaths, before: Checkpoint) -> Checkpoint:
-    """Return a checkpoint that takes the images as they are, behind the journal's end.
-
-    A spool that cannot be closed is set aside, never deleted. What was in it, or in one that is
-    empty though it should not be, may have been sent: its numbers are not used again, so that no
-    mirror is ahead of what comes.
-    """
-    try:
-        _check_spool(disk, paths.spool)
-        head = recover(disk, paths.spool, before.group, before.head).head
-        if head == before.head and not before.clean:
-            head = _beyond(before)
-    except (JournalError, StateLost, FileNotFoundError):
-        head = _beyond(before)
-        _renew_spool(disk, paths.spool)
-    images = _images_of(disk, paths)
-    first = before.next_volume if images.is_directory else VolumeId(1)
-    volumes = tuple(_adopt(disk, images, first))
-    images.close()
-    next_volume = VolumeId(max(before.next_volume, first + len(volumes)))
-    return replace(
-        before.unclean(),
-        head=head,
-        volumes=volumes,
-        next_volume=next_volume,
-        gap="the image was taken as it is by --resync",
-    )
-
-
-def _check_spool(disk: Disk, spool: Path) -> None:
-    """Refuse a spool that is missing or cannot be listed.
-
-    Raises:
-        StateLost: it is, for the reason given.
-    """
-    try:
-        disk.listdir(spool)
-    except OSError as exc:
-        is_missing = isinstance(exc, FileNotFoundError)
-        raise StateLost(
-            spool,
-            "the spool is missing" if is_missing else f"the spool cannot be read: {exc.strerror}",
-            hint="Mount its disk, or put it back. If it is lost, `aimfuse mount --resync` takes "
-            "the image as it is; the mirrors come back by staged copies.",
-        ) from exc
-
-
-def _renew_spool(disk: Disk, spool: Path) -> None:
-    """Make an empty spool, and set what lies in its place aside.
-
-    Raises:
-        StateLost: that cannot be moved, as a mounted disk cannot.
-        OSError: the new one cannot be made.
-    """
-    if disk.exists(spool):
-        aside = spool.with_name(f"{spool.name}.damaged-{time.time_ns()}")
-        try:
-            disk.rename("resync:set_aside", spool, aside)
-        except OSError as exc:
-            raise StateLost(
-                spool,
-                f"the spool cannot be used, nor set aside: {exc.strerror}",
-                hint="Unmount its disk, or name another place: `spool` in group.toml. Then again.",
-            ) from exc
-    disk.mkdir("resync:spool", spool)
-
-
-def _beyond(before: Checkpoint) -> Head:
-    """Return a head that lies behind everything that a lost spool may have held."""
-    head = before.head
-    epoch = Epoch(max(before.epoch, head.epoch))
-    return replace(head, epoch=epoch, number=FileNumber(head.number + LOST_FILES_MAX))
-
-
-def _check_untouched(disk: Disk, paths: GroupPaths, before: Checkpoint) -> None:
-    """Compare the images with the fingerprint of the last clean end, changing nothing."""
-    images = _images_of(disk, paths)
-    try:
-        now = _fingerprint(disk, images, _volumes(_adopt(disk, images)))
-    finally:
-        images.close()
-    found = fingerprint.differences(before.fingerprint or {}, now)
-    if found:
-        raise ImageMismatch(
-            "the image was changed while aimfuse was not serving it: " + "; ".join(found[:5]),
-            hint="Put the old image back, or run `aimfuse mount --resync` to take this one; "
-            "the mirrors then come back by staged copies.",
-        )
-
-
-def _adopt(disk: Disk, images: Images, first: VolumeId = VolumeId(1)) -> list[KnownVolume]:
-    """Open what lies at the image's path as volumes and return them, numbered from *first*."""
-    if not images.is_directory:
-        size = images.open(first, images.root)
-        entry = VolumeEntry(first, check_name(images.root.name.encode()), size)
-        return [KnownVolume(entry, images.inode(first))]
-    found: list[KnownVolume] = []
-    for name in disk.listdir(images.root):
-        path = images.root / name
-        if not path.is_file() or path.is_symlink() or name.startswith(HIDDEN_PREFIX):
-            continue
-        volume = VolumeId(first + len(found))
-        entry = VolumeEntry(volume, check_name(name.encode()), images.open(volume, path))
-        found.append(KnownVolume(entry, images.inode(volume)))
-    return found
-
-
-def _volumes(known: Iterable[KnownVolume]) -> Volumes:
-    return Volumes((one.entry for one in known), VolumeId(1))
-
-
-def _fingerprint(disk: Disk, images: Images, volumes: Volumes) -> fingerprint.Fingerprint:
-    is_open, fd = images.is_open, images.fd
-    return fingerprint.take(
-        disk, {one.name: fd(one.volume) for one in volumes if is_open(one.volume)}
-    )
-
-
 def _size_max(images: Images, volumes: Volumes, limits: GroupLimits) -> int:
     if limits.size_max is not None:
         return limits.size_max
@@ -438,26 +242,3 @@ def _write_note(disk: Disk, path: Path) -> None:
         disk.pwrite("init:note", fd, [_NOTE.encode()], 0)
     finally:
         disk.close(fd)
-
-
-def _is_directory(path: Path) -> bool:
-    mode = _mode(path)
-    if stat.S_ISDIR(mode) or stat.S_ISREG(mode) or stat.S_ISBLK(mode):
-        return stat.S_ISDIR(mode)
-    raise UsageError(
-        f"{path} is neither a file, nor a block device, nor a directory",
-        hint="Name the image that is to be mirrored.",
-    )
-
-
-def _is_device(path: Path) -> bool:
-    return stat.S_ISBLK(_mode(path))
-
-
-def _mode(path: Path) -> int:
-    try:
-        return path.stat().st_mode
-    except OSError as exc:
-        raise UsageError(
-            f"{path}: {exc.strerror}", hint="Make the image first, or put it back."
-        ) from exc

@@ -23,14 +23,9 @@ from aimfuse.config import GroupConfig
 from aimfuse.coordinator.run import SHIP_LOCK
 from aimfuse.disk import Disk, publish, read_file, try_lock
 from aimfuse.driver.checkpoint import Checkpoint, CheckpointFile
-from aimfuse.driver.group import (
-    GroupLimits,
-    GroupLock,
-    GroupPaths,
-    close_group,
-    open_group,
-    size_limit,
-)
+from aimfuse.driver.group import GroupLimits, GroupPaths, close_group, open_group
+from aimfuse.driver.group_lock import GroupLock
+from aimfuse.driver.image_place import size_limit
 from aimfuse.errors import (
     BusyError,
     ImageMismatch,
@@ -297,7 +292,7 @@ def _alone(disk: Disk, config: GroupConfig) -> Iterator[None]:
     Raises:
         BusyError: it is served or being shipped.
     """
-    lock = GroupLock(GroupPaths(config.image, config.state_dir, config.spool))
+    lock = GroupLock(config.image, config.state_dir)
     try:
         fd = disk.open("rejoin:ship_lock", config.state_dir / SHIP_LOCK, os.O_RDWR | os.O_CREAT)
         try:
@@ -322,7 +317,7 @@ def recovered(
     journal, paths = config.journal, GroupPaths(config.image, config.state_dir, config.spool)
     limits = GroupLimits(
         journal.file_bytes, journal.memory_bytes_max,
-        size_limit(disk, paths, journal.size_bytes_max),
+        size_limit(disk, paths.image, journal.size_bytes_max),
     )  # fmt: skip
     if not before.clean:
         say(f"{config.image}: bringing in what its journal holds")

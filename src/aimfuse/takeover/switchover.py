@@ -20,7 +20,7 @@ from aimfuse.config import DestinationConfig, GroupConfig
 from aimfuse.coordinator.acks import Ack
 from aimfuse.disk import Disk
 from aimfuse.driver.checkpoint import Checkpoint, CheckpointFile
-from aimfuse.driver.group import GroupLock, GroupPaths
+from aimfuse.driver.group_lock import GroupLock
 from aimfuse.errors import StoreError, SupersededError, Unavailable, UsageError
 from aimfuse.journal.superseded import (
     Promotion,
@@ -72,7 +72,7 @@ def switchover(disk: Disk, config: GroupConfig, name: str, say: Say) -> Json:
     if note is not None and note.promotion is not None:
         return _done(config, destination, note.promotion)
     _end_mount(config, name, say)
-    lock = GroupLock(GroupPaths(config.image, config.state_dir, config.spool))
+    lock = GroupLock(config.image, config.state_dir)
     try:
         checkpoint = _settled(disk, config, say)
         run_in_trio(lambda: _drain(config, name, int(checkpoint.head.number), say))
