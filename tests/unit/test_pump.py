@@ -124,11 +124,11 @@ async def test_a_checkpoint_without_room_is_waited_for_and_halts_nothing(
         engine.write(next(iter(engine.volumes)), 0, b"x" * 4096)
         nursery.start_soon(pump.checkpointed)
         with trio.fail_after(10):
-            while disk.refusals == FullDisk.refusals or pump.full is None:  # noqa: ASYNC110
+            while disk.refusals == FullDisk.refusals or pump.admission.full is None:  # noqa: ASYNC110
                 await trio.sleep(0.01)
-            assert not pump.fits(4096), "what has no room is said to who writes"
+            assert not pump.admission.fits(4096), "what has no room is said to who writes"
             await pump.checkpointed()
-            await pump.room(4096)
+            await pump.admission.room(4096)
         assert engine.halted is None
         assert engine.checkpoint.head.seq == 1
         nursery.cancel_scope.cancel()
@@ -139,7 +139,7 @@ async def test_once_it_has_ended_nobody_changes_the_engine(engine: Engine, tmp_p
     seq = engine.bookmark("accepted, not yet durable")
     pump.end()
     with pytest.raises(BusyError, match="unmounted"):
-        await pump.accept(4, lambda: engine.bookmark("late"))
+        await pump.admission.accept(4, lambda: engine.bookmark("late"))
     with pytest.raises(BusyError, match="unmounted"):
         await pump.durable(seq)
     with pytest.raises(BusyError, match="unmounted"):
@@ -176,12 +176,12 @@ async def test_writes_that_come_faster_than_the_spool_is_looked_at_find_it_full_
     volume = next(iter(engine.volumes))
     written = 0
     have_ready(engine)
-    while pump.fits(4096):  # Nothing is made durable or sealed, and no second passes.
+    while pump.admission.fits(4096):  # Nothing is made durable or sealed, and no second passes.
         engine.write(volume, 0, b"x" * 4096)
         written += 4096
         have_ready(engine)
         assert written < 7 * MIB, "more was accepted than can be made durable"
-    assert "reserved" in str(pump.full)
+    assert "reserved" in str(pump.admission.full)
     assert written > 2 * MIB
 
 
@@ -194,13 +194,13 @@ async def test_an_image_with_holes_beside_its_spool_needs_the_room_once_more(
     volume = next(iter(engine.volumes))
     written = 0
     have_ready(engine)
-    while pump.fits(4096):
+    while pump.admission.fits(4096):
         engine.write(volume, 0, b"x" * 4096)
         written += 4096
         have_ready(engine)
     assert written <= 3 * MIB // 2, "journal and image have to share what is not reserved"
     assert written > MIB
-    assert "image" in str(pump.full)
+    assert "image" in str(pump.admission.full)
 
 
 @pytest.mark.expects_warnings
@@ -212,12 +212,12 @@ async def test_what_is_full_has_room_for_the_largest_request_before_it_goes_on(
     have_ready(engine)
     async with trio.open_nursery() as nursery:
         disk.said_bytes = 4 * MIB + 100 * 1024
-        assert pump.fits(4096), "there is room for a small one"
-        assert not pump.fits(MIB), "but none for a large one"
+        assert pump.admission.fits(4096), "there is room for a small one"
+        assert not pump.admission.fits(MIB), "but none for a large one"
         nursery.start_soon(pump.run)
         await trio.sleep(0.5)
-        assert not pump.fits(4096), "or small ones would keep the large one out for ever"
+        assert not pump.admission.fits(4096), "or small ones would keep the large one out for ever"
         disk.said_bytes = 10 * MIB
         with trio.fail_after(10):
-            await pump.room(MIB)
+            await pump.admission.room(MIB)
         nursery.cancel_scope.cancel()

@@ -82,13 +82,13 @@ async def write_at_random(engine: Engine, pump: Pump, volume: Volume, dice: rand
         at = dice.randrange(0, SIZE - length)
         kind = dice.random()
         if kind < 0.03:
-            await pump.accept(0, lambda: engine.truncate(volume, at))  # noqa: B023
-            await pump.accept(0, lambda: engine.truncate(volume, SIZE))
+            await pump.admission.accept(0, lambda: engine.truncate(volume, at))  # noqa: B023
+            await pump.admission.accept(0, lambda: engine.truncate(volume, SIZE))
         elif kind < 0.2:
-            await pump.accept(0, lambda: engine.zero(volume, at, length))  # noqa: B023
+            await pump.admission.accept(0, lambda: engine.zero(volume, at, length))  # noqa: B023
         else:
             data = dice.randbytes(length)
-            await pump.accept(length, lambda: engine.write(volume, at, data))  # noqa: B023
+            await pump.admission.accept(length, lambda: engine.write(volume, at, data))  # noqa: B023
         pump.commit_soon()
         await trio.sleep(dice.choice([0, 0, 0.001]))
 

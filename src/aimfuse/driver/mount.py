@@ -168,11 +168,11 @@ class Mount:
             if not scope.cancelled_caught:
                 return
             self._pump.commit_soon()
-            if self._pump.full is not None:
+            if self._pump.admission.full is not None:
                 break
         raise BusyError(
             "what was written last is not durable yet, and an end now would lose it: "
-            f"{self._pump.full or 'the disk of the spool is slow'}",
+            f"{self._pump.admission.full or 'the disk of the spool is slow'}",
             hint="Free space on the disk of the spool, or wait for it, then again.",
         )
 
@@ -230,9 +230,11 @@ class Mount:
         engine.labels.check(label)  # Nobody waits for room to hear that.
         try:
             with trio.fail_after(room_s_max):
-                seq = await self._pump.accept(len(label.encode()), lambda: engine.bookmark(label))
+                seq = await self._pump.admission.accept(
+                    len(label.encode()), lambda: engine.bookmark(label)
+                )
         except trio.TooSlowError as exc:
-            why = self._pump.full or "the disk is slow"
+            why = self._pump.admission.full or "the disk is slow"
             hint = "See `aimfuse status`, then again."
             raise BusyError(f"there was no room for a bookmark in time: {why}", hint=hint) from exc
         await self._pump.durable(seq)

@@ -79,11 +79,12 @@ class Operations(pyfuse3.Operations):
     def __init__(
         self, engine: Engine, pump: Pump, control: ControlFiles, *, writeback: bool
     ) -> None:
-        """Serve *engine*, waiting on *pump* where a request has to wait."""
+        """Serve *engine*, waiting on *pump* and its admission where a request has to wait."""
         super().__init__()
         self.enable_writeback_cache = writeback
         self._engine = engine
         self._pump = pump
+        self._admission = pump.admission
         self._control = control
         self._boundary = _Boundary(engine)
         self._beside = _Boundary(engine, halts=False)
@@ -109,14 +110,16 @@ class Operations(pyfuse3.Operations):
                     return await self._control.write(buf)
             volume = self._volume(fh)
             try:
-                is_accepted = self._pump.fits(len(buf))
+                is_accepted = self._admission.fits(len(buf))
                 if is_accepted:
                     self._engine.write(volume, off, buf)
             except OSError as exc:
-                self._pump.note_full(exc)
+                self._admission.note_full(exc)
                 is_accepted = False
             if not is_accepted:
-                await self._pump.accept(len(buf), partial(self._engine.write, volume, off, buf))
+                await self._admission.accept(
+                    len(buf), partial(self._engine.write, volume, off, buf)
+                )
             volume.mtime_ns = time.time_ns()
             self._pump.commit_soon()
             return len(buf)
@@ -151,7 +154,7 @@ class Operations(pyfuse3.Operations):
                 if end > offset:
                     self._engine.zero(volume, offset, end - offset)
 
-            await self._pump.accept(0, zero)
+            await self._admission.accept(0, zero)
             volume.mtime_ns = time.time_ns()
             self._pump.commit_soon()
             return 0
@@ -188,7 +191,7 @@ class Operations(pyfuse3.Operations):
                     raise FUSEError(errno.EEXIST)
                 return self._engine.create(text)
 
-            volume = await self._pump.accept(len(name), make)
+            volume = await self._admission.accept(len(name), make)
             self._engine.set_owner(volume, stat.S_IMODE(mode), ctx.uid, ctx.gid)
             volume.opens += 1
             self._pump.commit_soon()
@@ -235,7 +238,7 @@ class Operations(pyfuse3.Operations):
                     raise FUSEError(errno.ENOENT)
                 self._engine.remove(volume)
 
-            await self._pump.accept(0, remove)
+            await self._admission.accept(0, remove)
             self._pump.commit_soon()
 
     async def rename(
@@ -257,7 +260,7 @@ class Operations(pyfuse3.Operations):
                 if volume.name != text:
                     self._engine.rename(volume, text)
 
-            await self._pump.accept(len(name_new), rename)
+            await self._admission.accept(len(name_new), rename)
             self._pump.commit_soon()
 
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
@@ -344,7 +347,7 @@ class Operations(pyfuse3.Operations):
         await self._pump.flushed(partial(self._engine.flush, volume))
 
     async def _truncate(self, volume: Volume, size: int) -> None:
-        await self._pump.accept(0, partial(self._engine.truncate, volume, size))
+        await self._admission.accept(0, partial(self._engine.truncate, volume, size))
         volume.mtime_ns = time.time_ns()
         self._pump.commit_soon()
 

@@ -93,8 +93,8 @@ class SourceStatus:
             return "halted", self._engine.halted
         if (superseded := self._engine.superseded) is not None:
             return "diverging" if self._engine.is_diverging else "superseded", str(superseded)
-        if self._pump.full is not None:
-            return "spool-full", self._pump.full
+        if self._pump.admission.full is not None:
+            return "spool-full", self._pump.admission.full
         return "active", None
 
 

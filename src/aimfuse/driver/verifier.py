@@ -49,8 +49,10 @@ class Verifier:
 
     def is_welcome(self) -> bool:
         """Tell whether there is room for records that nobody waits for."""
-        pump = self._pump
-        return not pump.ended and pump.full is None and pump.keeper.level == "fine"
+        admission = self._pump.admission
+        if admission.ended or admission.full is not None:
+            return False
+        return self._pump.keeper.level == "fine"
 
     async def piece(self, volume: Volume, start: int, end: int) -> Piece:
         """Hash *volume* from *start* on, about 16 MiB of it and any holes, at most to *end*.
@@ -86,7 +88,7 @@ class Verifier:
             await self._record(stretch, done)
             touched = stretch.touched()
         finally:
-            if not self._pump.ended:  # Then another thread is closing the engine.
+            if not self._pump.admission.ended:  # Then another thread is closing the engine.
                 self._engine.end_stretch(stretch)
         done.read_bytes += stretch.read_bytes
         done.unreadable += stretch.unreadable
@@ -107,7 +109,7 @@ class Verifier:
             if ranges:
                 self._note(done, self._engine.verify(stretch.volume, ranges))
 
-        await self._pump.accept(VERIFY_BYTES_MAX, append)
+        await self._pump.admission.accept(VERIFY_BYTES_MAX, append)
 
     async def _hash_at_once(
         self, volume: Volume, start: int, end: int, done: Piece, *, rewrite: bool = False
@@ -130,7 +132,7 @@ class Verifier:
             hashed = Hashed(start, length, hash_of(data))
             self._note(done, self._engine.verify(volume, [hashed]))
 
-        await self._pump.accept(VERIFY_BYTES_MAX + rewrite * GRAIN_BYTES, append)
+        await self._pump.admission.accept(VERIFY_BYTES_MAX + rewrite * GRAIN_BYTES, append)
         return stop
 
     def _note(self, done: Piece, seq: Seq) -> None:
