@@ -31,6 +31,7 @@ def test_a_steady_fall_is_drained_when_the_level_is_gone() -> None:
     trend, level = watched(-2 * MIB, 60, GIB)
     found = trend.forecast(level, 10 * GIB)
     assert found["drained_in_s"] == pytest.approx(level / (2 * MIB), rel=0.01)
+    assert trend.forecast(level, 10 * GIB, is_sent=False)["drained_in_s"] is None  # Folded.
     assert found["full_in_s"] is None
 
 

@@ -64,6 +64,23 @@ def test_ctrl_c_ends_it_without_an_error_and_gives_the_terminal_back(
         assert shown.count("backup  shipping") == 2
 
 
+def test_a_terminal_that_can_only_print_gets_block_after_block(
+    made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    looks = [snapshot([made.source()], [], made.now_ns)] * 2
+
+    def look() -> Snapshot:
+        if not looks:
+            raise KeyboardInterrupt
+        return looks.pop()
+
+    screen = console(terminal=True)
+    dashboard.run(screen, look, 0.0)
+    assert output(screen).count("v.img  active") == 2
+    assert "\x1b" not in output(screen)
+
+
 def test_once_prints_one_block_also_on_a_terminal(made: Any) -> None:
     screen = console(terminal=True)
     dashboard.run(screen, lambda: snapshot([made.source()], [], made.now_ns), 1.0, once=True)

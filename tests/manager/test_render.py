@@ -119,6 +119,30 @@ def test_a_sync_shows_progress_rate_and_time_left(made: Any) -> None:
     assert "25% copied" in shown
 
 
+def test_what_is_on_its_way_counts_as_copied_and_a_line_has_the_time_left(made: Any) -> None:
+    """A file of a copy can take minutes on a slow link."""
+    sync = {"done_bytes": 0, "sent_bytes": 768, "total_bytes": 1024, "eta_s": 184.0}
+    snap = snapshot([made.source(made.destination(state="syncing", sync=sync))], [], made.now_ns)
+    assert "75% 768 B of 1.0 KiB 3 min 4 s left" in words(snap)
+    lines = render.dashboard(snap, {}, look(60), 8)
+    assert any("75% copied, 3 min 4 s left" in line.plain for line in lines)
+    sync["sent_bytes"] = 1100  # Its files have headers, too.
+    assert "100% 1.0 KiB of 1.0 KiB" in words(snapshot(
+        [made.source(made.destination(state="syncing", sync=sync))], [], made.now_ns
+    ))  # fmt: skip
+
+
+def test_what_the_url_says_is_not_said_again_by_its_problem(made: Any) -> None:
+    away = made.destination(state="retrying", url="dir:///x", error="dir:///x: no such place")
+    shown = text(snapshot([made.source(away)], [], made.now_ns))
+    assert "▲ no such place" in shown
+
+
+def test_a_spool_that_is_nearly_full_is_not_full_in_no_time(made: Any) -> None:
+    filling = made.destination(forecast={"full_in_s": 0.0, "drained_in_s": None})
+    assert "full at any moment" in words(snapshot([made.source(filling)], [], made.now_ns))
+
+
 def test_behind_a_copy_what_is_left_of_its_journal_is_shown(made: Any) -> None:
     copied = {"done_bytes": 1024, "total_bytes": 1024, "step": "journal", "eta_s": 184.0}
     copied["journal"] = {"done_bytes": 512, "total_bytes": 1536}
@@ -282,7 +306,7 @@ def test_a_spool_beyond_a_mark_says_so_and_a_folded_destination_what_will_be_cop
     shown = words(snapshot([source], [], made.now_ns), 110)
     assert f"5 files {level}" in shown
     assert "5.0 MiB to be copied" in shown
-    assert ("at this rate" in shown) is (level == "warn"), "what is full will not be"
+    assert ("full at any moment" in shown) is (level == "warn"), "what is full will not be"
 
 
 def test_a_destination_at_rest_is_no_alarm_but_what_waits_for_it_shows(made: Any) -> None:

@@ -36,6 +36,7 @@ def progress(
         left = max(0, behind["total_bytes"] - behind["done_bytes"] - sent)
     return {
         "done_bytes": sync.done_bytes,
+        "sent_bytes": sent,
         "total_bytes": sync.total_bytes,
         "journal": behind,
         "eta_s": left / rate_bytes_s if rate_bytes_s > 0 else None,

@@ -41,13 +41,18 @@ class Trend:
         # It began at 0, which must not count as having been watched.
         return self._rate_bytes_s / (1 - math.exp(-self._watched_s / SMOOTH_S))
 
-    def forecast(self, level_bytes: int, room_bytes: int) -> dict[str, float | None]:
-        """Return ``full_in_s`` and ``drained_in_s``; at most one is not None."""
+    def forecast(
+        self, level_bytes: int, room_bytes: int, *, is_sent: bool = True
+    ) -> dict[str, float | None]:
+        """Return ``full_in_s`` and ``drained_in_s``; at most one is not None.
+
+        What falls while nothing *is_sent* was folded, and that drains nothing.
+        """
         rate = self.bytes_per_s
         return {
             "rate_bytes_s": rate,
             "full_in_s": _seconds(room_bytes, rate),
-            "drained_in_s": _seconds(level_bytes, -rate) if level_bytes else None,
+            "drained_in_s": _seconds(level_bytes, -rate) if level_bytes and is_sent else None,
         }
 
     def _forget(self) -> None:

@@ -73,7 +73,7 @@ class PlaceReport:
             "pinned": {**self.pinned().to_json(), "bytes_max": place.config.spool_share_bytes},
             "spool": place.parts.backlog.summary(),
             "folded": folded(place.fold, self._applied),
-            "forecast": self._forecast(now),
+            "forecast": self._forecast(now, rate),
             "in_flight": [{"name": f.name, "bytes": f.bytes, "sent": f.sent} for f in flights],
             "received_not_applied": lag.received.to_json(),
             "received": {"number": self._received},
@@ -122,7 +122,7 @@ class PlaceReport:
             return 0
         return place.ack.applied_number if place.ack else place.cursor.applied
 
-    def _forecast(self, now: float) -> dict[str, float | None]:
+    def _forecast(self, now: float, sent_bytes_s: float) -> dict[str, float | None]:
         """Return how the spool's share goes on if all stays as it is."""
         place = self._place
         pinned, journal = self.pinned().bytes, place.parts.config.journal
@@ -133,7 +133,7 @@ class PlaceReport:
         with contextlib.suppress(OSError):
             free = place.parts.disk.free_bytes(place.parts.backlog.spool)
             room.append(free - full_reserve(journal.spool_reserve_bytes, journal.file_bytes))
-        return self._trend.forecast(pinned, max(0, min(room)))
+        return self._trend.forecast(pinned, max(0, min(room)), is_sent=sent_bytes_s > 0)
 
     def write_status(self) -> None:
         """Replace ``status.json``; atomic, not durable, for it is only for reading now."""

@@ -43,7 +43,8 @@ def follow(state_dir: Path, name: str, report: Callable[[str, int, int], None]) 
         step = sync.text("step")
         step = STEPS.get(step, step) or state or "nobody ships"
         what = sync.part("journal") or sync
-        report(step, what.count("done_bytes"), what.count("total_bytes"))
+        done = what.count("done_bytes") + sync.count("sent_bytes")
+        report(step, min(done, what.count("total_bytes")), what.count("total_bytes"))
         time.sleep(POLL_S)
     return was_there
 

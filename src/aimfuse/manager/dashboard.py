@@ -1,7 +1,7 @@
 """The live view: look at everything once per interval, draw it, until Ctrl-C.
 
-On a terminal it takes the screen and gives it back at the end; into a pipe or a file it prints
-one plain block per interval.
+On a terminal it takes the screen and gives it back at the end; into a pipe, a file or a terminal
+that can do nothing but print it prints one plain block per interval.
 """
 
 import contextlib
@@ -95,7 +95,7 @@ def run(console: Console, look: Take, interval_s: float, *, once: bool = False) 
     interval_s = max(INTERVAL_S_MIN, interval_s)
     history = History(interval_s)
     try:
-        if console.is_terminal and not once:
+        if console.is_terminal and not console.is_dumb_terminal and not once:
             _run_live(console, look, interval_s, history)
         else:
             _run_plain(console, look, interval_s, history, once=once)

@@ -121,7 +121,8 @@ def _destination_problems(
         wait_s = status.seconds("retry_in_s")
         if state == "retrying" and wait_s is not None:
             hint = f"Next try in {wait_s:.0f} s."
-        found.append(Problem(error or state, hint, max(level, Level.WARN)))
+        where = f"{status.text('url')}: "  # The line above says it.
+        found.append(Problem(error.removeprefix(where) or state, hint, max(level, Level.WARN)))
     if status.flag("stuck"):
         found.append(Problem("work is pending and nothing moves", "", Level.BAD))
     updated_ns = status.maybe("updated_ns")

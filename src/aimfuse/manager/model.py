@@ -68,9 +68,10 @@ def read_sync(part: Fields) -> Sync | None:
     if not part:
         return None
     journal = part.part("journal")
+    on_the_way = part.count("sent_bytes") if part.text("step") in {"", "copying"} else 0
     return Sync(
         part.count("next_index"),
-        part.count("done_bytes"),
+        part.count("done_bytes") + on_the_way,
         part.maybe("total_bytes"),
         part.seconds("eta_s"),
         part.text("step"),

@@ -89,7 +89,7 @@ def behind(one: Destination | Store) -> Text:
     if one.sync is not None and one.sync.step not in {"", "copying"}:
         return Text(STEPS.get(one.sync.step, one.sync.step))
     if one.sync is not None and one.sync.total_bytes:
-        return Text(f"{min(1, one.sync.done_bytes / one.sync.total_bytes):.0%} copied")
+        return Text(f"{_ratio(one.sync):.0%} copied")
     if lag.seconds is None or (one.sync is not None and not lag.files):
         return Text()
     if not lag.seconds and not lag.files:
@@ -109,15 +109,20 @@ def sync_lines(sync: Sync, look: Look) -> Lines:
         return row("sync", chunks, look) + lines
     if sync.total_bytes is None:
         return row("sync", [Text(f"{files(sync.files)} of a copy")], look) + lines
-    ratio = sync.done_bytes / sync.total_bytes if sync.total_bytes else 1.0
+    done = min(sync.done_bytes, sync.total_bytes)
     chunks = [
-        bar(sync.done_bytes, sync.total_bytes, BAR_WIDTH, "cyan"),
-        Text(f"{min(ratio, 1):.0%}", style="cyan"),
-        Text(f"{format_bytes(sync.done_bytes)} of {format_bytes(sync.total_bytes)}"),
+        bar(done, sync.total_bytes, BAR_WIDTH, "cyan"),
+        Text(f"{_ratio(sync):.0%}", style="cyan"),
+        Text(f"{format_bytes(done)} of {format_bytes(sync.total_bytes)}"),
     ]
     if sync.eta_s is not None:
         chunks.append(Text(f"{format_seconds(sync.eta_s)} left"))
     return row("sync", chunks, look) + lines
+
+
+def _ratio(sync: Sync) -> float:
+    """Return how much of a copy has left; what is sent is a little more than what it brings."""
+    return min(1.0, sync.done_bytes / sync.total_bytes) if sync.total_bytes else 1.0
 
 
 def held_lines(held: Held, scene: Scene) -> Lines:

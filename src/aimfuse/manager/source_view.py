@@ -100,7 +100,7 @@ def _spool(source: Source, scene: Scene) -> Lines:
     full_in = [s for one in source.destinations if (s := one.forecast.full_in_s) is not None]
     if full_in and source.spool_level != "full":
         soon = min(full_in)
-        text = f"full in {format_seconds(soon)} at this rate"
+        text = f"full in {format_seconds(soon)} at this rate" if soon >= 1 else "full at any moment"
         chunks.append(Text(text, style="yellow" if soon < SPOOL_SOON_S else ""))
     return row("spool", chunks, scene.look)
 
@@ -132,6 +132,8 @@ def _columns(blocks: Sequence[_Block], scene: Scene) -> Lines:
 def _block(one: Destination, source: Source) -> _Block:
     def draw(scene: Scene) -> Lines:
         right = behind(one)
+        if scene.detail is Detail.LINE and one.sync is not None and one.sync.eta_s is not None:
+            right.append(f", {format_seconds(one.sync.eta_s)} left")
         if scene.detail is Detail.LINE and one.rate_bytes_s:
             right.append(f"  {format_bytes(one.rate_bytes_s)}/s")
         lines = heading(one.name, one.state, one.level, right, scene.look)
