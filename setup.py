@@ -1,7 +1,7 @@
 """What pyproject.toml cannot say: the C extensions, one of which needs pkg-config to build.
 
-Both are optional: without a compiler or libfuse's headers aimfuse installs and runs; the
-kernel falls back where it would have used fallocate, and writes go one by one.
+All are optional: without a compiler or libfuse's headers aimfuse installs and runs; the kernel
+falls back where it would have used fallocate, and writes and records are taken one by one.
 """
 
 import os
@@ -33,6 +33,12 @@ setup(
         Extension(
             "aimfuse._scatter",
             ["src/aimfuse/_scatter.c"],
+            extra_compile_args=["-std=gnu11", "-Wall", "-Wextra"],
+            optional=True,
+        ),
+        Extension(
+            "aimfuse._rows",
+            ["src/aimfuse/_rows.c"],
             extra_compile_args=["-std=gnu11", "-Wall", "-Wextra"],
             optional=True,
         ),

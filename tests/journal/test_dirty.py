@@ -2,6 +2,7 @@
 
 import random
 import sys
+from array import array
 from pathlib import Path
 
 import pytest
@@ -80,8 +81,8 @@ def test_many_stretches_added_at_once_make_the_same_map(
     added: list[tuple[int, int, int]], chunks_max: int, spread: int
 ) -> None:
     singly, at_once = DirtyMap(chunks_max * CHUNK_BYTES), DirtyMap(chunks_max * CHUNK_BYTES)
-    offsets = [offset * spread for _volume, offset, _length in added]
-    lengths = [length for _volume, _offset, length in added]
+    offsets = array("q", [offset * spread for _volume, offset, _length in added])
+    lengths = array("I", [length for _volume, _offset, length in added])
     for offset, length in zip(offsets, lengths, strict=True):
         singly.add(1, offset, length)
     at_once.add_many(1, offsets, lengths)

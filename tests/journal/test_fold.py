@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,8 +16,9 @@ from aimfuse.journal.contents import fold_into, read_contents
 from aimfuse.journal.dirty import DirtyMap
 from aimfuse.journal.fold import Fold, FoldFile, FoldMaps, advance
 from aimfuse.journal.journal import Head
+from aimfuse.journal.portion import checked_columns
 from aimfuse.journal.reader import read_sealed
-from aimfuse.journal.records import RecordType, VolumeEntry
+from aimfuse.journal.records import PAYLOAD_BYTES_MAX, RecordType, VolumeEntry, encode_iocb
 from aimfuse.units import KIB, Epoch, FileNumber, Seq, VolumeId
 from tests.disks.cuts import keep_random
 from tests.disks.faults import Crash
@@ -24,6 +26,7 @@ from tests.disks.simdisk import SimDisk
 from tests.replay.source import Source
 
 SIZE_MAX = 200 * KIB
+SEED, HALF = 4711, 1 << 63
 
 
 def change(source: Source, dice: random.Random) -> None:
@@ -112,6 +115,29 @@ def test_contents_of_a_damaged_file_are_refused(tmp_path: Path) -> None:
     path.write_bytes(whole[:512] + bytes(3584) + whole[4096:])
     with pytest.raises(TornRecord):
         read_contents(Disk(), path)
+
+
+def row(at: int, value: int, width: int) -> bytes:
+    """Return a sound IOCB of a WRITE with *value* at byte *at*."""
+    fields = bytearray(encode_iocb(SEED, RecordType.WRITE, VolumeId(1), 1, 0, 0, 4160, 1, b""))
+    fields[at : at + width] = value.to_bytes(width, "little")
+    return bytes(fields[:-4]) + crc32c(fields[:-4], SEED).to_bytes(4, "little")
+
+
+@pytest.mark.parametrize(
+    ("at", "width", "most"),
+    [(5, 1, 0), (6, 2, 0), (12, 4, PAYLOAD_BYTES_MAX), (24, 8, HALF - 1), (32, 8, HALF - 1)],
+    ids=["flags", "reserved", "size", "offset", "length"],
+)
+def test_numbers_larger_than_any_are_refused_though_the_sum_is_right(
+    at: int, width: int, most: int
+) -> None:
+    good, bad = row(at, most, width), row(at, most + 1, width)
+    assert len(checked_columns(Path("file"), 0, good * 3, SEED).types) == 3
+    with pytest.raises(CorruptRecord, match="IOCB"):
+        checked_columns(Path("file"), 0, good * 2 + bad, SEED)
+    with pytest.raises(CorruptRecord, match="checksum"):
+        checked_columns(Path("file"), 0, good, SEED + 1)
 
 
 def end_at(number: int) -> tuple[Head, tuple[VolumeEntry, ...]]:

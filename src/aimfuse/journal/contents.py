@@ -168,7 +168,8 @@ def _fold_writes(
             here = slice(begin + low, begin + high)
             offsets, sizes = columns.offsets[here], columns.sizes[here]
             dirty.add_many(volume, offsets, sizes)
-            _grow(volumes, known, max(map(add, offsets, sizes)))
+            if max(offsets) + max(sizes) > known.size_bytes:  # Mostly nothing grows.
+                _grow(volumes, known, max(map(add, offsets, sizes)))
 
 
 def _grow(volumes: dict[VolumeId, VolumeEntry], known: VolumeEntry, end: int) -> None:

@@ -6,11 +6,10 @@ takes ten times as long for. What is used of a record later is decoded, and its 
 
 import sys
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby, repeat
+from itertools import groupby
 from pathlib import Path
-from struct import iter_unpack
 from typing import TypeVar
 
 from crc32c import crc32c
@@ -36,17 +35,19 @@ from aimfuse.journal.records import (
     RecordType,
     decode_iocb,
 )
+from aimfuse.rows import count_sound
 
 Volume = TypeVar("Volume", bound=int)
 
-_COVERED = f"<{IOCB_BYTES - 4}s4x"
 _TYPE_AT = 4
 _ZERO_AT = (5, 6, 7)
 """Flags and what is reserved."""
-_HALVES, _HALF_VOLUME, _HALF_SIZE, _HALF_CRC = IOCB_BYTES // 4, 2, 3, 15
+_HALVES, _HALF_VOLUME, _HALF_SIZE = IOCB_BYTES // 4, 2, 3
 _HALF_PAYLOAD_CRC = 14
 _WORDS, _WORD_OFFSET, _WORD_LENGTH, _WORD_AT = IOCB_BYTES // 8, 3, 4, 5
-_TYPES = frozenset(map(int, RecordType))
+_SIGN_AT = (8 * _WORD_OFFSET + 7, 8 * _WORD_LENGTH + 7)
+"""The highest bytes of what may not be 2**63 or more."""
+_TYPES = bytes(RecordType)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +107,8 @@ def read_portion(disk: Disk, path: Path, fd: int) -> Portion:
     if len(raw) != seal.iocb_count * IOCB_BYTES:
         raise TornRecord(path, seal.iocb_at, "the IOCB portion is cut short")
     seed = identity_seed(header)
+    _check_sums(path, seal.iocb_at, raw, seed)
     halves, words = _numbers("I", raw), _numbers("Q", raw)
-    if halves[_HALF_CRC::_HALVES] != array("I", _sums(raw, seed)):
-        raise CorruptRecord(path, seal.iocb_at, "an IOCB's checksum does not match")
     return Portion(
         path,
         identity,
@@ -154,14 +154,13 @@ def checked_columns(path: Path, at: int, raw: bytes, seed: int) -> Columns:
     Raises:
         CorruptRecord: one of them is damaged, or of a kind that this version does not know.
     """
-    if _numbers("I", raw)[_HALF_CRC::_HALVES] != array("I", _sums(raw, seed)):
-        raise CorruptRecord(path, at, "an IOCB's checksum does not match")
+    _check_sums(path, at, raw, seed)
     columns = columns_in(path, at, raw)
-    if any(any(raw[one::IOCB_BYTES]) for one in _ZERO_AT):
+    if any(raw[one::IOCB_BYTES].strip(b"\0") for one in _ZERO_AT):
         raise CorruptRecord(path, at, "an IOCB with flags that this version does not know")
     if max(columns.sizes, default=0) > PAYLOAD_BYTES_MAX:
         raise CorruptRecord(path, at, "an IOCB of a payload larger than any")
-    if min(min(columns.offsets, default=0), min(columns.lengths, default=0)) < 0:
+    if not all(raw[one::IOCB_BYTES].isascii() for one in _SIGN_AT):  # Ten times as fast as min.
         raise CorruptRecord(path, at, "an IOCB of what lies beyond any volume")
     return columns
 
@@ -169,7 +168,7 @@ def checked_columns(path: Path, at: int, raw: bytes, seed: int) -> Columns:
 def columns_in(path: Path, at: int, raw: bytes) -> Columns:
     """Return what the IOCBs *raw* say, which are sound; errors as for `columns_of`."""
     types = raw[_TYPE_AT::IOCB_BYTES]
-    if not _TYPES.issuperset(types):
+    if types.translate(None, _TYPES):
         raise CorruptRecord(path, at, "an IOCB of a type that is not known")
     halves, words = _numbers("I", raw), _numbers("q", raw)
     return Columns(
@@ -182,8 +181,11 @@ def columns_in(path: Path, at: int, raw: bytes) -> Columns:
     )
 
 
-def spans_of(volumes: Iterable[Volume]) -> Iterator[tuple[Volume, int, int]]:
+def spans_of(volumes: Sequence[Volume]) -> Iterator[tuple[Volume, int, int]]:
     """Yield each volume with the index of its first record in a row, and of that behind."""
+    if volumes and volumes.count(volumes[0]) == len(volumes):  # As mostly: ten times as fast.
+        yield volumes[0], 0, len(volumes)
+        return
     begin = 0
     for volume, row in groupby(volumes):
         end = begin + sum(1 for _ in row)
@@ -191,8 +193,9 @@ def spans_of(volumes: Iterable[Volume]) -> Iterator[tuple[Volume, int, int]]:
         begin = end
 
 
-def _sums(raw: bytes, seed: int) -> Iterable[int]:
-    return map(crc32c, chain.from_iterable(iter_unpack(_COVERED, raw)), repeat(seed))
+def _check_sums(path: Path, at: int, raw: bytes, seed: int) -> None:
+    if count_sound(raw, IOCB_BYTES, seed) * IOCB_BYTES < len(raw):
+        raise CorruptRecord(path, at, "an IOCB's checksum does not match")
 
 
 def _numbers(kind: str, raw: bytes) -> "array[int]":
