@@ -66,6 +66,11 @@ class DiskLook(Look):
     def scan(self, directory: Path) -> Iterator[str]:
         yield from self.disk.listdir(directory)
 
+    def sized(self, directory: Path) -> Iterator[tuple[str, int]]:
+        for name in self.scan(directory):
+            if entry := self.entry(directory / name):
+                yield name, entry.size
+
     def entry(self, path: Path) -> Entry | None:
         if not self.disk.exists(path):
             return None

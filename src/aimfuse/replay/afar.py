@@ -244,6 +244,8 @@ class FarDisk(Disk):
 class FarLook(Look):
     """What lies in a distant store, and on this host. Inode numbers there are unknown."""
 
+    tells_sizes = True
+
     def __init__(self, files: Files, store: Path) -> None:
         """Reach *store* by *files*."""
         self._files = files
@@ -258,23 +260,14 @@ class FarLook(Look):
             names = self._files.names(self._inside(directory))
         yield from (name for name, _about in names)
 
-    def sized(self, directory: Path) -> Iterator[tuple[str, int]] | None:
+    def sized(self, directory: Path) -> Iterator[tuple[str, int]]:
         """Yield the names in the directory and their bytes: a server's list says both."""
         if not directory.is_relative_to(self._store):
-            return super().sized(directory)
-        with _named(directory):
-            names = self._files.names(self._inside(directory))
-        return ((name, one.size) for name, one in names)
-
-    def entries(self, directory: Path) -> Iterator[tuple[str, Entry]]:
-        """Yield the names in the directory and what they are: one look for all."""
-        if not directory.is_relative_to(self._store):
-            yield from super().entries(directory)
+            yield from super().sized(directory)
             return
         with _named(directory):
             names = self._files.names(self._inside(directory))
-        for name, about in names:
-            yield name, _entry(about)
+        yield from ((name, one.size) for name, one in names)
 
     def entry(self, path: Path) -> Entry | None:
         """Return what *path* is, or None when nothing has that name (any more)."""

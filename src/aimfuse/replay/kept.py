@@ -8,7 +8,6 @@ file goes forward again to the record. Sets count in one unbroken run that ends 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,12 +70,28 @@ def list_names(look: Look, history: Path, behind: int = 0) -> dict[int, KeptSet]
     Raises:
         OSError: the directory could not be read.
     """
-    sets: dict[int, KeptSet] = {}
     low = f"{behind:0{_NUMBER.stop - _NUMBER.start}d}"
-    sized = look.sized(history)
-    sizes = {text: size for text, size in sized or () if text[_NUMBER] > low}
-    listed = look.scan(history) if sized is None else ()
-    names = sorted(sizes or (text for text in listed if text[_NUMBER] > low))
+    if look.tells_sizes:
+        sizes = {text: size for text, size in look.sized(history) if text[_NUMBER] > low}
+        return _grouped(sorted(sizes), sizes)
+    return _grouped(sorted(text for text in look.scan(history) if text[_NUMBER] > low), {})
+
+
+def list_kept(look: Look, history: Path) -> dict[int, KeptSet]:
+    """Return the sets in *history*, also incomplete ones, by the number of their file.
+
+    Every file is looked at, for its size.
+
+    Raises:
+        OSError: the directory could not be read.
+    """
+    sizes = dict(look.sized(history))
+    return _grouped(sorted(sizes), sizes)
+
+
+def _grouped(names: list[str], sizes: Mapping[str, int]) -> dict[int, KeptSet]:
+    """Return the sets that *names*, which are in order, belong to."""
+    sets: dict[int, KeptSet] = {}
     for stem, group in groupby(names, key=_stem):
         sealed, undo = stem + SEALED, stem + _FIRST_UNDO
         file = parse(sealed)
@@ -112,29 +127,6 @@ def measured(look: Look, history: Path, sets: Iterable[KeptSet]) -> list[KeptSet
         one._replace(size_bytes=one.size_bytes or sum(sizes.get(name, 0) for name in names))
         for one, names in files
     ]
-
-
-def list_kept(look: Look, history: Path) -> dict[int, KeptSet]:
-    """Return the sets in *history*, also incomplete ones, by the number of their file.
-
-    Every file is looked at, for its size.
-
-    Raises:
-        OSError: the directory could not be read.
-    """
-    sets: dict[int, KeptSet] = {}
-    for text, entry in sorted(look.entries(history), key=itemgetter(0)):
-        name = parse_kept(text)
-        if name is None:
-            continue
-        file = name if isinstance(name, JournalName) else name.file
-        known = sets.get(file.number)
-        if known is None or known.name.epoch < file.epoch:  # The other is of a branch left.
-            known = KeptSet(file)
-        elif known.name.epoch > file.epoch:
-            continue
-        sets[file.number] = with_file(known, name, entry.size)
-    return dict(sorted(sets.items()))
 
 
 def _stem(text: str) -> str:

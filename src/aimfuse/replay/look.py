@@ -4,11 +4,13 @@ Nothing here changes a byte, so it stands beside `Disk` and not in it; tests wit
 disk put a simulated look in its place.
 """
 
+import contextlib
 import os
 import stat
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +50,21 @@ def kind_of(mode: int) -> str:
 class Look:
     """The real look; every method raises `OSError` as the kernel gave it."""
 
+    tells_sizes: ClassVar[bool] = False
+    """Whether a list of names comes with the sizes, so that they cost nothing."""
+
     def scan(self, directory: Path) -> Iterator[str]:
         """Yield the names in the directory, in no order, without holding them all."""
         with os.scandir(directory) as entries:
             for entry in entries:
                 yield entry.name
 
-    def sized(self, directory: Path) -> Iterator[tuple[str, int]] | None:
-        """Yield the names in the directory and their bytes; None where a list says no sizes."""
-        del directory
-        return None
-
-    def entries(self, directory: Path) -> Iterator[tuple[str, Entry]]:
-        """Yield the names in the directory, in no order, and what they are."""
-        for name in self.scan(directory):
-            if entry := self.entry(directory / name):
-                yield name, entry
+    def sized(self, directory: Path) -> Iterator[tuple[str, int]]:
+        """Yield the names in the directory and their bytes, without holding them all."""
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # Gone since it was listed.
+                    yield entry.name, entry.stat(follow_symlinks=False).st_size
 
     def entry(self, path: Path) -> Entry | None:
         """Return what *path* is, or None when nothing has that name (any more)."""
