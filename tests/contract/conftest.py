@@ -18,7 +18,7 @@ async def far(
     side = request.param(tmp_path / "far")
     await side.start()
     yield side
-    await side.stop()
+    await side.close()
 
 
 @pytest.fixture(params=[OpensshSide, EmbeddedSide])
@@ -28,7 +28,7 @@ async def server(
     side = request.param(tmp_path / "far")
     await side.start()
     yield side
-    await side.stop()
+    await side.close()
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ async def openssh(tmp_path: Path) -> AsyncGenerator[OpensshSide]:
     side = OpensshSide(tmp_path / "far")
     await side.start()
     yield side
-    await side.stop()
+    await side.close()
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ async def embedded(tmp_path: Path) -> AsyncGenerator[EmbeddedSide]:
     side = EmbeddedSide(tmp_path / "far")
     await side.start()
     yield side
-    await side.stop()
+    await side.close()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from aimfuse.transport.reading import About, File, SftpFiles
 from tests.contract.far_sides import EmbeddedSide, OpensshSide
 from tests.replay.recorder import Snapshot, silent
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 @contextmanager

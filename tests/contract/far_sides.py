@@ -1,13 +1,17 @@
 """The far sides that the contract is held against: a directory, OpenSSH, our own server."""
 
 import shutil
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import pytest
+
 from aimfuse.disk import Disk
+from aimfuse.errors import Unavailable
 from aimfuse.replay.sshd import Server, open_server
 from aimfuse.transport import Transport, TransportSettings, open_transport
-from tests.contract.openssh import Sshd, free_port, make_key, start_sshd
+from tests.contract.openssh import Port, Sshd, make_key, start_sshd
 
 
 class DirectorySide:
@@ -27,6 +31,9 @@ class DirectorySide:
 
     async def stop(self) -> None:
         """Stay there."""
+
+    async def close(self) -> None:
+        """Stay there, too."""
 
 
 class OpensshSide:
@@ -63,6 +70,10 @@ class OpensshSide:
         """Stop sshd."""
         self.sshd.stop()
 
+    async def close(self) -> None:
+        """Stop it for good."""
+        self.sshd.close()
+
     async def restart(self, *, new_host_key: bool = False) -> None:
         """Start sshd again on the same port."""
         if new_host_key:
@@ -77,7 +88,8 @@ class EmbeddedSide:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.settings = TransportSettings()
-        self.port = free_port()
+        self._held = Port()
+        self.port = self._held.number
         self.server: Server
         self.disk = Disk()
         self._running = AsyncExitStack()
@@ -110,6 +122,11 @@ class EmbeddedSide:
         """Stop the server."""
         await self._running.aclose()
 
+    async def close(self) -> None:
+        """Stop it for good."""
+        await self.stop()
+        self._held.release()
+
     async def restart(self, *, new_host_key: bool = False) -> None:
         """Start the server again on the same port."""
         await self.stop()
@@ -120,6 +137,24 @@ class EmbeddedSide:
     async def _listen(self) -> None:
         running = open_server(self.root, "127.0.0.1", self.port, disk=self.disk)
         self.server = await self._running.enter_async_context(running)
+
+
+@asynccontextmanager
+async def opened_at_last(
+    make: Callable[[float], Transport], patience_s: float
+) -> AsyncGenerator[Transport]:
+    """Open what *make* gives for a patience, ever more of it until a slow machine manages."""
+    async with AsyncExitStack() as stack:
+        for factor in (1, 4, 16):
+            transport = make(factor * patience_s)
+            stack.push_async_callback(transport.aclose)
+            try:
+                await transport.open()
+            except Unavailable:
+                continue
+            yield transport
+            return
+        pytest.fail(f"not open within {16 * patience_s} s")
 
 
 def _settings(known_hosts: Path, identity: Path) -> TransportSettings:

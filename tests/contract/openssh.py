@@ -40,19 +40,31 @@ def make_key(path: Path) -> Path:
     return path
 
 
-def free_port() -> int:
-    """Return a loopback port that nobody listens on, and nobody else will get.
+class Port:
+    """A loopback port that is nobody else's until it is released, also between two servers of it.
 
-    A socket that never listens keeps it as long as this process lives: neither a server that
-    asks for any port nor a connection gets it while ours is down. Ours takes it all the same,
-    since both say that addresses may be used again.
+    A socket stays bound to it and never listens: the kernel gives the number to no one, while a
+    server that reuses addresses can listen there.
     """
-    keeper = socket.socket()
-    keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    keeper.bind(("127.0.0.1", 0))
-    port: int = keeper.getsockname()[1]
-    keeper.detach()
-    return port
+
+    def __init__(self) -> None:
+        """Take one that is free."""
+        with socket.socket() as holder:
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            holder.bind(("127.0.0.1", 0))
+            self.number: int = holder.getsockname()[1]
+            self._holder = holder.detach()
+
+    def release(self) -> None:
+        """Give it back; may be called twice."""
+        if self._holder >= 0:
+            os.close(self._holder)
+            self._holder = -1
+
+
+def free_port() -> int:
+    """Return a loopback port that nobody else is given before this process ends."""
+    return Port().number
 
 
 @dataclass
@@ -60,7 +72,7 @@ class Sshd:
     """A running server; `known_hosts` names it as ``[address]:port``."""
 
     directory: Path
-    port: int
+    held: Port
     known_hosts: Path
     identity: Path
     user: str
@@ -70,6 +82,11 @@ class Sshd:
     extra_config: str = ""
     """Lines for sshd_config; they count from the next start on."""
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return self.held.number
 
     def url(self, store: Path, address: str = "127.0.0.1") -> str:
         """Return the URL of a store directory on this host."""
@@ -95,6 +112,11 @@ class Sshd:
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.kill()
         process.wait()
+
+    def close(self) -> None:
+        """Stop it for good."""
+        self.stop()
+        self.held.release()
 
     def restart(self) -> None:
         """Stop and start it again on the same port, with the same keys."""
@@ -184,9 +206,7 @@ def start_sshd(
     identity = make_key(directory / "identity")
     shutil.copy(identity.with_suffix(".pub"), directory / "authorized_keys")
     user = pwd.getpwuid(os.geteuid()).pw_name
-    sshd = Sshd(
-        directory, free_port(), directory / "known_hosts", identity, user, addresses, launcher
-    )
+    sshd = Sshd(directory, Port(), directory / "known_hosts", identity, user, addresses, launcher)
     sshd.write_known_hosts()
     sshd.start()
     return sshd

@@ -105,6 +105,8 @@ class Proxy:
             self._spawn(self._serve, near, far)
 
     def _serve(self, near: socket.socket, far: socket.socket) -> None:
+        if self._closing:  # It came while the others were cut.
+            self.cut()
         back = threading.Thread(target=self._pump, args=(far, near, False), daemon=True)
         back.start()
         self._pump(near, far, True)

@@ -17,7 +17,7 @@ from aimfuse.errors import Unavailable
 from aimfuse.transport import Transport
 from aimfuse.transport.directory import DirectoryTransport
 from aimfuse.units import KIB, MIB
-from tests.contract.far_sides import EmbeddedSide
+from tests.contract.far_sides import EmbeddedSide, opened_at_last
 
 MakeFile = Callable[[str, int], Path]
 Deliver = Callable[["WatchedDisk"], Transport]
@@ -38,7 +38,7 @@ class WatchedDisk(Disk):
         if label.endswith(self.fail_at) and self.fail_at:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         if label.endswith(self.hang_at) and self.hang_at:
-            self.go_on.wait(30)
+            self.go_on.wait(300)
 
     def pwrite(self, label: str, fd: int, buffers: Sequence[Buffer], offset: int) -> None:
         if offset < self.forget_writes_from:
@@ -54,7 +54,6 @@ async def watched(
     store = embedded.root / "store"
     if request.param == "directory":
         return DirectoryTransport(store, disk), disk
-    await embedded.stop()
     embedded.disk = disk
     await embedded.restart()
     return embedded.transport(store), disk
@@ -166,7 +165,6 @@ async def test_a_write_that_fails_where_nobody_knows_the_free_space_is_tried_aga
     embedded: EmbeddedSide, make_file: MakeFile
 ) -> None:
     store = embedded.root / "store"
-    await embedded.stop()
     embedded.disk = VanishingDisk(store)
     await embedded.restart()
     async with opened(embedded.transport(store)) as link:
@@ -178,12 +176,15 @@ async def test_a_server_whose_disk_hangs_is_given_up(
     embedded: EmbeddedSide, make_file: MakeFile
 ) -> None:
     disk = WatchedDisk()
-    await embedded.stop()
     embedded.disk = disk
     await embedded.restart()
-    settings = replace(embedded.settings, stall_s_max=1.0)
+
+    def patient(stall_s_max: float) -> Transport:
+        settings = replace(embedded.settings, stall_s_max=stall_s_max)
+        return embedded.transport(embedded.root / "store", settings=settings)
+
     try:
-        async with opened(embedded.transport(embedded.root / "store", settings=settings)) as link:
+        async with opened_at_last(patient, 1.0) as link:
             disk.hang_at = ":sync"
             with pytest.raises(Unavailable, match="no answer"):
                 await link.put(make_file("a", KIB), "a.aim")
@@ -226,7 +227,9 @@ async def test_a_mount_that_hangs_takes_no_threads_of_other_destinations(
         for number in range(60):  # More than trio's threads for everybody.
             nursery.start_soon(partial(stuck.put, source, f"{number}.aim"))
         await trio.sleep(0.1)
-        with trio.fail_after(20):
-            await well.put(source, "a.aim")
-        disk.go_on.set()
+        try:
+            with trio.fail_after(60):
+                await well.put(source, "a.aim")
+        finally:
+            disk.go_on.set()
     assert len(list((hung / "inbox").iterdir())) == 60

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import stat
 import subprocess
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncssh
+import psutil
 import pytest
 
 from aimfuse.errors import BusyError, Refused, UsageError
@@ -407,5 +407,9 @@ async def test_port_zero_takes_a_free_one_and_frees_it(tmp_path: Path) -> None:
     (tmp_path / "served").mkdir()
     async with open_server(tmp_path / "served", "127.0.0.1", 0, Path(keys)) as server:
         assert server.host_key_line.startswith(f"[127.0.0.1]:{server.port} ssh-ed25519 ")
-    with socket.create_server(("127.0.0.1", server.port)):
-        pass
+    listening = [
+        one.laddr.port
+        for one in psutil.Process().net_connections("tcp")
+        if one.status == psutil.CONN_LISTEN
+    ]
+    assert server.port not in listening

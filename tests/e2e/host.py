@@ -30,6 +30,7 @@ from aimfuse import config as configuration
 from aimfuse.config import DestinationConfig, GroupConfig, JournalConfig, add_destination
 from aimfuse.disk import Disk
 from aimfuse.driver.group import GroupPaths, init_group
+from aimfuse.errors import JournalError
 from aimfuse.journal.reader import AimFile, read_sealed
 from aimfuse.journal.records import Iocb
 from aimfuse.journal.spool import sealed_names
@@ -77,7 +78,7 @@ class Source:
         self.mountpoint = root / "mnt"
         self.log = root / "driver.log"
         self.process: subprocess.Popen[bytes] | None = None
-        self._loops: list[str] = []
+        self._loops: dict[str, str] = {}
         self._file_systems: list[Path] = []
         self.mountpoint.mkdir(parents=True)
         if size is None:
@@ -189,15 +190,15 @@ class Source:
         for place in reversed(self._file_systems):
             _run("umount", str(place), check=False)
         for device in self._loops:
-            _run("losetup", "--detach", device, check=False)
+            if self._is_attached(device):
+                _run("losetup", "--detach", device, check=False)
         if self.process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 until_quietly(lambda: not self._is_used())
                 _run("fusermount3", "-u", str(self.mountpoint), check=False)
-                self.process.wait(10)
+                self.process.wait(WAIT_S_MAX / 2)
         if self.process is not None and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait(WAIT_S_MAX)
+            self.kill()
         self.process = None
         if is_mountpoint(self.mountpoint):
             _run("fusermount3", "-uz", str(self.mountpoint), check=False)
@@ -229,8 +230,15 @@ class Source:
     def files(self) -> list[AimFile]:
         """Return the sealed AIM files that are still in the spool, oldest first."""
         disk = Disk()
-        names = sealed_names(disk, self.spool)
-        return [read_sealed(disk, self.spool / name.sealed) for name in names]
+        found = []
+        for name in sealed_names(disk, self.spool):
+            path = self.spool / name.sealed
+            try:
+                found.append(read_sealed(disk, path))
+            except (FileNotFoundError, JournalError):
+                if path.exists():  # Else it was released meanwhile, and may be written anew.
+                    raise
+        return found
 
     def records(self) -> list[Iocb]:
         """Return the records in them; a group without destinations keeps only the newest."""
@@ -242,14 +250,15 @@ class Source:
         """Put a loop device with direct I/O on a volume and return its path."""
         file = self.mountpoint / (volume or self.image.name)
         found = _run("losetup", "--find", "--show", "--direct-io=on", *options, str(file))
-        self._loops.append(found.strip())
-        return self._loops[-1]
+        device = found.strip()
+        self._loops[device] = _backing_file(device)
+        return device
 
     def detach(self, device: str) -> None:
         """Detach a loop device and wait until it has let go."""
         _run("losetup", "--detach", device)
-        until(lambda: not _backing_file(device))
-        self._loops.remove(device)
+        until(lambda: not self._is_attached(device))
+        del self._loops[device]
 
     @contextlib.contextmanager
     def file_system(self, device: str, *options: str) -> Iterator[Path]:
@@ -262,8 +271,12 @@ class Source:
         _run("umount", str(place))
         self._file_systems.remove(place)
 
+    def _is_attached(self, device: str) -> bool:
+        """Tell whether it is still ours: its number is anybody's as soon as it is free."""
+        return _backing_file(device) == self._loops[device]
+
     def _is_used(self) -> bool:
-        return any(_backing_file(device) for device in self._loops)
+        return any(map(self._is_attached, self._loops))
 
 
 class FarHost:

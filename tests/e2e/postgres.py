@@ -13,7 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.e2e.host import is_running, until
+
 USER = "postgres"
+START_S_MAX = 100
 _AS_USER: dict[str, Any] = {"user": USER, "group": USER, "extra_groups": [], "cwd": "/"}
 _SETTINGS = {
     "listen_addresses": "",
@@ -110,10 +113,13 @@ class Postgres:
         (self._data / "postmaster.pid").unlink(missing_ok=True)
         options = " ".join(f"-c {name}='{value}'" for name, value in settings.items())
         self._ctl("start", f"--log={self._runtime / 'log'}", f"--options={options}")
+        postmaster = int((self._data / "postmaster.pid").read_text().split("\n")[0])
         try:
             yield
         finally:
             self._ctl("stop", "--mode=fast")
+            # It works in the cluster's directory until it has gone, and pg_ctl does not wait.
+            until(lambda: not is_running(postmaster))
 
     def query(self, text: str) -> str:
         """Return what a statement yields, as text."""
@@ -142,13 +148,14 @@ class Postgres:
             bench.wait()
 
     def _ctl(self, *words: str) -> None:
-        self._run("pg_ctl", "--wait", "--silent", f"--pgdata={self._data}", *words)
+        patience = ("--wait", f"--timeout={START_S_MAX}")
+        self._run("pg_ctl", *patience, "--silent", f"--pgdata={self._data}", *words)
 
     def _run(self, program: str, *words: str) -> str:
         with tempfile.TemporaryFile() as said:  # A server would hold a pipe open for ever.
             done = subprocess.run(
                 (self._programs / program, *words), check=False, stdin=subprocess.DEVNULL,
-                stdout=said, stderr=subprocess.STDOUT, timeout=120, **_AS_USER,
+                stdout=said, stderr=subprocess.STDOUT, timeout=2 * START_S_MAX, **_AS_USER,
             )  # fmt: skip
             said.seek(0)
             text = said.read().decode()

@@ -1,5 +1,6 @@
 """A store passes on what it receives through a stock sshd, staged copies included."""
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -82,8 +83,8 @@ class Chain:
 
 @pytest.fixture
 def chain(tmp_path: Path) -> Iterator[Chain]:
-    sshd = start_sshd(tmp_path / "sshd")
     with (
+        contextlib.closing(start_sshd(tmp_path / "sshd")) as sshd,
         Source(tmp_path / "athens", SIZE) as athens,
         FarHost(tmp_path / "berlin") as berlin,
         FarHost(tmp_path / "cairo") as cairo,
@@ -93,7 +94,6 @@ def chain(tmp_path: Path) -> Iterator[Chain]:
             yield made
         finally:
             made.stop_shipping()
-            sshd.stop()
             print(berlin.log.read_text(errors="replace")[-4000:])
             print(athens.log.read_text(errors="replace")[-4000:])
 

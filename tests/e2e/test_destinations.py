@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from aimfuse.config import DestinationConfig
-from aimfuse.units import KIB, MIB
+from aimfuse.units import KIB, MIB, counted
 from tests.e2e.host import FarHost, Source, aimfuse, until
 
 pytestmark = [pytest.mark.fuse, pytest.mark.usefixtures("require_fuse")]
@@ -46,6 +46,7 @@ def listed(source: Source) -> dict[str, dict[str, Any]]:
 def told(source: Source, name: str) -> dict[str, Any]:
     """Return what the coordinator says of a destination."""
     path = source.state_dir / "destinations" / name / "status.json"
+    until(path.exists)
     found: dict[str, Any] = json.loads(path.read_text())
     return found
 
@@ -71,11 +72,13 @@ def test_a_dead_and_a_slow_destination_hold_no_fast_one_up(
     source.wait_mirrored(far, "slow")
     edit(source, 'name = "slow"', 'name = "slow"\nbandwidth = "32KiB/s"')
     assert aimfuse("reload", source.image).returncode == 0
+    began_s = time.monotonic()
     for turn in range(4):
         write(source, turn * MIB, 128 * KIB)
         source.wait_mirrored(far, "fast")
-        # At its cap the slow one needs four times four seconds.
-        assert far.ack("slow")["applied"]["number"] < far.ack("fast")["applied"]["number"]
+        is_behind = far.ack("slow")["applied"]["number"] < far.ack("fast")["applied"]["number"]
+        # At its cap the slow one needs four seconds for each, and this machine seldom so long.
+        assert is_behind or time.monotonic() - began_s > 3.5 * (turn + 1)
     assert far.mirror(store="fast").read_bytes() == source.volume.read_bytes()
     edit(source, 'bandwidth = "32KiB/s"', "")
     source.wait_mirrored(far, "slow")
@@ -91,18 +94,21 @@ def test_destinations_come_pause_and_go_while_the_volume_is_in_use(
     done = aimfuse("destination", "add", source.image, far.url("two"), "--bandwidth", "20MiB/s")
     assert (done.returncode, done.stdout) == (0, "Added two.\n"), done.stderr
     source.wait_mirrored(far, "two")
+    until(lambda: pinned(source, "two") == 0)  # A pause ends the reading of acks, too.
     again = aimfuse("destination", "add", source.image, far.url("two"), "--bandwidth", "1MiB/s")
     assert (again.returncode, "nothing was changed" in again.stderr) == (2, True)
     assert aimfuse("destination", "pause", source.image, "two").returncode == 0
     write(source, MIB)
     source.wait_mirrored(far, "one")
-    until(lambda: pinned(source, "two") == 1)
+    late = far.ack("one")["applied"]["number"] - far.ack("two")["applied"]["number"]
+    assert late > 0
+    until(lambda: pinned(source, "two") == late)
     two = listed(source)["two"]
     assert (two["state"], two["bandwidth_bytes_s"]) == ("paused", 20 * MIB)
     assert aimfuse("status", "--check", source.image).returncode == 0
     refused = aimfuse("destination", "remove", source.image, "two")
     assert refused.returncode == 2
-    assert "has not got 1 file" in refused.stderr
+    assert f"has not got {counted(late, 'file')}" in refused.stderr
     assert "--yes" in refused.stderr
     kept = max(source.spool.glob("*.aim"))
     assert aimfuse("destination", "remove", source.image, "two", "--yes").returncode == 0
@@ -110,6 +116,7 @@ def test_destinations_come_pause_and_go_while_the_volume_is_in_use(
     for place in (2, 3):
         write(source, place * MIB)
         source.wait_mirrored(far, "one")
+        source.call("checkpoint")  # Kept until the one before the newest is past it.
     until(lambda: not kept.exists(), source.status)
     assert far.mirror(store="two").exists()
 
@@ -177,7 +184,7 @@ def test_a_table_taken_out_by_hand_is_shown_and_keeps_its_files(
     source.wait_mirrored(far, "one")
     write(source, MIB)
     source.wait_mirrored(far, "one")
-    assert listed(source)["two"]["state"] == "removed"
+    until(lambda: listed(source)["two"]["state"] == "removed", lambda: listed(source))
     (source.state_dir / "group.toml").write_text(
         f"{head}[[destination]]{first}[[destination]]{second}"
     )

@@ -38,7 +38,7 @@ KINDS = {
 
 def run(*command: object) -> str:
     done = subprocess.run(
-        list(map(str, command)), check=False, capture_output=True, text=True, timeout=120
+        list(map(str, command)), check=False, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout

@@ -36,7 +36,7 @@ class FullStore:
 
     def fill(self) -> None:
         """Let somebody else use up the disk to the last byte."""
-        fd = os.open(self._filler, os.O_WRONLY | os.O_CREAT)
+        fd = os.open(self._filler, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             for size in (MIB, 4 * KIB):
                 with contextlib.suppress(OSError):
@@ -98,6 +98,8 @@ def place(tmp_path: Path) -> Iterator[FullStore]:
         made.write(SIZE)
         made.wait_identical()
         until(lambda: made.told()["state"] == "idle", made.told)
+        # What is pruned later leaves room for files that are then applied, as it should be.
+        until(lambda: not list((far.store(NAME) / "history").glob("*.undo")))
         yield made
     run("umount", mounted)
     disk.remove()

@@ -46,9 +46,11 @@ def test_a_paused_mirror_stays_while_the_spool_empties_and_follows_when_resumed(
     store = far.store()
     assert aimfuse("pause", store, "apply", "--reason", "a backup").returncode == 0
     write(source, b"first")
-    (first,) = source.files()
-    write(source, b"held back")
-    write(source, b"held back too")
+    first = source.files()[-1]
+    for data in (b"held back", b"held back too"):
+        source.call("checkpoint")  # Kept until the one before the newest is past it.
+        write(source, data)
+    source.call("checkpoint")
     until(lambda: seen(source)["pinned"]["files"] == 0, lambda: seen(source))
     until(lambda: not first.path.exists(), source.status)
     assert far.mirror().read_bytes() == before

@@ -39,7 +39,7 @@ def talk(source: Source, *lines: bytes) -> list[dict[str, object]]:
     fd = os.open(source.state_dir, os.O_PATH)
     try:
         with socket.socket(socket.AF_UNIX) as link:
-            link.settimeout(30)
+            link.settimeout(60)
             link.connect(f"/proc/self/fd/{fd}/control.sock")
             try:
                 link.sendall(b"".join(lines))

@@ -278,7 +278,7 @@ def test_a_full_spool_holds_writers_up_and_nobody_else_until_there_is_room(
             blocked = "import os, sys; os.pwrite(os.open(sys.argv[1], os.O_RDWR), b'during', 0)"
             with subprocess.Popen([sys.executable, "-c", blocked, source.volume]) as writer:
                 command = f"stat {source.volume}; ls -la {source.mountpoint}; df {source.volume}"
-                subprocess.run(["sh", "-ec", command], check=True, timeout=20, capture_output=True)
+                subprocess.run(["sh", "-ec", command], check=True, timeout=60, capture_output=True)
                 with pytest.raises(subprocess.TimeoutExpired):
                     writer.wait(0.5)
                 assert source.status()["accepted_seq"] == source.status()["durable_seq"]

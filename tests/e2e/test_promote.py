@@ -180,9 +180,8 @@ def test_a_store_with_the_fork_s_prefix_goes_on_without_a_copy_and_one_ahead_is_
             for one in copies:
                 ours("destination", "add", far.store(), far.url(one), "--name", one)
             ours("flush", far.store(), "--wait", "applied", "--destination", "prefix")
-            listed = ours("destination", "list", far.store())
+            until(lambda: "halted" in ours("destination", "list", far.store()))
         assert far.mirror(store="prefix").read_bytes() == far.mirror().read_bytes()
         assert far.ack("prefix")["sync"]["id"] == copies["prefix"]
         assert far.ack("ahead")["sync"]["id"] == copies["ahead"]
         assert far.mirror(store="ahead").read_bytes()[:19] == b"only ahead has this"
-        assert "halted" in listed

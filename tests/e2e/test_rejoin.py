@@ -109,6 +109,7 @@ def wait_mirrored(new: Source, store: Path) -> None:
 
 def sent_bytes(new: Source) -> int:
     status = new.state_dir / "destinations" / "former" / "status.json"
+    until(status.exists)
     return int(json.loads(status.read_bytes())["sent_bytes"])
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from aimfuse.units import MIB
-from tests.e2e.host import FarHost, Source, is_mountpoint, until
+from tests.e2e.host import FarHost, Source, aimfuse, is_mountpoint, until
 
 pytestmark = [
     pytest.mark.fuse,
@@ -126,10 +126,23 @@ def lose_a_file(source: Source, far: FarHost, hosts: Hosts) -> None:
     source.detach(device)
 
 
-def write_until_told(source: Source) -> None:
-    """Write as an application that does not know, until the volume takes no more."""
+def come_back_and_write(source: Source, store: str) -> None:
+    """Mount, and write as an application that does not know, until the volume takes no more.
+
+    The *store* is not asked before something was written.
+    """
+    ours("destination", "pause", source.image, store)
+    source.mount()
     with source.volume.open("r+b", buffering=0) as volume:
+        assert takes(volume.fileno())
+        ours("destination", "resume", source.image, store)
         until(lambda: not takes(volume.fileno()))
+
+
+def ours(*words: object) -> None:
+    """Run a command of ours, which has to succeed."""
+    done = aimfuse(*words)
+    assert done.returncode == 0, done.stderr
 
 
 def takes(volume: int) -> bool:
@@ -157,7 +170,7 @@ def test_the_runbook_works_as_it_is_written(tmp_path: Path, hosts: Hosts) -> Non
         Source(tmp_path / "near", name="disk.img") as near,
     ):
         far.start()
-        near.init(to=[far.url("disk")])
+        (store,) = near.init(to=[far.url("disk")]).destinations
         near.mount()
         lose_a_file(near, far, hosts)
         near.wait_mirrored(far, "disk")
@@ -185,16 +198,15 @@ def test_the_runbook_works_as_it_is_written(tmp_path: Path, hosts: Hosts) -> Non
             os.pwrite(volume.fileno(), b"written over there", 5 * MIB)
             os.fsync(volume.fileno())
 
-        near.mount()
-        write_until_told(near)
+        come_back_and_write(near, store.name)
         hosts.type("near$ aimfuse umount")
         near.wait_ended()
         assert "the image itself" in hosts.type("near$ aimfuse branch list")
         hosts.type("near$ aimfuse rejoin")
         hosts.type("near$ aimfuse replay")
         hosts.type("far$ aimfuse destination url")
-        store = near.state_dir / "store"
-        until(lambda: phase_of(store) == "consistent", lambda: phase_of(store))
+        joined = near.state_dir / "store"
+        until(lambda: phase_of(joined) == "consistent", lambda: phase_of(joined))
 
         hosts.type("far$ aimfuse switchover")
         hosts.type("near$ aimfuse mount")

@@ -75,6 +75,16 @@ def wait_identical(source: Source, far: FarHost) -> None:
     )
 
 
+def remove_in_use(spool: Path) -> None:
+    """Remove the directory and what is in it, whatever comes and goes there meanwhile."""
+
+    def is_gone() -> bool:
+        shutil.rmtree(spool, ignore_errors=True)
+        return not spool.exists()
+
+    until(is_gone)
+
+
 def a_file(spool: Path) -> None:
     """Put a file in its place."""
     spool.write_bytes(b"no directory")
@@ -126,7 +136,7 @@ def test_a_spool_that_cannot_be_read_refuses_the_mount_and_resync_begins_another
 def test_a_spool_that_goes_while_mounted_halts_the_volume_and_takes_nothing_that_was_synced(
     source: Source, far: FarHost
 ) -> None:
-    shutil.rmtree(source.spool)
+    remove_in_use(source.spool)
     a_file(source.spool)
     either = write_until_refused(source)
     until(lambda: source.status()["state"] == "halted", source.status)

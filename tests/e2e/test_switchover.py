@@ -34,7 +34,7 @@ def killed_at(label: str, *arguments: object) -> None:
         "AIMFUSE_CRUELTY": json.dumps(plan),
     }
     command = (*AIMFUSE, *map(str, arguments))
-    done = subprocess.run(command, check=False, capture_output=True, env=env, timeout=60)
+    done = subprocess.run(command, check=False, capture_output=True, env=env, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 

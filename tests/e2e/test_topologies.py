@@ -136,7 +136,7 @@ def work_at_once(sources: list[Source]) -> None:
 
 
 def flush(source: Source) -> None:
-    done = aimfuse("flush", source.image, "--wait", "applied", "--timeout", "30s")
+    done = aimfuse("flush", source.image, "--wait", "applied", "--timeout", "100s")
     assert done.returncode == 0, done.stderr
 
 
@@ -191,7 +191,7 @@ def test_many_to_one(world: World, stack: ExitStack, tmp_path: Path) -> None:
         write(source)
     if LONG:
         work_at_once(mounted)
-    assert [process.wait(60) for process in shipping] == [0] * len(others)
+    assert [process.wait(120) for process in shipping] == [0] * len(others)
     for source in mounted:
         flush(source)
         source.wait_applied()
@@ -224,11 +224,13 @@ def test_chained(world: World, stack: ExitStack, tmp_path: Path) -> None:
     words = [word.replace("disk/", f"{near.store('chain')}/") for word in ship.split()[1:]]
     assert aimfuse(*words, "--until-empty").returncode == 0
     until(lambda: is_mirrored(source, next_hop, "chained"))
+    passed_on = near.ack("chain")["applied"]["number"]
     for place in (0, MIB):
         write(source, place)
         flush(source)
     source.wait_applied()
-    assert len(list((forward / "spool").glob("*.aim"))) == 2
+    waiting = near.ack("chain")["applied"]["number"] - passed_on
+    assert len(list((forward / "spool").glob("*.aim"))) == waiting > 1
     assert aimfuse(*words, "--until-empty").returncode == 0
     until(lambda: is_mirrored(source, next_hop, "chained"))
     assert not list((forward / "spool").glob("*.aim"))

@@ -52,7 +52,7 @@ class View:
         """Unmount it and return its exit code."""
         done = aimfuse("umount", self.place)
         assert done.returncode == 0, done.stderr
-        return self.process.wait(30)
+        return self.process.wait(60)
 
 
 @contextlib.contextmanager
@@ -63,7 +63,7 @@ def view(store: Path, place: Path, *options: str) -> Iterator[View]:
     finally:
         if shown.process.poll() is None:
             shown.process.kill()
-            shown.process.wait(30)
+            shown.process.wait(60)
         if is_mountpoint(place):
             subprocess.run(["fusermount3", "-uz", str(place)], check=False)
 
@@ -311,7 +311,7 @@ def test_a_view_that_was_killed_leaves_nothing_that_is_in_the_way(tmp_path: Path
     with view(store, tmp_path / "mnt", *options) as shown:
         (shown.place / "v.img").write_bytes(b"x" * 100_000)
         shown.process.send_signal(signal.SIGKILL)
-        shown.process.wait(30)
+        shown.process.wait(60)
         assert not list(scratch.iterdir())
         assert pins_of(store) is None
         assert not list((store / "history").glob("pin-*"))
@@ -331,7 +331,7 @@ def test_a_view_ends_with_a_signal_unless_it_is_used(tmp_path: Path) -> None:
             assert done.returncode == 3
             assert "v.img open" in done.stderr
         shown.process.terminate()
-        assert shown.process.wait(30) == 0
+        assert shown.process.wait(60) == 0
 
 
 def test_a_view_in_the_background_says_where_it_is_or_why_not(tmp_path: Path) -> None:
@@ -368,7 +368,7 @@ def test_bisect_finds_the_record_that_broke_it(tmp_path: Path) -> None:
 def test_a_search_that_is_killed_leaves_no_view_behind(tmp_path: Path) -> None:
     _source, store, _waiting = recorded(tmp_path)
     told = tmp_path / "told"
-    check = f"echo {{}} > {told}.part; mv {told}.part {told}; exec sleep 30"
+    check = f"echo {{}} > {told}.part; mv {told}.part {told}; exec sleep 1000"
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     search = subprocess.Popen(
         (*AIMFUSE, "bisect", str(store), "--check", check), env=environment, process_group=0
@@ -378,7 +378,7 @@ def test_a_search_that_is_killed_leaves_no_view_behind(tmp_path: Path) -> None:
         mountpoint = Path(told.read_text().strip())
         assert is_mountpoint(mountpoint)
         search.kill()
-        search.wait(30)
+        search.wait(60)
         until(lambda: not is_mountpoint(mountpoint))
         until(lambda: pins_of(store) is None)
     finally:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 import outcome
@@ -179,7 +180,8 @@ class TrioSide:
                 except Exception as exc:  # noqa: BLE001 - it is raised where it was asked for
                     result = outcome.Error(exc)
             if not scope.cancelled_caught:
-                loop.call_soon_threadsafe(_resolve, answered, result)
+                with suppress(RuntimeError):  # The loop has ended: nobody waits any more.
+                    loop.call_soon_threadsafe(_resolve, answered, result)
 
         self._token.run_sync_soon(trio.lowlevel.spawn_system_task, answer)
         try:
