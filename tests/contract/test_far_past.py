@@ -14,6 +14,7 @@ import pytest
 from aimfuse.disk import Disk
 from aimfuse.errors import JournalError, OutOfReach, Unavailable
 from aimfuse.manager.far import store_status
+from aimfuse.replay import copying
 from aimfuse.replay.past import describe
 from aimfuse.replay.readers import READER_NS, Wish, reader_name
 from aimfuse.replay.restore import Request, restore_from
@@ -87,6 +88,19 @@ async def test_without_a_replayer_all_is_read_and_holes_are_still_holes(
     assert said["reads"]["mirror_bytes"] == MIB
     assert request.output.stat().st_blocks * 512 < MIB // 8
     assert request.output.read_bytes() == source.states[1, 3]["v.img"]
+
+
+async def test_no_byte_is_left_out_where_two_stretches_of_a_large_volume_meet(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes over the line at once does not end where a stretch of the copy does."""
+    monkeypatch.setattr(copying, "COPY_BYTES", 700_000)  # Else the volume had to have many MiB.
+    source, store = long_past(server.root)
+    (point, expected), *_others = source.states.items()
+    request = Request(tmp_path / "out", at(point), "v.img")
+    with replaying(store), reaching(server, store) as access:
+        restore_from(access, request, silent)
+    assert request.output.read_bytes() == expected["v.img"]
 
 
 # A link that is cut.

@@ -202,15 +202,14 @@ class FarDisk(Disk):
         at = offset
         with _named(self._store / opened.path):
             while (run := opened.next_run) is not None and run[0] == at:
-                if at + len(run[1]) > offset + length:
-                    break
-                for start, data in _data_in(at, run[1]):
+                here, rest = run[1][: offset + length - at], run[1][offset + length - at :]
+                for start, data in _data_in(at, here):
                     self.pwrite(label, target, [data], start)
-                at += len(run[1])
-                if not run[1] or at - offset >= min(COPY_BYTES, length):
-                    opened.next_run = next(opened.stream, None)
+                at += len(here)
+                # A run may go on behind what is asked for: the rest is for the next call.
+                opened.next_run = (at, rest) if rest else next(opened.stream, None)
+                if not here or at - offset >= min(COPY_BYTES, length):
                     break
-                opened.next_run = next(opened.stream, None)
         opened.at = opened.next_run[0] if opened.next_run else -1
         return at - offset
 

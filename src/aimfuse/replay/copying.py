@@ -1,5 +1,6 @@
 """Copy the data of one file to another, in its order, by one thread or by several."""
 
+import errno
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,10 @@ from aimfuse.units import MIB
 
 COPY_BYTES = 16 * MIB
 """Bytes that one call copies, and between two reports of progress."""
+
+
+EMPTY_COPIES_MAX = 8
+"""Tries at a place where nothing is read and no end is: a file may be cut and grow meanwhile."""
 
 
 class Copying:
@@ -54,18 +59,25 @@ class Copying:
         try:
             while (chunk := self._next()) is not None:
                 at, end = chunk
-                while at < end:
-                    got = self._disk.copy_range(
-                        "restore:copy", self._source, self._target, at, end - at
-                    )
-                    if not got:  # The replayer has cut it; what was there is in an undo file.
-                        break
+                while at < end and (got := self._copied(at, end)):
                     at += got
                     with self._lock:
                         self._told(got, at)
         except BaseException:
             self._is_over = True  # For the other threads, too.
             raise
+
+    def _copied(self, at: int, end: int) -> int:
+        """Copy from *at* on; return the bytes, 0 where the source ends.
+
+        It may end before its *end*: the replayer has cut it, and what was there is in an undo
+        file. Nothing else may be left out, for the target would be zero there.
+        """
+        for _again in range(EMPTY_COPIES_MAX):
+            got = self._disk.copy_range("restore:copy", self._source, self._target, at, end - at)
+            if got or self._disk.size(self._source) <= at:
+                return got
+        raise OSError(errno.EIO, f"nothing could be read at byte {at}, in front of the end")
 
     def _next(self) -> tuple[int, int] | None:
         with self._lock:
