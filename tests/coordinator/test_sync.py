@@ -18,6 +18,7 @@ from aimfuse.coordinator.run import run_ship
 from aimfuse.coordinator.source import Source
 from aimfuse.disk import Disk
 from aimfuse.errors import Unavailable
+from aimfuse.journal.dirty import DirtyMap
 from aimfuse.journal.header import FileKind
 from aimfuse.journal.journal import Head
 from aimfuse.journal.reader import read_sealed
@@ -110,11 +111,46 @@ def test_an_image_that_shrank_or_is_empty_is_copied_as_far_as_it_goes(tmp_path: 
 
 def test_runs_that_are_not_zero_are_found_by_blocks() -> None:
     data = bytes(BLOCK) + b"a" * BLOCK + bytes(BLOCK) + bytes(BLOCK - 1) + b"b" + b"c" * 7
-    runs = list(nonzero_runs(data))
-    assert [at for at, _ in runs] == [BLOCK, 3 * BLOCK]
-    assert runs[1][1].endswith(b"bccccccc")
-    assert list(nonzero_runs(bytes(3 * BLOCK + 5))) == []
-    assert list(nonzero_runs(b"")) == []
+    end = len(data)
+    assert list(nonzero_runs(data, 0, end)) == [(BLOCK, 2 * BLOCK), (3 * BLOCK, end)]
+    assert list(nonzero_runs(data, 2 * BLOCK, end)) == [(3 * BLOCK, end)]
+    assert list(nonzero_runs(data, 2 * BLOCK, end - 8)) == []
+    assert list(nonzero_runs(bytes(3 * BLOCK + 5), 0, 3 * BLOCK + 5)) == []
+    assert list(nonzero_runs(b"", 0, 0)) == []
+
+
+def test_zeros_between_data_are_told_apart_wherever_they_lie(tmp_path: Path) -> None:
+    image, dice = tmp_path / "v.img", make_dice()
+    blocks = (dice.choice((bytes(BLOCK), dice.randbytes(BLOCK))) for _ in range(1500))
+    image.write_bytes(b"".join(blocks) + b"end")
+    held, size = image.read_bytes(), image.stat().st_size
+    sync, dirty = SyncState(7, Head(), (volume(1, "v.img", image),), 2), DirtyMap()
+    dirty.add(1, 0, size)
+    assert copied(tmp_path, sync, image, 4 * MIB)[1] == held
+    reader = ImageReader(Disk(), image, sync, 4 * MIB, dirty)
+    found, start, last = bytearray(b"\xff" * size), (0, 0), False
+    while not last:
+        stretch = reader.gather(start)
+        for one in stretch.chunks:
+            assert one.data is None or len(one.data) == one.length
+            found[one.offset : one.offset + one.length] = one.data or bytes(one.length)
+        start, last = stretch.end, stretch.last
+    assert found == held
+
+
+def test_an_image_that_is_cut_while_it_is_read_is_copied_as_far_as_it_goes(tmp_path: Path) -> None:
+    image = tmp_path / "v.img"
+    image.write_bytes(b"x" * 3 * MIB)
+    sync = SyncState(7, Head(), (volume(1, "v.img", image),), 2)
+
+    class CutsMeanwhile(Disk):
+        def pread_into(self, fd: int, view: memoryview, offset: int) -> int:
+            os.truncate(image, MIB + BLOCK + 5)
+            return super().pread_into(fd, view, offset)
+
+    stretch = ImageReader(CutsMeanwhile(), image, sync, 4 * MIB).gather((0, 0))
+    assert [(one.offset, one.length) for one in stretch.chunks] == [(0, MIB), (MIB, BLOCK + 5)]
+    assert (stretch.end, stretch.last) == ((1, 3 * MIB), True)
 
 
 async def test_a_copy_waits_for_the_end_of_an_unclean_journal(

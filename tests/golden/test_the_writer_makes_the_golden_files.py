@@ -129,7 +129,7 @@ def build_undo(out: Path) -> None:
     }  # fmt: skip
     none, here = VolumeId(0), ByteOffset(0)
     mark = json.dumps(about, separators=(",", ":")).encode()
-    data, _digest = encode_sealed(
+    parts, _digest = encode_sealed(
         Identity(GROUP, Epoch(2), FileNumber(3), T0, kind=FileKind.UNDO),
         [
             Frame(RecordType.TABLE, none, here, 0, table((1, "v.img", 131072))),
@@ -138,7 +138,7 @@ def build_undo(out: Path) -> None:
             Frame(RecordType.WRITE, VolumeId(1), ByteOffset(4), 4, b"was."),
         ],
     )
-    (out / UNDO).write_bytes(data)
+    (out / UNDO).write_bytes(b"".join(parts))
 
 
 def build_open(out: Path, target: str, change: Callable[[bytearray], None]) -> None:

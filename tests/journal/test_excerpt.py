@@ -56,7 +56,7 @@ def made(path: Path, volumes: int = 4, names: int = 0) -> Path:
             kind = WRITE if data else ZERO
             frames.append(Frame(kind, VolumeId(volume), at, RECORD_BYTES, data))
     identity = Identity(bytes(16), Epoch(1), FileNumber(2), 3, kind=FileKind.UNDO)
-    path.write_bytes(encode_sealed(identity, frames)[0])
+    path.write_bytes(b"".join(encode_sealed(identity, frames)[0]))
     return path
 
 

@@ -60,7 +60,7 @@ def made(rows: list[Row], table_bytes: int = 20) -> bytes:
         Frame(kind, volume, ByteOffset(offset), length, payload)
         for (kind, volume, offset, length), payload in zip(rows, payloads(rows), strict=True)
     ]
-    return bytes(encode_sealed(IDENTITY, [*marks(table_bytes), *frames])[0])
+    return b"".join(encode_sealed(IDENTITY, [*marks(table_bytes), *frames])[0])
 
 
 def some_rows(count: int = 3) -> list[Row]:

@@ -24,7 +24,7 @@ def part(*records: tuple[RecordType, int, int, int, bytes]) -> AimFile:
         Frame(kind, VolumeId(volume), ByteOffset(offset), length, payload)
         for kind, volume, offset, length, payload in records
     ]
-    return check_sealed(Path("part"), bytes(encode_sealed(identity, frames)[0]))
+    return check_sealed(Path("part"), b"".join(encode_sealed(identity, frames)[0]))
 
 
 def opened(directory: Path, *volumes: int) -> dict[VolumeId, int]:

@@ -44,12 +44,24 @@ class Chunk:
     volume: int
     offset: int
     length: int
-    data: bytes | None
+    data: memoryview | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A stretch of one volume that is to be read from *fd*, or a hole, without one."""
+
+    offset: int
+    length: int
+    fd: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """What goes into one SYNC file: from `start` up to `end`, `last` if nothing follows."""
+    """What goes into one SYNC file: from `start` up to `end`, `last` if nothing follows.
+
+    Its bytes are the reader's, and there until that gathers the next one.
+    """
 
     start: Position
     end: Position
@@ -73,6 +85,7 @@ class ImageReader:
         table = len(encode_table(one.entry for one in self._volumes))
         spent = HEADER_BYTES + table + _MARK_BYTES + 2 * _FRAME_BYTES
         self._room = max(2 * WRITE_BYTES_MAX, file_bytes - spent)
+        self._memory = bytearray()
 
     def data_bytes(self) -> int:
         """Return the bytes that a whole copy has to read, about."""
@@ -93,8 +106,10 @@ class ImageReader:
             ImageMismatch: the image is another file than the one that was mirrored.
             OSError: it could not be read.
         """
+        if not self._memory:
+            self._memory = bytearray(self._room)
         chunks: list[Chunk] = []
-        room, scanned, read = self._room, 0, 0
+        used, room, scanned, read = 0, self._room, 0, 0
         end = start
         for one in self._volumes:
             volume = int(one.entry.volume)
@@ -102,26 +117,28 @@ class ImageReader:
                 continue
             begin = start[1] if volume == start[0] else 0
             for piece in self._pieces(one, begin):
-                held = len(piece.data or b"")
+                held = 0 if piece.fd is None else piece.length
                 if room < held + _FRAME_BYTES or read >= SCAN_BYTES_MAX:
                     end = (volume, piece.offset)
                     return Stretch(start, end, tuple(chunks), scanned, last=False)
                 scanned += piece.length
                 read += held
-                for chunk in self._chunks(piece):
+                for chunk in self._chunks(volume, piece, used):
                     chunks.append(chunk)
-                    room -= padded(len(chunk.data or b"")) + _FRAME_BYTES
+                    count = len(chunk.data or b"")
+                    used += count
+                    room -= padded(count) + _FRAME_BYTES
             end = (volume, one.entry.size_bytes)
         return Stretch(start, end, tuple(chunks), scanned, last=True)
 
-    def _pieces(self, one: SyncVolume, begin: int) -> Iterator[Chunk]:
+    def _pieces(self, one: SyncVolume, begin: int) -> Iterator[_Piece]:
         """Yield what is allocated, and with a map holes, in pieces that fit a record."""
         fd = self._open(one)
         if fd is None:  # Gone since; the journal says so before the mirror is consistent.
             return
         try:
             for low, high in self._wanted(one, begin):
-                yield from self._stretch(fd, one, low, high)
+                yield from self._stretch(fd, low, high)
         finally:
             self._disk.close(fd)
 
@@ -138,41 +155,43 @@ class ImageReader:
             if max(begin, extent.offset) < end:
                 yield max(begin, extent.offset), end
 
-    def _stretch(self, fd: int, one: SyncVolume, low: int, high: int) -> Iterator[Chunk]:
-        volume, at = int(one.entry.volume), low
-        end = min(high, self._disk.size(fd))
+    def _stretch(self, fd: int, low: int, high: int) -> Iterator[_Piece]:
+        at, end = low, min(high, self._disk.size(fd))
         # Where the next hole is may cost a walk over all of the image: not for a few blocks.
         is_short = end - low <= WRITE_BYTES_MAX and low < end
         for data_low, data_high in (
             [(low, end)] if is_short else self._disk.data_ranges(fd, low, end)
         ):
             if at < data_low and self._todo is not None:
-                yield Chunk(volume, at, data_low - at, None)
+                yield _Piece(at, data_low - at, None)
             at = data_low
             while at < data_high:
                 # Worst case every other block is zero: leave room for the frames.
                 until = min(data_high, align_down(at, BLOCK_BYTES) + WRITE_BYTES_MAX)
-                data = self._disk.pread(fd, until - at, at)
-                if not data:  # Cut meanwhile; the journal has that too.
-                    return
-                yield Chunk(volume, at, len(data), data)
-                at += len(data)
+                yield _Piece(at, until - at, fd)
+                at = until
         if at < high and self._todo is not None:
-            yield Chunk(volume, at, high - at, None)
+            yield _Piece(at, high - at, None)
 
-    def _chunks(self, piece: Chunk) -> Iterator[Chunk]:
-        """Yield what goes into the file for a piece."""
-        if piece.data is None:
-            yield piece
+    def _chunks(self, volume: int, piece: _Piece, used: int) -> Iterator[Chunk]:
+        """Yield what goes into the file for a piece; what is read lies behind what is *used*."""
+        if piece.fd is None:
+            yield Chunk(volume, piece.offset, piece.length, None)
             return
-        at = 0
-        for start, part in nonzero_runs(piece.data):
-            if at < start and self._todo is not None:
-                yield Chunk(piece.volume, piece.offset + at, start - at, None)
-            yield Chunk(piece.volume, piece.offset + start, len(part), part)
-            at = start + len(part)
-        if at < piece.length and self._todo is not None:
-            yield Chunk(piece.volume, piece.offset + at, piece.length - at, None)
+        view, here, at = memoryview(self._memory), piece.offset - used, used
+        # Less than is wanted if it was cut meanwhile; the journal has that too.
+        end = at + self._disk.pread_into(piece.fd, view[at : at + piece.length], piece.offset)
+        for low, high in nonzero_runs(self._memory, at, end):
+            if at < low and self._todo is not None:
+                yield Chunk(volume, here + at, low - at, None)
+            data = view[used : used + high - low]
+            if used < low:
+                data[:] = view[low:high]
+            yield Chunk(volume, here + low, high - low, data)
+            used += high - low
+            at = high
+        if at < end and self._todo is not None:
+            yield Chunk(volume, here + at, end - at, None)
 
     def _open(self, one: SyncVolume) -> int | None:
         if not self._image.is_dir():
@@ -209,19 +228,24 @@ class ImageReader:
             return next((Path(e.path) for e in entries if e.inode() == one.inode), None)
 
 
-def nonzero_runs(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield (offset, bytes) of the stretches of *data* with a block in them that is not zero."""
-    start = None
-    for at in range(0, len(data), BLOCK_BYTES):
-        block = data[at : at + BLOCK_BYTES]
+def nonzero_runs(data: bytes | bytearray, begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield (begin, end) of the stretches of *data* with a block in them that is not zero.
+
+    Only blocks that begin with a zero are looked at whole.
+    """
+    start = begin
+    firsts = data[begin:end:BLOCK_BYTES]
+    index = firsts.find(0)
+    while index >= 0:
+        at = begin + index * BLOCK_BYTES
+        block = data[at : min(at + BLOCK_BYTES, end)]
         if block == _ZEROS[: len(block)]:
-            if start is not None:
-                yield start, data[start:at]
-                start = None
-        elif start is None:
-            start = at
-    if start is not None:
-        yield start, data[start:] if start else data
+            if start < at:
+                yield start, at
+            start = at + len(block)
+        index = firsts.find(0, index + 1)
+    if start < end:
+        yield start, end
 
 
 _ZEROS = bytes(BLOCK_BYTES)
@@ -255,12 +279,12 @@ def write_sync_file(  # noqa: PLR0913 - what a file says, and where it goes
         kind = RecordType.ZERO if chunk.data is None else RecordType.WRITE
         at = ByteOffset(chunk.offset)
         frames.append(Frame(kind, VolumeId(chunk.volume), at, chunk.length, chunk.data or b""))
-    data, _digest = encode_sealed(identity, frames)
+    parts, _digest = encode_sealed(identity, frames)
     path = directory / name.sealed
     part = directory / (name.sealed + PART)
     fd = disk.open("sync:create", part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
-        disk.pwrite("sync:write", fd, [data], 0)
+        disk.pwrite("sync:write", fd, parts, 0)
     finally:
         disk.close(fd)
     disk.rename("sync:rename", part, path)

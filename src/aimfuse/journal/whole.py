@@ -33,6 +33,7 @@ from aimfuse.journal.records import (
 )
 from aimfuse.units import ByteOffset, Epoch, FileNumber, Seq, VolumeId
 
+Buffer = bytes | memoryview
 _PADS = tuple(bytes(count) for count in range(8))
 
 
@@ -43,7 +44,7 @@ class Frame(NamedTuple):
     volume: VolumeId
     offset: ByteOffset
     length: int
-    payload: bytes
+    payload: Buffer
 
 
 Fill = Callable[[memoryview, Sequence[int]], Iterator[int]]
@@ -54,29 +55,41 @@ the end of the rows.
 """
 
 
-def encode_sealed(identity: Identity, frames: Iterable[Frame]) -> tuple[bytearray, bytes]:
-    """Return a file with *frames* in it, its records numbered from 1, and its digest.
+def encode_sealed(identity: Identity, frames: Sequence[Frame]) -> tuple[list[Buffer], bytes]:
+    """Return a file with *frames* in it, its records numbered from 1, in parts, and its digest.
 
-    Every time in it is that of the identity. It has no file before it and none behind.
+    Every time in it is that of the identity. It has no file before it and none behind. The
+    payloads are not copied: each is hashed right after it was summed up.
     """
     seed, time_ns = identity_seed(encode_identity(identity)), identity.created_ns
-    body: list[bytes] = []
+    sizes = [len(frame.payload) for frame in frames]
+    steps = [IOCB_BYTES + padded(size) for size in sizes]
+    end = HEADER_BYTES + sum(steps)
+    records = [size for size, frame in zip(sizes, frames, strict=True) if frame.type < MARK_MIN]
+    seal = _seal(identity, end, len(frames), len(records), sum(records))
+    body: list[Buffer] = []
     iocbs: list[bytes] = []
-    at, seq, payload_bytes = HEADER_BYTES, 0, 0
-    for kind, volume, offset, length, payload in frames:
-        if kind < MARK_MIN:
-            seq += 1
-            payload_bytes += len(payload)
-        data_at = at + IOCB_BYTES
-        iocb = encode_iocb(seed, kind, volume, seq, offset, length, data_at, time_ns, payload)
-        iocbs.append(iocb)
-        body += (iocb, payload, _PADS[-len(payload) % 8])
-        at = data_at + padded(len(payload))
-    seal = _seal(identity, at, len(iocbs), seq, payload_bytes)
-    data = bytearray().join([_header(identity, seal), *body, *iocbs])
-    digest = file_digest(memoryview(data))
-    data[:HEADER_BYTES] = _header(identity, replace(seal, digest=digest))
-    return data, digest
+
+    def parts() -> Iterator[Buffer]:
+        at, seq = HEADER_BYTES + IOCB_BYTES, 0
+        for step, (kind, volume, offset, length, payload) in zip(steps, frames, strict=True):
+            seq += kind < MARK_MIN
+            iocb = encode_iocb(seed, kind, volume, seq, offset, length, at, time_ns, payload)
+            iocbs.append(iocb)
+            yield iocb
+            yield payload
+            if pad := _PADS[-len(payload) % 8]:
+                yield pad
+            at += step
+        yield b"".join(iocbs)
+
+    def noted() -> Iterator[Buffer]:
+        for part in parts():
+            body.append(part)
+            yield part
+
+    digest = file_digest(_header(identity, seal), noted())
+    return [_header(identity, replace(seal, digest=digest)), *body], digest
 
 
 def encode_rows(
@@ -88,7 +101,7 @@ def encode_rows(
     read while what is there is encoded and hashed. What *fill* raises goes through.
     """
     seed, time_ns = identity_seed(encode_identity(identity)), identity.created_ns
-    front: list[bytes] = []
+    front: list[Buffer] = []
     iocbs: list[bytes] = []
     begin = HEADER_BYTES
     for kind, volume, offset, length, payload in marks:
