@@ -16,8 +16,6 @@ from aimfuse.disk import weakness
 from aimfuse.errors import UsageError
 from aimfuse.replay.once import Caught, gravest
 from aimfuse.replay.replayer import Replayer
-from aimfuse.replay.serve import serve as serve_directory
-from aimfuse.replay.serve import split_address
 
 DirectoryArgument = Annotated[
     Path,
@@ -102,6 +100,10 @@ def serve(
     Once it listens it prints three lines: `listening HOST:PORT`, `fingerprint SHA256:...` of
     its host key, and `known_hosts LINE` for the source's known_hosts file.
     """
+    # Imported when needed: a replayer has no use for SSH.
+    from aimfuse.replay.serve import serve as serve_directory  # noqa: PLC0415
+    from aimfuse.replay.serve import split_address  # noqa: PLC0415
+
     _log_to_stderr()
 
     def say(line: str) -> None:
