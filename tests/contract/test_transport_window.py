@@ -5,11 +5,17 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aimfuse.transport.window import BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, Window
+from aimfuse.transport.window import (
+    BLOCK_BYTES_MAX,
+    BLOCK_BYTES_MIN,
+    NEAR_LIMIT_BYTES,
+    NEAR_S,
+    Window,
+)
 
 
-def run_link(window: Window, rate_bytes_s: float, blocks: int) -> float:
-    """Send *blocks* over a link of that rate; return the longest wait for an answer."""
+def run_link(window: Window, rate_bytes_s: float, blocks: int, away_s: float = 0.0) -> float:
+    """Send *blocks* over a link of that rate and length; return the longest wait for an answer."""
     now_s, longest_s = 0.0, 0.0
     queued: list[tuple[int, float]] = []
     for _ in range(blocks):
@@ -17,16 +23,17 @@ def run_link(window: Window, rate_bytes_s: float, blocks: int) -> float:
             queued.append((window.block_bytes(), now_s))
         length, sent_s = queued.pop(0)
         now_s += length / rate_bytes_s
-        longest_s = now_s - sent_s
-        window.learn(length, sent_s, now_s)
+        longest_s = now_s + away_s - sent_s
+        window.learn(length, sent_s, now_s + away_s)
     return longest_s
 
 
-def test_a_fast_link_gets_full_blocks_and_a_full_window() -> None:
-    window = Window(BLOCK_BYTES_MAX, 16, 0.0)
-    run_link(window, 100e6, 200)
-    assert window.block_bytes() == BLOCK_BYTES_MAX
-    assert window.limit_bytes == 16 * BLOCK_BYTES_MAX
+def test_a_fast_link_gets_full_blocks_and_a_long_one_a_full_window() -> None:
+    for away_s, limit_bytes in ((0.0, NEAR_LIMIT_BYTES), (NEAR_S, 16 * BLOCK_BYTES_MAX)):
+        window = Window(BLOCK_BYTES_MAX, 16, 0.0)
+        run_link(window, 100e6, 200, away_s)
+        assert window.block_bytes() == BLOCK_BYTES_MAX
+        assert window.limit_bytes == limit_bytes
 
 
 def test_a_slow_link_keeps_small_blocks_and_short_queues() -> None:

@@ -7,13 +7,21 @@ blocks are answered quickly and shrinks while they are not, much as TCP's does.
 
 import asyncio
 
-from aimfuse.units import KIB
+from aimfuse.units import KIB, MIB
 
 BLOCK_BYTES_MAX = 255 * KIB
 """OpenSSH ends connections that carry packets above 256 KiB."""
 
 BLOCK_BYTES_MIN = 32 * KIB
 """What every SFTP server takes."""
+
+NEAR_S = 0.005
+NEAR_LIMIT_BYTES = 2 * MIB
+"""What is in flight at most where an answer has come within `NEAR_S`: enough for 400 MB/s.
+
+It is also what OpenSSH takes before it says that there is room again. Anything above that waits
+here and goes out in odd pieces whenever it does: a tenth of the server's work, some of ours.
+"""
 
 _LIMIT_BYTES_MIN = 4 * BLOCK_BYTES_MIN
 _QUICK_S = 1.0
@@ -63,7 +71,8 @@ class Window:
         took_s = now_s - sent_s
         self._quickest_s = min(self._quickest_s, took_s)
         if took_s < _QUICK_S + self._quickest_s:
-            self._limit_bytes = min(self._limit_bytes + count_bytes, self._limit_bytes_max)
+            most = NEAR_LIMIT_BYTES if self._quickest_s < NEAR_S else self._limit_bytes_max
+            self._limit_bytes = min(self._limit_bytes + count_bytes, most, self._limit_bytes_max)
         elif took_s > _SLOW_S + 2 * self._quickest_s and sent_s >= self._shrunk_s:
             # Once per window: blocks sent before the last cut say nothing about it.
             self._limit_bytes = max(self._limit_bytes // 2, _LIMIT_BYTES_MIN)
