@@ -45,7 +45,8 @@ def payload(volume: int, index: int) -> bytes:
 def made(path: Path, volumes: int = 4, names: int = 0) -> Path:
     """Make an undo file with four records of each volume, the last a hole."""
     table = encode_table(
-        VolumeEntry(VolumeId(one), f"{one}".rjust(255, "x"), 0) for one in range(1, names + 1)
+        VolumeEntry(VolumeId(one), f"{one}".rjust(255 if names else 1, "x"), 0)
+        for one in range(1, max(volumes, names) + 1)
     )
     none = (VolumeId(0), ByteOffset(0), 0)
     frames = [Frame(RecordType.TABLE, *none, table), Frame(RecordType.UNDO, *none, b"{}")]
@@ -109,6 +110,12 @@ def test_of_which_most_is_needed_is_read_and_checked_whole(tmp_path: Path) -> No
     with pytest.raises(JournalError, match="digest"):
         Excerpts(most).read(Disk(), path)
     assert records(Excerpts({1, 2}).read(Disk(), path))  # What is not used may be what it likes.
+
+
+def test_of_which_all_volumes_are_needed_is_read_whole_at_once(tmp_path: Path) -> None:
+    path, disk = made(tmp_path / "f.undo"), Noting()
+    assert Excerpts({1, 2, 3, 4, 5}).read(disk, path) == read_sealed(Disk(), path)
+    assert disk.got == path.stat().st_size
 
 
 def test_no_flipped_bit_is_ever_in_an_excerpt(tmp_path: Path) -> None:

@@ -80,17 +80,26 @@ class Excerpts:
         fd = disk.open("read", path, _FLAGS)
         try:
             front = _front(disk, fd, path)
-            total = front.seal.total_bytes
-            if len(front.data) >= total:
-                return check_sealed(path, bytes(front.data))
+            if self._needs_all_of(front):
+                return _whole(disk, fd, front)
             raw, columns = _portion(disk, fd, front)
             chosen = self._choose(columns)
             places = _joined(columns, chosen)
             if sum(places.lengths) >= WHOLE_RATIO * front.seal.data_bytes:
-                return check_sealed(path, disk.pread(fd, total, 0))
+                return _whole(disk, fd, front, raw)
             return _excerpt(disk, fd, front, raw, columns, chosen, places)
         finally:
             disk.close(fd)
+
+    def _needs_all_of(self, front: AimFile) -> bool:
+        """Tell whether no volume is in the file but those that are needed, or it is here anyway."""
+        if len(front.data) >= front.seal.total_bytes:
+            return True
+        try:
+            table = front.table()
+        except ValueError:  # Whoever uses it says so.
+            return True
+        return table is not None and all(one.volume in self._volumes for one in table)
 
     def _choose(self, columns: Columns) -> bytes:
         """Return for each IOCB 1 if it is needed, else 0."""
@@ -147,6 +156,13 @@ def _portion(disk: Disk, fd: int, front: AimFile) -> tuple[bytes, Columns]:
     if any(not HEADER_BYTES < begin <= begin + length <= at for begin, length in frames):
         raise CorruptRecord(front.path, at, "an IOCB that points out of place")
     return raw, columns
+
+
+def _whole(disk: Disk, fd: int, front: AimFile, raw: bytes = b"") -> AimFile:
+    """Read the rest of a file, of which *raw* is the end that is here, and check all of it."""
+    at, end = len(front.data), front.seal.total_bytes - len(raw)
+    rest = disk.pread(fd, end - at, at) if at < end else b""
+    return check_sealed(front.path, b"".join((front.data[:end], rest, raw)))
 
 
 def _joined(columns: Columns, chosen: bytes) -> Places:
