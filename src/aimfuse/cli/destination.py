@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import typer
 
+from aimfuse.cli.arguments import GroupArgument, JsonOption, StateOption
 from aimfuse.cli.boundary import exit_on_error
 from aimfuse.cli.places import IdentityOption, KnownHostsOption, SshConfigOption
 from aimfuse.cli.plain import App
@@ -20,17 +21,7 @@ LIST_VERSION = 1
 
 _LOGIN = ("identity_files", "known_hosts", "ssh_config")
 
-Image = Annotated[
-    Path,
-    typer.Argument(metavar="IMAGE", help="The image, its mountpoint or its state directory."),
-]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The destination's name.")]
-StateDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--state", metavar="DIR", help="State directory, if not IMAGE.aim beside the image."
-    ),
-]
 
 family = App(help="Add, remove, list, pause and resume a group's destinations.")
 
@@ -43,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
 @family.command("add")
 def add(
-    image: Image,
+    image: GroupArgument,
     url: Annotated[
         str, typer.Argument(metavar="URL", help="Such as sftp://host/srv/mirror, dir:///backup/v.")
     ],
@@ -67,7 +58,7 @@ def add(
     identity: IdentityOption = None,
     known_hosts: KnownHostsOption = None,
     ssh_config: SshConfigOption = None,
-    state: StateDir = None,
+    state: StateOption = None,
 ) -> None:
     """Mirror to one more place; it begins with a first copy."""
     given = {
@@ -97,12 +88,12 @@ def add(
 
 @family.command("remove")
 def remove(
-    image: Image,
+    image: GroupArgument,
     name: Name,
     yes: Annotated[
         bool, typer.Option("--yes", help="Also if files wait that it has not got.")
     ] = False,
-    state: StateDir = None,
+    state: StateOption = None,
 ) -> None:
     """Stop mirroring to a place, and let go of what waits for it.
 
@@ -124,9 +115,9 @@ def remove(
 
 @family.command("list")
 def list_all(
-    image: Image,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    state: StateDir = None,
+    image: GroupArgument,
+    as_json: JsonOption = False,
+    state: StateOption = None,
 ) -> None:
     """List the destinations, and what waits for each."""
     from aimfuse.manager.members import describe, listing  # noqa: PLC0415 - as above
@@ -143,7 +134,7 @@ def list_all(
 
 
 @family.command("pause")
-def pause(image: Image, name: Name, state: StateDir = None) -> None:
+def pause(image: GroupArgument, name: Name, state: StateOption = None) -> None:
     """Send nothing to a place until `resume`; its files wait."""
     with exit_on_error():
         _set(_state_dir(image, state), name, paused=True)
@@ -151,7 +142,7 @@ def pause(image: Image, name: Name, state: StateDir = None) -> None:
 
 
 @family.command("resume")
-def resume(image: Image, name: Name, state: StateDir = None) -> None:
+def resume(image: GroupArgument, name: Name, state: StateOption = None) -> None:
     """Send again to a place that was paused."""
     with exit_on_error():
         _set(_state_dir(image, state), name, paused=False)
@@ -160,10 +151,10 @@ def resume(image: Image, name: Name, state: StateDir = None) -> None:
 
 @family.command("url")
 def set_url(
-    image: Image,
+    image: GroupArgument,
     name: Name,
     url: Annotated[str, typer.Argument(metavar="URL", help="Where its store lies from now on.")],
-    state: StateDir = None,
+    state: StateOption = None,
 ) -> None:
     """Say where a place lies: one that has moved, or a mirror that was to join later.
 
@@ -175,7 +166,7 @@ def set_url(
         typer.echo(f"{name} is at {wanted} now.")
 
 
-def reload_settings(image: Image, state: StateDir = None) -> None:
+def reload_settings(image: GroupArgument, state: StateOption = None) -> None:
     """Check group.toml and take it over now: all of it or nothing."""
     from aimfuse.manager.reload import reload  # noqa: PLC0415 - as above
 

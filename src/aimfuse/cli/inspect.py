@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from aimfuse.cli.arguments import JsonOption
 from aimfuse.cli.boundary import exit_on_error
 from aimfuse.disk import Disk, read_file
 from aimfuse.errors import UsageError
@@ -27,7 +28,7 @@ def inspect(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="An AIM file: sealed, open, or damaged.")
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
     records: Annotated[bool, typer.Option("--records", help="List records and marks.")] = False,
     limit: Annotated[
         int | None, typer.Option("--limit", metavar="N", min=0, help="List no more than so many.")

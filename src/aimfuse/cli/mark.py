@@ -1,11 +1,11 @@
 """`bookmark`: give a moment a name."""
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from aimfuse.cli.arguments import GroupArgument, JsonOption, StateOption
 from aimfuse.cli.boundary import exit_on_error
 from aimfuse.errors import HookFailed
 from aimfuse.manager.hook import Hook
@@ -21,10 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 def set_bookmark(
-    image: Annotated[
-        Path,
-        typer.Argument(metavar="IMAGE", help="The image, its mountpoint or its state directory."),
-    ],
+    image: GroupArgument,
     label: Annotated[str, typer.Argument(metavar="LABEL", help="The name of this moment.")],
     hook: Annotated[
         str | None,
@@ -40,13 +37,8 @@ def set_bookmark(
             "--timeout", metavar="TIME", help="For each of freezing, flushing, marking, thawing."
         ),
     ] = "30s",
-    state: Annotated[
-        Path | None,
-        typer.Option(
-            "--state", metavar="DIR", help="State directory, if not IMAGE.aim beside the image."
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    state: StateOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Put a named mark into the journal, behind all that was written until now.
 

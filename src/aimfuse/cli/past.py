@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from aimfuse.cli.arguments import JsonOption
 from aimfuse.cli.boundary import exit_on_error
 from aimfuse.cli.places import (
     DestinationOption,
@@ -21,11 +22,6 @@ from aimfuse.cli.places import (
 from aimfuse.cli.progress import shown_progress
 from aimfuse.errors import UsageError
 from aimfuse.units import SECOND_NS, counted, format_bytes, format_seconds
-
-StoreArgument = Annotated[
-    Path, typer.Argument(metavar="STORE", help="A store: the directory with inbox/ in it.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(app: typer.Typer) -> None:

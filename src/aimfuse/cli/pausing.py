@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from aimfuse.cli.arguments import JsonOption, StoreArgument
 from aimfuse.cli.boundary import exit_on_error
 from aimfuse.config.pauses import KINDS
 from aimfuse.manager import pausing
@@ -22,13 +23,9 @@ class What(StrEnum):
     ALL = "all"
 
 
-Store = Annotated[
-    Path, typer.Argument(metavar="STORE", help="A store: the directory with inbox/ in it.")
-]
 Timeout = Annotated[
     str, typer.Option("--timeout", metavar="TIME", help="How long to wait for the replayer.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -38,7 +35,7 @@ def register(app: typer.Typer) -> None:
 
 
 def pause(
-    store: Store,
+    store: StoreArgument,
     what: Annotated[
         What,
         typer.Argument(
@@ -49,7 +46,7 @@ def pause(
         str, typer.Option("--reason", metavar="TEXT", help="Shown in the status of both ends.")
     ] = "",
     timeout: Timeout = "60s",
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Pause a store, also over restarts, until it is resumed.
 
@@ -62,10 +59,10 @@ def pause(
 
 
 def resume(
-    store: Store,
+    store: StoreArgument,
     what: Annotated[What, typer.Argument(metavar="WHAT", help="receive, apply, or all.")],
     timeout: Timeout = "60s",
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Let a store that was paused go on."""
     with exit_on_error():

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from aimfuse.cli.arguments import JsonOption, StoreArgument
 from aimfuse.cli.boundary import exit_on_error
-from aimfuse.cli.past import JsonOption, StoreArgument, format_time
+from aimfuse.cli.past import format_time
 from aimfuse.cli.progress import shown_progress
 from aimfuse.units import format_bytes, format_seconds
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import trio
 import typer
 
+from aimfuse.cli.arguments import GroupArgument, StateOption
 from aimfuse.cli.boundary import exit_on_error
 from aimfuse.cli.plain import App
 
@@ -20,10 +21,7 @@ def register(app: typer.Typer) -> None:
 
 @family.command("export")
 def export_seed(
-    image: Annotated[
-        Path,
-        typer.Argument(metavar="IMAGE", help="The image, its mountpoint or its state directory."),
-    ],
+    image: GroupArgument,
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", help="Where to put the seed, on the disk to carry.")
     ],
@@ -33,12 +31,7 @@ def export_seed(
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", help="Its name. Default: the host.")
     ] = None,
-    state: Annotated[
-        Path | None,
-        typer.Option(
-            "--state", metavar="DIR", help="State directory, if not IMAGE.aim beside the image."
-        ),
-    ] = None,
+    state: StateOption = None,
 ) -> None:
     """Copy a group into DIR, also while it is mounted and written to.
 

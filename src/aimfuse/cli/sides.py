@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aimfuse.cli.arguments import GroupArgument, JsonOption, StateOption
 from aimfuse.cli.boundary import exit_on_error
 from aimfuse.cli.plain import App
 from aimfuse.errors import UsageError
@@ -18,20 +19,9 @@ if TYPE_CHECKING:
 
 LIST_VERSION = 1
 
-Image = Annotated[
-    Path,
-    typer.Argument(metavar="IMAGE", help="The image, its mountpoint or its state directory."),
-]
-StateDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--state", metavar="DIR", help="State directory, if not IMAGE.aim beside the image."
-    ),
-]
 BranchName = Annotated[
     str | None, typer.Argument(metavar="BRANCH", help="Its name, if there are several.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 family = App(help="See, copy out or give up what an old source wrote behind the fork.")
 
@@ -44,13 +34,13 @@ def register(app: typer.Typer) -> None:
 
 
 def switchover(
-    image: Image,
+    image: GroupArgument,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The destination that takes over.")],
     then_rejoin: Annotated[
         bool, typer.Option("--rejoin", help="Then make this side a mirror of it.")
     ] = False,
-    as_json: AsJson = False,
-    state: StateDir = None,
+    as_json: JsonOption = False,
+    state: StateOption = None,
 ) -> None:
     """Hand a group to one of its mirrors, without loss: that one is the source then.
 
@@ -79,7 +69,7 @@ def switchover(
 
 
 def rejoin(
-    image: Image,
+    image: GroupArgument,
     url: Annotated[
         str,
         typer.Argument(metavar="URL", help="Where the promoted store lies, as it was shipped to."),
@@ -96,8 +86,8 @@ def rejoin(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be done.")
     ] = False,
-    as_json: AsJson = False,
-    state: StateDir = None,
+    as_json: JsonOption = False,
+    state: StateOption = None,
 ) -> None:
     """Make an old source a mirror of the new one, where the image lies.
 
@@ -122,7 +112,7 @@ def rejoin(
 
 
 @family.command("list")
-def list_all(image: Image, as_json: AsJson = False, state: StateDir = None) -> None:
+def list_all(image: GroupArgument, as_json: JsonOption = False, state: StateOption = None) -> None:
     """List the branches: those that are kept, and the one that the image still is."""
     with exit_on_error():
         from aimfuse.takeover.listing import describe, listing, place_of  # noqa: PLC0415 - as above
@@ -139,7 +129,10 @@ def list_all(image: Image, as_json: AsJson = False, state: StateDir = None) -> N
 
 @family.command("view")
 def view(
-    image: Image, branch: BranchName = None, as_json: AsJson = False, state: StateDir = None
+    image: GroupArgument,
+    branch: BranchName = None,
+    as_json: JsonOption = False,
+    state: StateOption = None,
 ) -> None:
     """Say where the images of a branch lie. Nothing is mounted: they are files, to be read.
 
@@ -160,13 +153,13 @@ def view(
 
 @family.command("export")
 def export(
-    image: Image,
+    image: GroupArgument,
     output: Annotated[
         Path,
         typer.Option("--output", "-o", metavar="PATH", help="The file, or directory, to make."),
     ],
     branch: BranchName = None,
-    state: StateDir = None,
+    state: StateOption = None,
 ) -> None:
     """Copy the images of a branch out; sparse, and sharing blocks where that can be."""
     with exit_on_error():
@@ -180,12 +173,12 @@ def export(
 
 @family.command("discard")
 def discard(
-    image: Image,
+    image: GroupArgument,
     branch: BranchName = None,
     yes: Annotated[
         bool, typer.Option("--yes", help="Do not ask; needed where nobody can be asked.")
     ] = False,
-    state: StateDir = None,
+    state: StateOption = None,
 ) -> None:
     """Remove a branch: what only it has is gone then."""
     with exit_on_error():

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from aimfuse import config as configuration
+from aimfuse.cli.arguments import ImageArgument, StateOption
 from aimfuse.cli.background import announce, start_in_background
 from aimfuse.cli.boundary import exit_on_error
 from aimfuse.config import STORE_SOURCE, GroupConfig, JournalConfig, add_destination, state_dir_for
@@ -18,15 +19,6 @@ from aimfuse.disk import Disk
 from aimfuse.errors import UsageError
 from aimfuse.units import format_bytes, parse_size
 
-ImageArgument = Annotated[
-    Path, typer.Argument(metavar="IMAGE", help="Image file, block device or directory.")
-]
-StateOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--state", metavar="DIR", help="State directory, if not IMAGE.aim beside the image."
-    ),
-]
 ToOption = Annotated[
     list[str] | None,
     typer.Option(

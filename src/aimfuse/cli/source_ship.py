@@ -1,12 +1,12 @@
 """`aimfuse ship`: move sealed journal files to their destinations."""
 
 import logging
-from pathlib import Path
 from typing import Annotated
 
 import trio
 import typer
 
+from aimfuse.cli.arguments import ImageArgument, StateOption
 from aimfuse.cli.boundary import exit_on_error
 from aimfuse.config import state_dir_for
 
@@ -17,20 +17,12 @@ def register(app: typer.Typer) -> None:
 
 
 def ship(
-    image: Annotated[
-        Path,
-        typer.Argument(metavar="IMAGE", help="Image file, block device or directory."),
-    ],
+    image: ImageArgument,
     until_empty: Annotated[
         bool,
         typer.Option("--until-empty", help="End once every destination has confirmed everything."),
     ] = False,
-    state: Annotated[
-        Path | None,
-        typer.Option(
-            "--state", metavar="DIR", help="State directory, if not IMAGE.aim beside the image."
-        ),
-    ] = None,
+    state: StateOption = None,
 ) -> None:
     """Send to the destinations what was journalled. A mount does this by itself."""
     with exit_on_error():

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aimfuse.cli.arguments import GroupArgument, StateOption
 from aimfuse.cli.boundary import exit_on_error
 from aimfuse.cli.progress import shown_progress
 from aimfuse.errors import UsageError
@@ -26,10 +27,7 @@ def register(app: typer.Typer) -> None:
 
 
 def sync(
-    image: Annotated[
-        Path,
-        typer.Argument(metavar="IMAGE", help="The image, its mountpoint or its state directory."),
-    ],
+    image: GroupArgument,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The destination's name.")],
     full: Annotated[bool, typer.Option("--full", help="Copy everything.")] = False,
     ranges: Annotated[
@@ -39,12 +37,7 @@ def sync(
     wait: Annotated[
         bool, typer.Option("--wait", help="Follow what was asked for until it is there.")
     ] = False,
-    state: Annotated[
-        Path | None,
-        typer.Option(
-            "--state", metavar="DIR", help="State directory, if not IMAGE.aim beside the image."
-        ),
-    ] = None,
+    state: StateOption = None,
 ) -> None:
     """Copy a mirror anew, or, without an option, follow the copy that is under way.
 

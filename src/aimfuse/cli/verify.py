@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from aimfuse.cli.arguments import GroupArgument, JsonOption, StateOption
 from aimfuse.cli.boundary import exit_on_error
 from aimfuse.cli.progress import shown_progress
 from aimfuse.errors import MirrorDiffers, Unavailable
@@ -26,10 +27,7 @@ def register(app: typer.Typer) -> None:
 
 
 def verify(
-    image: Annotated[
-        Path,
-        typer.Argument(metavar="IMAGE", help="The image, its mountpoint or its state directory."),
-    ],
+    image: GroupArgument,
     repair: Annotated[
         bool,
         typer.Option("--repair", help="Take the image for right where they differ."),
@@ -42,13 +40,8 @@ def verify(
         list[str] | None,
         typer.Option("--volume", metavar="NAME", help="This volume only; may be repeated."),
     ] = None,
-    state: Annotated[
-        Path | None,
-        typer.Option(
-            "--state", metavar="DIR", help="State directory, if not IMAGE.aim beside the image."
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    state: StateOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Compare every byte of the mirrors with the image, while both are in use.
 

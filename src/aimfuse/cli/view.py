@@ -11,9 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
+from aimfuse.cli.arguments import JsonOption, StoreArgument
 from aimfuse.cli.background import announce, start_in_background
 from aimfuse.cli.boundary import exit_on_error
-from aimfuse.cli.past import JsonOption, StoreArgument, check_local, format_time
+from aimfuse.cli.past import check_local, format_time
 from aimfuse.disk import Disk
 from aimfuse.errors import UsageError
 from aimfuse.units import format_bytes

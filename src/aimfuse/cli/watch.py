@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from aimfuse.cli.arguments import GroupArgument, JsonOption, StateOption
 from aimfuse.cli.boundary import exit_on_error
 from aimfuse.manager import dashboard, render
 from aimfuse.manager.layout import safe
@@ -29,17 +30,6 @@ Targets = Annotated[
         help="Images, mountpoints, state directories, stores, or directories of such.",
     ),
 ]
-Image = Annotated[
-    Path,
-    typer.Argument(metavar="IMAGE", help="The image, its mountpoint or its state directory."),
-]
-StateDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--state", metavar="DIR", help="State directory, if not IMAGE.aim beside the image."
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -52,7 +42,7 @@ def register(app: typer.Typer) -> None:
 
 def show_status(
     targets: Targets = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
     check: Annotated[
         bool, typer.Option("--check", help="Exit with 1 if anything is in trouble.")
     ] = False,
@@ -95,7 +85,7 @@ def show_dashboard(
 
 
 def flush_group(
-    image: Image,
+    image: GroupArgument,
     wait: Annotated[
         Stage,
         typer.Option(
@@ -111,8 +101,8 @@ def flush_group(
             "--destination", metavar="NAME", help="Wait for this one only; may be repeated."
         ),
     ] = None,
-    state: StateDir = None,
-    as_json: AsJson = False,
+    state: StateOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Wait until all that was written is durable, or at the mirrors."""
     with exit_on_error():
@@ -126,15 +116,15 @@ def flush_group(
 
 
 def unmount_group(
-    target: Image,
+    target: GroupArgument,
     timeout: Annotated[
         str,
         typer.Option(
             "--timeout", metavar="TIME", help="How long programs and loop devices get to let go."
         ),
     ] = "10s",
-    state: StateDir = None,
-    as_json: AsJson = False,
+    state: StateOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Unmount cleanly, once nobody uses the mount any more; views, too.
 
