@@ -29,6 +29,9 @@ import os
 from pathlib import Path
 from typing import ClassVar
 
+OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What an `OSError` of a full disk carries: freeing space helps, and waiting for it may."""
+
 
 class AimfuseError(Exception):
     """An expected failure: shown as one line and a hint, never as a traceback."""

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aimfuse.coordinator.cursor import CursorFile
-from aimfuse.coordinator.retention import LOCK_S_MAX, RETENTION_LOCK
+from aimfuse.coordinator.retention import LOCK_S_MAX
 from aimfuse.disk import Disk, try_lock
 from aimfuse.errors import BusyError, StateLost
+from aimfuse.journal.locks import RETENTION_LOCK
 
 DESTINATIONS = "destinations"
 TRASH = ".removed-"

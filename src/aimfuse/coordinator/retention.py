@@ -9,8 +9,8 @@ import trio
 
 from aimfuse.disk import Disk, try_lock
 from aimfuse.errors import Unavailable
+from aimfuse.journal.locks import RETENTION_LOCK
 
-RETENTION_LOCK = "retention.lock"
 LOCK_S_MAX = 30.0
 LOCK_POLL_S = 0.05
 

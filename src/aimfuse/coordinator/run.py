@@ -23,16 +23,14 @@ from aimfuse.coordinator.ending import Ending
 from aimfuse.coordinator.leftovers import leftovers
 from aimfuse.coordinator.parts import Parts, Tools
 from aimfuse.coordinator.report import REPORT_NAME, ShipReport, write_report
-from aimfuse.coordinator.retention import RETENTION_LOCK
 from aimfuse.coordinator.source import Source
 from aimfuse.disk import note_owner, read_file, try_lock
 from aimfuse.errors import AimfuseError, BusyError, ConfigError
+from aimfuse.journal.locks import GROUP_LOCK, RETENTION_LOCK, SHIP_LOCK
 from aimfuse.journal.spool import release
 from aimfuse.transport import Transport, TransportSettings, open_transport
 from aimfuse.units import FileNumber
 
-SHIP_LOCK = "ship.lock"
-GROUP_LOCK = "lock"
 SETTINGS_POLL_S = 0.5
 LET_GO_S_MAX = 8.0
 HOUSEKEEPING_S = 2.0

@@ -11,9 +11,8 @@ from typing import TypeVar
 from aimfuse.driver.engine import Engine
 from aimfuse.driver.keeper import SpoolKeeper
 from aimfuse.driver.ladder import FAIL
-from aimfuse.driver.quick_sync import OUT_OF_SPACE
 from aimfuse.driver.wakeups import Wakeups
-from aimfuse.errors import BusyError, HaltedError, VolumeError
+from aimfuse.errors import OUT_OF_SPACE, BusyError, HaltedError, VolumeError
 
 Result = TypeVar("Result")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from aimfuse.disk import Disk, note_owner, try_lock
 from aimfuse.driver.image_place import refuse_device_in_use
 from aimfuse.errors import BusyError
+from aimfuse.journal.locks import GROUP_LOCK
 
-LOCK_NAME = "lock"
 LOCK_S_MAX = 2.0
 
 
@@ -20,7 +20,7 @@ class GroupLock:
         self._image = image
         self._fds: list[int] = []
         try:
-            self._take(state_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT)
+            self._take(state_dir / GROUP_LOCK, os.O_RDWR | os.O_CREAT)
             refuse_device_in_use(image)  # From now on we do not open it but exclusively.
             self._take(image, os.O_RDONLY)
         except BaseException:

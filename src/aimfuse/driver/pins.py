@@ -17,12 +17,12 @@ from aimfuse.disk import Disk, try_lock
 from aimfuse.driver.folding import folded_through
 from aimfuse.driver.ladder import Account
 from aimfuse.errors import BusyError, StateLost
+from aimfuse.journal.locks import RETENTION_LOCK
 from aimfuse.journal.slots import Slots
 from aimfuse.units import FileNumber
 
 log = logging.getLogger(__name__)
 
-RETENTION_LOCK_NAME = "retention.lock"
 ACCOUNTS = "destinations"
 
 
@@ -33,7 +33,7 @@ class Pins:
         """Read the cursors in the directories of *state_dir*."""
         self.state_dir = state_dir
         self._disk = disk
-        self._lock = state_dir / RETENTION_LOCK_NAME
+        self._lock = state_dir / RETENTION_LOCK
         self._accounts = state_dir / ACCOUNTS
         self._unreadable: set[Path] = set()
 

@@ -18,9 +18,9 @@ from aimfuse.driver.admission import Admission
 from aimfuse.driver.engine import Engine
 from aimfuse.driver.keeper import SpoolKeeper
 from aimfuse.driver.lanes import Lane
-from aimfuse.driver.quick_sync import OUT_OF_SPACE, QuickSync
+from aimfuse.driver.quick_sync import QuickSync
 from aimfuse.driver.wakeups import Wakeups
-from aimfuse.errors import AimfuseError, explain
+from aimfuse.errors import OUT_OF_SPACE, AimfuseError, explain
 from aimfuse.units import MIB, FileNumber, Seq
 
 log = logging.getLogger(__name__)

@@ -3,12 +3,10 @@
 One in a hundred syncs is slow on any disk: the mean decides, and slow ones end this for a while.
 """
 
-import errno
 import time
 
+from aimfuse.errors import OUT_OF_SPACE
 from aimfuse.journal.journal import Commit, Journal
-
-OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 SYNC_S_MAX = 0.002
 """Mean time of a sync up to which the thread waits for it; single ones may take longer."""

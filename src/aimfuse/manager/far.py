@@ -10,6 +10,7 @@ from pathlib import Path
 from aimfuse.config import STORE_SOURCE
 from aimfuse.config.pauses import load_pauses
 from aimfuse.disk import Disk
+from aimfuse.journal.locks import STORE_LOCK
 from aimfuse.manager.fields import Fields
 from aimfuse.manager.files import (
     State,
@@ -50,7 +51,7 @@ def store_status(store: Path) -> State:
         "phase": _phase(known, ack),
         "reason": known.get("reason") or None,
         "error": problem or ack.get("error"),
-        "replayer": _holder(lock_holder(store / "lock")),
+        "replayer": _holder(lock_holder(store / STORE_LOCK)),
         "head": head,
         "applied": applied,
         "received": ack.get("received"),

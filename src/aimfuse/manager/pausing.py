@@ -9,6 +9,7 @@ from typing import Any
 from aimfuse.config.pauses import REASON_CHARACTERS_MAX, Pause, load_pauses, save_pauses
 from aimfuse.disk import Disk
 from aimfuse.errors import BusyError, UsageError
+from aimfuse.journal.locks import STORE_LOCK
 from aimfuse.manager.far import INBOX
 from aimfuse.manager.fields import Fields
 from aimfuse.manager.files import lock_holder, read_json, read_slots
@@ -69,7 +70,7 @@ def _obeyed(store: Path, timeout_s: float) -> Outcome:
     """Wait until the replayer says that it does as the file says."""
     wanted = {kind: one.to_json() for kind, one in load_pauses(store, Disk()).items()}
     end_s = time.monotonic() + timeout_s
-    while lock_holder(store / "lock") is not None:
+    while lock_holder(store / STORE_LOCK) is not None:
         said = read_json(store / "ack.json") or {}
         phase = Fields(said).text("phase")
         is_told = (said.get("paused") or {}) == wanted

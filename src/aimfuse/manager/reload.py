@@ -10,10 +10,10 @@ from pathlib import Path
 from aimfuse import config
 from aimfuse.config import CONFIG_NAME
 from aimfuse.errors import AimfuseError, BusyError, ConfigError
+from aimfuse.journal.locks import SHIP_LOCK
 from aimfuse.manager import control_client
 from aimfuse.manager.fields import Fields
 from aimfuse.manager.files import lock_holder, read_json
-from aimfuse.manager.source import SHIP_LOCK
 
 POLL_S = 0.05
 WAIT_S_MAX = 10.0

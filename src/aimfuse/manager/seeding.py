@@ -18,11 +18,11 @@ from aimfuse.config import GroupConfig, add_destination, destination_name
 from aimfuse.config.edit import change_destination, edit
 from aimfuse.disk import Disk
 from aimfuse.errors import StoreError, Unavailable, UsageError
+from aimfuse.journal.locks import SHIP_LOCK
 from aimfuse.manager import control_client
 from aimfuse.manager.fields import Fields
 from aimfuse.manager.files import lock_holder, read_json, read_slots
 from aimfuse.manager.reload import follow
-from aimfuse.manager.source import SHIP_LOCK
 from aimfuse.mountpoint import check_takes_directory
 from aimfuse.supervisor import Supervisor
 from aimfuse.units import counted, format_bytes

@@ -13,6 +13,7 @@ from aimfuse import config
 from aimfuse.config import STATE_SUFFIX, DestinationConfig, GroupConfig, JournalConfig
 from aimfuse.disk import Disk
 from aimfuse.errors import AimfuseError, ConfigError
+from aimfuse.journal.locks import GROUP_LOCK, SHIP_LOCK
 from aimfuse.journal.spool import WARN_RATIO, full_mark
 from aimfuse.journal.superseded import read_superseded
 from aimfuse.manager import control_client
@@ -23,7 +24,6 @@ from aimfuse.manager.spool import KnownSum, SpoolFiles, list_spool
 from aimfuse.units import SECOND_NS
 
 LOOKS_MAX = 3
-SHIP_LOCK = "ship.lock"
 
 
 def source_status(state_dir: Path) -> State:
@@ -34,7 +34,7 @@ def source_status(state_dir: Path) -> State:
     """
     status: State = {}
     for _ in range(LOOKS_MAX):
-        pid = lock_holder(state_dir / "lock")
+        pid = lock_holder(state_dir / GROUP_LOCK)
         try:
             answer = control_client.call(state_dir, {"cmd": "status"})
         except AimfuseError as exc:
@@ -44,7 +44,7 @@ def source_status(state_dir: Path) -> State:
             about = {"settings_error": problem} if problem else {}
             ours = about | _promoted(state_dir)
             return {"mounted": True, **answer, **_shipper(state_dir, answer), **ours}
-        if lock_holder(state_dir / "lock") == pid:
+        if lock_holder(state_dir / GROUP_LOCK) == pid:
             break
     return status
 

@@ -19,6 +19,7 @@ from aimfuse.errors import (
     Unavailable,
     UsageError,
 )
+from aimfuse.journal.locks import GROUP_LOCK
 from aimfuse.manager import control_client, users
 from aimfuse.manager.control_client import Answer
 from aimfuse.manager.fields import Fields
@@ -213,7 +214,7 @@ def unmount(
     try:
         status = _status(state_dir, timeout_s)
     except control_client.NotMounted as exc:
-        if lock_holder(state_dir / "lock") is not None:  # It is starting or closing.
+        if lock_holder(state_dir / GROUP_LOCK) is not None:  # It is starting or closing.
             raise
         hint = "There is nothing to unmount."
         raise control_client.NotMounted(f"{state_dir}: not mounted", hint=hint) from exc
@@ -227,7 +228,7 @@ def unmount(
     except InUse as exc:
         raise _explained(exc, _status(state_dir, timeout_s)) from exc
     end_s = time.monotonic() + STOP_S_MAX
-    while lock_holder(state_dir / "lock") is not None or mountpoint in mounts():
+    while lock_holder(state_dir / GROUP_LOCK) is not None or mountpoint in mounts():
         if time.monotonic() >= end_s:
             raise BusyError(
                 f"{state_dir}: the driver is still writing back",
@@ -264,7 +265,11 @@ def _status(state_dir: Path, timeout_s: float) -> Fields:
 
 def _check_clean(state_dir: Path) -> None:
     checkpoint, _ = read_slots(state_dir / "checkpoint")
-    if checkpoint is None or checkpoint.get("clean") or lock_holder(state_dir / "lock") is not None:
+    if (
+        checkpoint is None
+        or checkpoint.get("clean")
+        or lock_holder(state_dir / GROUP_LOCK) is not None
+    ):
         return
     raise HaltedError(
         f"{state_dir}: unmounted, but its end was not a clean one",

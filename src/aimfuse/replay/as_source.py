@@ -6,7 +6,6 @@ is written anew after a crash; the settings come last, so that nobody serves wha
 """
 
 import contextlib
-import errno
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from aimfuse.config import CONFIG_NAME, STORE_SOURCE, DestinationConfig, GroupConfig, save
 from aimfuse.config.keys import RESERVED
 from aimfuse.disk import publish
-from aimfuse.errors import StateLost
+from aimfuse.errors import OUT_OF_SPACE, StateLost
 from aimfuse.journal import fingerprint
 from aimfuse.journal.lines import LABELS_NAME
 from aimfuse.journal.records import VolumeEntry
@@ -120,7 +119,7 @@ def _part(store: Store, entry: VolumeEntry) -> None:
         try:
             is_cloned = disk.clone("promote:clone", source, target)
         except OSError as exc:
-            if exc.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            if exc.errno not in OUT_OF_SPACE:
                 raise
             is_cloned = False
         if is_cloned:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from aimfuse.config.store import StoreConfig, load_store
-from aimfuse.errors import ConfigError, JournalError
+from aimfuse.errors import OUT_OF_SPACE, ConfigError, JournalError
 from aimfuse.journal.names import GoneName, JournalName, UndoName, parse
 from aimfuse.journal.reader import AimFile, read_header
 from aimfuse.replay.audience import Audience
@@ -186,7 +186,7 @@ class History:
             except Unreadable as exc:
                 why = f"the mirror could not be read: {store.shown(str(exc))}"
             except OSError as exc:
-                if exc.errno not in {errno.ENOSPC, errno.EDQUOT} or self._sets:
+                if exc.errno not in OUT_OF_SPACE or self._sets:
                     raise  # What is kept makes room for the next attempt.
                 why = "the disk was full"
         if why:

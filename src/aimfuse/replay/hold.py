@@ -9,6 +9,7 @@ from pathlib import Path
 
 from aimfuse.disk import Disk
 from aimfuse.errors import BusyError, StoreError, UsageError
+from aimfuse.journal.locks import STORE_LOCK
 from aimfuse.journal.names import JournalName, parse
 from aimfuse.replay.look import Look
 from aimfuse.replay.past import Past, look_at, why_out_of_reach
@@ -52,9 +53,9 @@ def readable(disk: Disk, store: Path, look: Look, held: contextlib.ExitStack) ->
         raise StoreError(f"{store} has no consistent mirror now: {why}", hint=hint)
     assert past.state.head is not None
     is_blind = past.floor.is_off or past.floor.number > past.state.head.number
-    if not is_blind or not disk.exists(store / "lock"):
+    if not is_blind or not disk.exists(store / STORE_LOCK):
         return past
-    fd = disk.open("restore:lock", store / "lock", os.O_RDONLY | os.O_NONBLOCK)
+    fd = disk.open("restore:lock", store / STORE_LOCK, os.O_RDONLY | os.O_NONBLOCK)
     held.callback(disk.close, fd)
     if not disk.take_lock(fd):
         text = f"{store} is being replayed without history, so its mirror cannot be read meanwhile"

@@ -5,11 +5,10 @@ source copies everything where the note is missing, so whatever stands against m
 time later on, and never holds a promotion up.
 """
 
-import errno
 import logging
 
 from aimfuse.disk import publish, read_file
-from aimfuse.errors import CorruptRecord, JournalError
+from aimfuse.errors import OUT_OF_SPACE, CorruptRecord, JournalError
 from aimfuse.journal.contents import fold_into, read_contents
 from aimfuse.journal.dirty import DirtyMap
 from aimfuse.journal.journal import Head as JournalHead
@@ -59,7 +58,7 @@ def _is_written(store: Store, promoted: Promoted) -> bool:
     try:
         publish(store.disk, "promote:rewound", store.home / REWOUND, data, _MODE)
     except OSError as exc:
-        if exc.errno not in {errno.ENOSPC, errno.EDQUOT}:
+        if exc.errno not in OUT_OF_SPACE:
             raise
         log.warning("%s: no room to note what is gone back over", store.path)
         return False

@@ -17,6 +17,7 @@ from blake3 import blake3
 
 from aimfuse.disk import Disk, publish, read_file, try_lock
 from aimfuse.errors import BusyError, StateLost, StoreError, UsageError
+from aimfuse.journal.locks import STORE_LOCK
 from aimfuse.journal.records import VolumeEntry
 from aimfuse.journal.slots import Slots
 from aimfuse.replay.state import Phase, StoreState
@@ -219,7 +220,7 @@ class _Held:
 
     def __enter__(self) -> None:
         try:
-            self._fd = self._disk.open("seed:lock", self._store / "lock", os.O_RDONLY)
+            self._fd = self._disk.open("seed:lock", self._store / STORE_LOCK, os.O_RDONLY)
         except FileNotFoundError:
             return
         if not try_lock(self._fd):

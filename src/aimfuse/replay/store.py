@@ -19,6 +19,7 @@ from pathlib import Path
 
 from aimfuse.disk import Disk, note_owner, try_lock
 from aimfuse.errors import BusyError, StateLost, StoreError
+from aimfuse.journal.locks import STORE_LOCK
 from aimfuse.journal.names import JournalName, parse
 from aimfuse.journal.records import VolumeEntry
 from aimfuse.journal.rewound import REWOUND
@@ -83,7 +84,7 @@ class Store:
         self._home_fd = self.disk.open("store:hold", self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             self._name_places(Path(f"/proc/self/fd/{self._home_fd}"))
-            self._lock_fd = self.disk.open("store:lock", self.home / "lock", flags)
+            self._lock_fd = self.disk.open("store:lock", self.home / STORE_LOCK, flags)
             self._take_lock()
             note_owner(self.disk, "store:lock_pid", self._lock_fd)
         except (BusyError, OSError):
@@ -106,7 +107,7 @@ class Store:
         if self._lock_fd < 0:
             return True
         try:
-            entry = self.look.entry(self.path / "lock")
+            entry = self.look.entry(self.path / STORE_LOCK)
         except NotADirectoryError:
             return False
         return entry is not None and entry.inode == self.disk.inode(self._lock_fd)

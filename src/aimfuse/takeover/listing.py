@@ -8,6 +8,7 @@ from aimfuse.config import GroupConfig, load
 from aimfuse.disk import Disk
 from aimfuse.driver.checkpoint import CheckpointFile
 from aimfuse.errors import UsageError
+from aimfuse.journal.locks import GROUP_LOCK
 from aimfuse.journal.superseded import read_superseded
 from aimfuse.manager.files import lock_holder
 from aimfuse.manager.target import Kind, find_targets
@@ -75,7 +76,7 @@ def images_of(place: Path, config: GroupConfig | None, name: str | None) -> list
     current = _current(Disk(), config) if config else None
     if config is None or current is None or name not in {None, current["name"]}:
         return find_branch(Disk(), place, name).volumes
-    if lock_holder(config.state_dir / "lock") is not None:
+    if lock_holder(config.state_dir / GROUP_LOCK) is not None:
         raise UsageError(f"{config.image} is mounted", hint="Read it in its mount.")
     checkpoint = CheckpointFile(Disk(), config.state_dir).read()
     if checkpoint is None or not checkpoint.clean:

@@ -17,6 +17,7 @@ from pathlib import Path
 from aimfuse.disk import Disk, note_owner, try_lock
 from aimfuse.errors import BusyError, StateLost, StoreError, UsageError
 from aimfuse.journal.dirty import write_map
+from aimfuse.journal.locks import STORE_LOCK
 from aimfuse.journal.records import VolumeEntry
 from aimfuse.journal.slots import Slots
 from aimfuse.replay.doubt import DIFFERS, REJOINED
@@ -28,7 +29,6 @@ from aimfuse.takeover.tail import Tail
 from aimfuse.units import VolumeId
 
 PART = ".rejoin"
-LOCK = "lock"
 HISTORY = "history"
 REWOUND = "rewound-"
 """Begins the name of a history that a promotion went back over; see `_keep_rewound`."""
@@ -171,16 +171,16 @@ def _held(disk: Disk, store: Path) -> Iterator[None]:
     opened, so it closes, looks again, and finds the new one taken until we are done.
     """
     flags = os.O_RDWR | os.O_CREAT
-    before = disk.open("rejoin:lock", store / LOCK, flags)
+    before = disk.open("rejoin:lock", store / STORE_LOCK, flags)
     fds = [before]
     try:
         if not try_lock(before):
-            beside = store / f"{LOCK}{PART}"
+            beside = store / f"{STORE_LOCK}{PART}"
             fds.append(disk.open("rejoin:lock_beside", beside, flags))
             if not try_lock(fds[-1]):
                 raise BusyError(f"{store} is being made a mirror already", hint="Look again soon.")
             note_owner(disk, "rejoin:lock_pid", fds[-1])
-            disk.rename("rejoin:lock_rename", beside, store / LOCK)
+            disk.rename("rejoin:lock_rename", beside, store / STORE_LOCK)
             _wait_for(before, store)
         yield
     finally:

@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 import trio
 
 from aimfuse.config import GroupConfig
-from aimfuse.coordinator.run import SHIP_LOCK
 from aimfuse.disk import Disk, publish, read_file, try_lock
 from aimfuse.driver.checkpoint import Checkpoint, CheckpointFile
 from aimfuse.driver.group import GroupLimits, GroupPaths, close_group, open_group
@@ -35,6 +34,7 @@ from aimfuse.errors import (
     Unavailable,
     UsageError,
 )
+from aimfuse.journal.locks import SHIP_LOCK
 from aimfuse.journal.rewound import REWOUND, REWOUND_BYTES_MAX, Rewound
 from aimfuse.journal.spool import sealed_names
 from aimfuse.journal.superseded import (

@@ -22,6 +22,7 @@ from aimfuse.disk import Disk
 from aimfuse.driver.checkpoint import Checkpoint, CheckpointFile
 from aimfuse.driver.group_lock import GroupLock
 from aimfuse.errors import StoreError, SupersededError, Unavailable, UsageError
+from aimfuse.journal.locks import SHIP_LOCK
 from aimfuse.journal.superseded import (
     Promotion,
     Step,
@@ -34,7 +35,6 @@ from aimfuse.manager.fields import Fields
 from aimfuse.manager.files import lock_holder, read_json, read_slots
 from aimfuse.manager.held import Held, read_held
 from aimfuse.manager.seeding import progress_line
-from aimfuse.manager.source import SHIP_LOCK
 from aimfuse.manager.wait import HOPELESS, Stage, flush, unmount
 from aimfuse.supervisor import Supervisor
 from aimfuse.takeover.far_side import connected, read_ack

@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 import trio
 
 from aimfuse.disk import Disk, process_disk, publish, read_file
-from aimfuse.errors import Unavailable, UsageError, explain
+from aimfuse.errors import OUT_OF_SPACE, Unavailable, UsageError, explain
 from aimfuse.transport.base import (
     BLOCK_BYTES_FLOOR,
     DIRECTORY_MODE,
@@ -37,8 +37,6 @@ T = TypeVar("T")
 
 STRETCH_BYTES = 4 * MIB
 THREADS_MAX = 8
-
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class DirectoryTransport:
@@ -193,7 +191,7 @@ class DirectoryTransport:
         try:
             return await trio.to_thread.run_sync(work, limiter=self._limiter)
         except OSError as exc:
-            if exc.errno in _FULL:
+            if exc.errno in OUT_OF_SPACE:
                 hint = "Free space there; sending goes on by itself."
                 raise Unavailable(f"{self._store} is full: {exc.strerror}", hint=hint) from exc
             hint = "Is it mounted, and may this user write there?"
