@@ -164,3 +164,17 @@ def _settings(known_hosts: Path, identity: Path) -> TransportSettings:
     return TransportSettings(
         known_hosts=known_hosts, identity_files=(identity,), ssh_config=config, use_agent=False
     )
+
+
+@asynccontextmanager
+async def opened(transport: Transport) -> AsyncGenerator[Transport]:
+    try:
+        await transport.open()
+        yield transport
+    finally:
+        await transport.aclose()
+
+
+def names(store: Path) -> list[str]:
+    """Return what lies in the inbox of *store*."""
+    return sorted(path.name for path in (store / "inbox").iterdir())

@@ -2,8 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,27 +10,14 @@ import pytest
 import trio
 
 from aimfuse.errors import Refused, Unavailable, UsageError
-from aimfuse.transport import Transport, TransportSettings, open_transport
+from aimfuse.transport import TransportSettings, open_transport
 from aimfuse.units import KIB, MIB
-from tests.contract.far_sides import DirectorySide, EmbeddedSide, OpensshSide
+from tests.contract.far_sides import DirectorySide, EmbeddedSide, OpensshSide, names, opened
 
 Far = DirectorySide | OpensshSide | EmbeddedSide
 MakeFile = Callable[[str, int], Path]
 
 SIZE = 3 * MIB + 17
-
-
-@asynccontextmanager
-async def opened(transport: Transport) -> AsyncGenerator[Transport]:
-    try:
-        await transport.open()
-        yield transport
-    finally:
-        await transport.aclose()
-
-
-def names(store: Path) -> list[str]:
-    return sorted(path.name for path in (store / "inbox").iterdir())
 
 
 async def test_a_file_arrives_whole_and_nothing_else_stays(far: Far, make_file: MakeFile) -> None:

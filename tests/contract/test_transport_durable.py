@@ -3,8 +3,7 @@
 import errno
 import os
 import threading
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from aimfuse.errors import Unavailable
 from aimfuse.transport import Transport
 from aimfuse.transport.directory import DirectoryTransport
 from aimfuse.units import KIB, MIB
-from tests.contract.far_sides import EmbeddedSide, opened_at_last
+from tests.contract.far_sides import EmbeddedSide, opened, opened_at_last
 
 MakeFile = Callable[[str, int], Path]
 Deliver = Callable[["WatchedDisk"], Transport]
@@ -57,15 +56,6 @@ async def watched(
     embedded.disk = disk
     await embedded.restart()
     return embedded.transport(store), disk
-
-
-@asynccontextmanager
-async def opened(transport: Transport) -> AsyncGenerator[Transport]:
-    try:
-        await transport.open()
-        yield transport
-    finally:
-        await transport.aclose()
 
 
 def delivered(far: EmbeddedSide) -> list[str]:

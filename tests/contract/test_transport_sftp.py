@@ -3,8 +3,8 @@
 import os
 import subprocess
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,13 @@ import trio
 from aimfuse.errors import Refused, Unavailable
 from aimfuse.transport import Transport, open_transport
 from aimfuse.units import KIB, MIB
-from tests.contract.far_sides import EmbeddedSide, OpensshSide, opened_at_last
+from tests.contract.far_sides import (
+    EmbeddedSide,
+    OpensshSide,
+    names,
+    opened,
+    opened_at_last,
+)
 from tests.contract.openssh import make_key
 from tests.contract.proxy import Proxy
 
@@ -22,19 +28,6 @@ Server = OpensshSide | EmbeddedSide
 MakeFile = Callable[[str, int], Path]
 
 SIZE = 8 * MIB
-
-
-@asynccontextmanager
-async def opened(transport: Transport) -> AsyncGenerator[Transport]:
-    try:
-        await transport.open()
-        yield transport
-    finally:
-        await transport.aclose()
-
-
-def names(store: Path) -> list[str]:
-    return sorted(path.name for path in (store / "inbox").iterdir())
 
 
 def client_threads() -> list[str]:

@@ -15,6 +15,7 @@ from tests.disks.cuts import keep_none, keep_random, mixtures
 from tests.disks.faults import Crash
 from tests.disks.simdisk import SimDisk
 from tests.disks.simpath import SimPath
+from tests.journal.samples import flipped
 
 # The beginning.
 
@@ -238,9 +239,3 @@ def test_one_unreadable_slot_loses_nothing(slot: str) -> None:
         disk = rig.disk.kill()
         disk.plant(Path(STATE / slot), b"")
         rig.survivor(disk)
-
-
-def flipped(data: bytes, bit: int) -> bytes:
-    damaged = bytearray(data)
-    damaged[bit // 8] ^= 1 << bit % 8
-    return bytes(damaged)

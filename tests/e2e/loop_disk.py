@@ -1,8 +1,9 @@
 """A block device of a test's own: a loop device over a file, under a name that stays."""
 
 import os
-import subprocess
 from pathlib import Path
+
+from tests.e2e.programs import run
 
 
 class LoopDisk:
@@ -31,12 +32,3 @@ class LoopDisk:
     def remove(self) -> None:
         """Detach it; nobody may use it any more."""
         run("losetup", "--detach", self.device)
-
-
-def run(*command: object) -> str:
-    """Run a command that must succeed and return what it printed."""
-    done = subprocess.run(
-        list(map(str, command)), check=False, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-    return done.stdout

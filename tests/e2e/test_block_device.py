@@ -8,7 +8,8 @@ import pytest
 
 from aimfuse.units import MIB
 from tests.e2e.host import FarHost, MountFailed, Source, aimfuse, until
-from tests.e2e.loop_disk import LoopDisk, run
+from tests.e2e.loop_disk import LoopDisk
+from tests.e2e.programs import run
 
 pytestmark = [
     pytest.mark.fuse,

@@ -14,17 +14,11 @@ from aimfuse.config import DestinationConfig
 from aimfuse.units import KIB, MIB
 from tests.e2e.host import QUICK, FarHost, Source, aimfuse, until
 from tests.e2e.test_resync import told
+from tests.e2e.writing import put
 
 pytestmark = [pytest.mark.fuse, pytest.mark.usefixtures("require_fuse")]
 
 SIZE = MIB
-
-
-@pytest.fixture
-def far(tmp_path: Path) -> Iterator[FarHost]:
-    with FarHost(tmp_path / "far") as host:
-        host.start()
-        yield host
 
 
 @pytest.fixture
@@ -39,10 +33,7 @@ def source(far: FarHost, tmp_path: Path) -> Iterator[Source]:
 
 
 def write(source: Source, at: int) -> None:
-    with source.volume.open("r+b", buffering=0) as file:
-        file.seek(at)
-        file.write(os.urandom(64 * KIB))
-        os.fsync(file.fileno())
+    put(source.volume, at, os.urandom(64 * KIB))
 
 
 def copy_if_there(path: str, to: str) -> None:

@@ -13,15 +13,9 @@ import pytest
 from aimfuse.config import DestinationConfig
 from aimfuse.units import KIB, MIB, counted
 from tests.e2e.host import FarHost, Source, aimfuse, until
+from tests.e2e.writing import put
 
 pytestmark = [pytest.mark.fuse, pytest.mark.usefixtures("require_fuse")]
-
-
-@pytest.fixture
-def far(tmp_path: Path) -> Iterator[FarHost]:
-    with FarHost(tmp_path / "far") as host:
-        host.start()
-        yield host
 
 
 @pytest.fixture
@@ -31,10 +25,7 @@ def source(tmp_path: Path) -> Iterator[Source]:
 
 
 def write(source: Source, at: int, size: int = 64 * KIB) -> None:
-    with source.volume.open("r+b") as file:
-        file.seek(at)
-        file.write(os.urandom(size))
-        os.fsync(file.fileno())
+    put(source.volume, at, os.urandom(size))
 
 
 def listed(source: Source) -> dict[str, dict[str, Any]]:

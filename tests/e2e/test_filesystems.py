@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from aimfuse.units import MIB
 from tests.e2e.host import QUICK, FarHost, Source
+from tests.e2e.programs import run
 
 pytestmark = [
     pytest.mark.fuse,
@@ -34,14 +34,6 @@ KINDS = {
         128 * MIB, ("mkfs.btrfs", "-q"), ("btrfs", "check", "--readonly"), "discard=sync"
     ),
 }
-
-
-def run(*command: object) -> str:
-    done = subprocess.run(
-        list(map(str, command)), check=False, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-    return done.stdout
 
 
 def work_on(place: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 from aimfuse.config import DestinationConfig
 from aimfuse.units import KIB, MIB
 from tests.e2e.host import QUICK, FarHost, Source, aimfuse, until
-from tests.e2e.loop_disk import LoopDisk, run
+from tests.e2e.loop_disk import LoopDisk
+from tests.e2e.programs import run
 from tests.e2e.test_resync import told
 
 pytestmark = [pytest.mark.fuse, pytest.mark.usefixtures("require_fuse", "require_root_loop")]

@@ -7,7 +7,6 @@ row whose commit was acknowledged by then. With AIMFUSE_SWEEP=long twenty moment
 import contextlib
 import random
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from aimfuse.units import MIB
 from tests.dice import LONG
 from tests.e2e.host import FarHost, Source, aimfuse, until
 from tests.e2e.postgres import Postgres, programs
+from tests.e2e.programs import run
 
 pytestmark = [pytest.mark.fuse, pytest.mark.slow]
 
@@ -98,14 +98,6 @@ def file_system_of(image: Path, root: Path) -> Iterator[Path]:
         yield root
     finally:
         run("umount", root)
-
-
-def run(*command: object) -> str:
-    done = subprocess.run(
-        list(map(str, command)), check=False, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-    return done.stdout
 
 
 def iso(time_ns: int) -> str:

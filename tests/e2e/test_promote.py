@@ -11,6 +11,7 @@ import pytest
 
 from aimfuse.units import MIB
 from tests.e2e.host import FarHost, Source, aimfuse, until
+from tests.e2e.writing import put
 
 pytestmark = [
     pytest.mark.fuse,
@@ -55,13 +56,6 @@ def mirrored(old: Source, far: FarHost) -> None:
     ours("bookmark", old.image, "good")
     put(old.volume, MIB, b"bad" * 300_000)
     old.wait_mirrored(far)
-
-
-def put(volume: Path, at: int, data: bytes) -> None:
-    with volume.open("r+b", buffering=0) as file:
-        file.seek(at)
-        file.write(data)
-        os.fsync(file.fileno())
 
 
 class Mounted:

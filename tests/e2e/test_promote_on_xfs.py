@@ -15,7 +15,8 @@ from aimfuse.replay.past import describe
 from aimfuse.replay.point import Wanted
 from aimfuse.replay.promote import Request, promote_open
 from aimfuse.units import MIB
-from tests.e2e.loop_disk import LoopDisk, run
+from tests.e2e.loop_disk import LoopDisk
+from tests.e2e.programs import run
 from tests.replay.recorder import at, recorded, restored, silent
 from tests.replay.source import deliver
 from tests.replay.stores import catch_up, opened

@@ -13,18 +13,12 @@ from aimfuse.disk import Disk
 from aimfuse.journal.spool import sealed_names
 from aimfuse.units import KIB, MIB
 from tests.e2e.host import AIMFUSE, FarHost, Source, aimfuse, until
+from tests.e2e.writing import put
 
 pytestmark = [pytest.mark.fuse, pytest.mark.slow, pytest.mark.usefixtures("require_fuse")]
 
 BAD = b"gone back over".ljust(4096)
 OLD, NEW = b"written by the old source".ljust(4096), b"written by the new source".ljust(4096)
-
-
-def put(volume: Path, at: int, data: bytes) -> None:
-    with volume.open("r+b", buffering=0) as file:
-        file.seek(at)
-        file.write(data)
-        os.fsync(file.fileno())
 
 
 def write_until_released(old: Source, number: int) -> None:

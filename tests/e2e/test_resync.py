@@ -16,19 +16,14 @@ import pytest
 from aimfuse.config import DestinationConfig
 from aimfuse.units import GIB, KIB, MIB
 from tests.e2e.host import QUICK, FarHost, Source, aimfuse, until
-from tests.e2e.loop_disk import LoopDisk, run
+from tests.e2e.loop_disk import LoopDisk
+from tests.e2e.programs import run
+from tests.e2e.writing import put
 
 pytestmark = [pytest.mark.fuse, pytest.mark.usefixtures("require_fuse")]
 
 SIZE = 8 * MIB
 NAME = "s"
-
-
-@pytest.fixture
-def far(tmp_path: Path) -> Iterator[FarHost]:
-    with FarHost(tmp_path / "far") as host:
-        host.start()
-        yield host
 
 
 @pytest.fixture
@@ -51,10 +46,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def write(source: Source, at: int, size: int = 64 * KIB) -> None:
-    with source.volume.open("r+b") as file:
-        file.seek(at)
-        file.write(os.urandom(size))
-        os.fsync(file.fileno())
+    put(source.volume, at, os.urandom(size))
 
 
 def told(source: Source, name: str) -> dict[str, Any]:

@@ -9,19 +9,13 @@ import pytest
 
 from aimfuse.units import KIB, MIB
 from tests.e2e.host import QUICK, FarHost, MountFailed, Source, aimfuse, until
+from tests.e2e.writing import put
 
 pytestmark = [pytest.mark.fuse, pytest.mark.usefixtures("require_fuse")]
 
 SIZE = 4 * MIB
 STATE_LOST = 12
 HALTED = 13
-
-
-@pytest.fixture
-def far(tmp_path: Path) -> Iterator[FarHost]:
-    with FarHost(tmp_path / "far") as host:
-        host.start()
-        yield host
 
 
 @pytest.fixture
@@ -36,11 +30,7 @@ def source(far: FarHost, tmp_path: Path) -> Iterator[Source]:
 
 
 def write(source: Source, at: int, data: bytes = b"") -> None:
-    """Write and sync."""
-    with source.volume.open("r+b", buffering=0) as file:
-        file.seek(at)
-        file.write(data or os.urandom(64 * KIB))
-        os.fsync(file.fileno())
+    put(source.volume, at, data or os.urandom(64 * KIB))
 
 
 def write_until_refused(source: Source) -> tuple[bytes, bytes]:

@@ -21,13 +21,6 @@ Place = tuple[str, int, int]
 
 
 @pytest.fixture
-def far(tmp_path: Path) -> Iterator[FarHost]:
-    with FarHost(tmp_path / "far") as host:
-        host.start()
-        yield host
-
-
-@pytest.fixture
 def source(tmp_path: Path) -> Iterator[Source]:
     with Source(tmp_path / "near", 16 * MIB) as made:
         with made.image.open("r+b") as file:

@@ -18,6 +18,7 @@ from aimfuse.disk import Disk
 from aimfuse.replay.pins import unpinned
 from aimfuse.units import MIB
 from tests.e2e.host import AIMFUSE, FarHost, aimfuse, is_mountpoint, until
+from tests.e2e.programs import run
 from tests.fuse.calls import PLAIN, PUNCH, ZERO_RANGE, fallocate, opened
 from tests.replay.recorder import at, position, recorded, restored
 from tests.replay.source import Source, deliver
@@ -384,11 +385,3 @@ def test_a_search_that_is_killed_leaves_no_view_behind(tmp_path: Path) -> None:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(search.pid, signal.SIGKILL)
-
-
-def run(*command: object) -> str:
-    done = subprocess.run(
-        list(map(str, command)), check=False, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-    return done.stdout

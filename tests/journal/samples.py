@@ -70,3 +70,9 @@ def scan(disk: SimDisk, path: Path, last_seq: int = 0) -> Scan:
 def seqs(found: Scan) -> list[int]:
     """Return the numbers of the records, without the marks."""
     return [iocb.seq for iocb in found.iocbs if not iocb.is_mark]
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    damaged = bytearray(data)
+    damaged[bit // 8] ^= 1 << bit % 8
+    return bytes(damaged)

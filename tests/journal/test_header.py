@@ -24,6 +24,7 @@ from aimfuse.journal.header import (
     identity_seed,
 )
 from aimfuse.units import Epoch, FileNumber, Seq
+from tests.journal.samples import flipped
 
 GROUP = bytes(range(16))
 DIGEST = bytes(range(32))
@@ -150,9 +151,3 @@ def test_a_right_checksum_does_not_excuse_what_this_version_does_not_know(
     struct.pack_into(layout, raw, at, value)
     with pytest.raises(BadHeader, match=reason):
         decode_identity(bytes(raw) + struct.pack("<I", crc32c(bytes(raw))))
-
-
-def flipped(data: bytes, bit: int) -> bytes:
-    damaged = bytearray(data)
-    damaged[bit // 8] ^= 1 << bit % 8
-    return bytes(damaged)

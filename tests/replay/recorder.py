@@ -66,6 +66,22 @@ def position(text: str) -> Position:
     return int(epoch), int(seq)
 
 
+def begun_recorder(scratch: Path, *, before: bytes) -> tuple[Recorder, Path]:
+    """Return a source with one volume that has *before* in it, and its store after the copy.
+
+    Of its states only the one at the end of the copy counts: none before can be restored.
+    """
+    source, store = Recorder(scratch / "spool"), scratch / "store"
+    source.create("first", 15000)
+    if before:
+        source.write(1, 100, before)
+    source.roll()
+    copied = max(source.states)
+    source.states = {copied: source.states[copied]}
+    begin(store, source)
+    return source, store
+
+
 def recorded(scratch: Path) -> tuple[Recorder, Path, list[Path]]:
     """Return a source, its store with three files applied, and three more."""
     source, store = Recorder(scratch / "spool"), scratch / "store"

@@ -20,12 +20,7 @@ from aimfuse.replay.state import Head, Phase, StoreState, SyncProgress
 from aimfuse.units import Epoch, FileNumber, Seq
 from tests.replay.recorder import silent
 from tests.replay.source import Source, deliver, mirror_of
-from tests.replay.stores import exhaust, made_source, report
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Source:
-    return made_source(tmp_path / "spool")
+from tests.replay.stores import exhaust, report
 
 
 @pytest.fixture

@@ -13,18 +13,8 @@ from aimfuse.replay.past import describe, find_bookmarks, look_at
 from tests.disks.faults import Crash
 from tests.replay.faults import dying
 from tests.replay.source import Source, deliver
-from tests.replay.stores import begun, catch_up, exhaust, made_source, opened
+from tests.replay.stores import catch_up, exhaust, opened
 from tests.replay.test_crash import copy_store
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Source:
-    return made_source(tmp_path / "spool")
-
-
-@pytest.fixture
-def store(tmp_path: Path, source: Source) -> Path:
-    return begun(tmp_path / "store", source)
 
 
 def marked(source: Source, *labels: str) -> Path:

@@ -15,7 +15,7 @@ from aimfuse.replay.look import Entry, Look
 from aimfuse.replay.session import Session
 from tests.e2e.host import is_running, until
 from tests.replay.source import Source, deliver, inbox_of
-from tests.replay.stores import begun, exhaust, made_source, opened, report
+from tests.replay.stores import begun, exhaust, opened, report
 from tests.replay.test_marks import marked
 
 SCRIPT = """\
@@ -29,11 +29,6 @@ if [ "$AIMFUSE_LABEL" = leaves ]; then
     wait
 fi
 """
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Source:
-    return made_source(tmp_path / "spool")
 
 
 @pytest.fixture

@@ -14,16 +14,6 @@ from tests.replay.source import Source, deliver, inbox_of, mirror_of
 from tests.replay.stores import begun, made_source, opened
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Source:
-    return made_source(tmp_path / "spool")
-
-
-@pytest.fixture
-def store(tmp_path: Path, source: Source) -> Path:
-    return begun(tmp_path / "store", source)
-
-
 def next_file(source: Source) -> Path:
     source.write(1, 0, b"%d" % source.number)
     return source.roll()

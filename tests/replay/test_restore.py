@@ -37,6 +37,7 @@ from tests.replay.recorder import (
     Recorder,
     Snapshot,
     at,
+    begun_recorder,
     position,
     recorded,
     restored,
@@ -85,13 +86,8 @@ def test_every_record_comes_back_whenever_the_replayer_was_killed(
     history: list[list[tuple[str, int, int, int]]], epochs: set[int], deaths: list[int]
 ) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        source, store = Recorder(Path(scratch, "spool")), Path(scratch, "store")
+        source, store = begun_recorder(Path(scratch), before=b"before the sync" * 500)
         driver = Driver(source)
-        source.create("first", 15000)
-        source.write(1, 100, b"before the sync" * 500)
-        source.roll()
-        source.states = {key: state for key, state in source.states.items() if key[1] == 3}
-        begin(store, source)
         for made in driver.play(history, epochs):
             deliver(store, made)
         for die_at in deaths:

@@ -25,7 +25,16 @@ from aimfuse.replay.watch import Watch
 from aimfuse.units import MIB
 from tests.dice import LONG
 from tests.replay.faults import Steps, dying, failing_at
-from tests.replay.recorder import Position, Recorder, Snapshot, at, position, recorded, restored
+from tests.replay.recorder import (
+    Position,
+    Recorder,
+    Snapshot,
+    at,
+    begun_recorder,
+    position,
+    recorded,
+    restored,
+)
 from tests.replay.source import Source, deliver
 from tests.replay.stores import begin, catch_up, exhaust, opened
 from tests.replay.test_crash import copy_store, run_into
@@ -97,13 +106,8 @@ def test_every_record_can_be_viewed_whenever_the_replayer_was_killed(
     history: list[list[tuple[str, int, int, int]]], epochs: set[int], deaths: list[int]
 ) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        source, store = Recorder(Path(scratch, "spool")), Path(scratch, "store")
+        source, store = begun_recorder(Path(scratch), before=b"before the sync" * 500)
         driver = Driver(source)
-        source.create("first", 15000)
-        source.write(1, 100, b"before the sync" * 500)
-        source.roll()
-        source.states = {key: state for key, state in source.states.items() if key[1] == 3}
-        begin(store, source)
         for made in driver.play(history, epochs):
             deliver(store, made)
         for die_at in deaths:
@@ -123,12 +127,8 @@ def test_views_that_stay_open_never_change(
     history: list[list[tuple[str, int, int, int]]], epochs: set[int], chance: random.Random
 ) -> None:
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as held:
-        source, store = Recorder(Path(scratch, "spool")), Path(scratch, "store")
+        source, store = begun_recorder(Path(scratch), before=b"")
         driver = Driver(source)
-        source.create("first", 15000)
-        source.roll()
-        source.states = {key: state for key, state in source.states.items() if key[1] == 2}
-        begin(store, source)
         views: list[tuple[Position, Frozen]] = []
         with opened(store) as session:
             for made in driver.play(history, epochs):

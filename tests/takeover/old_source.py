@@ -23,7 +23,9 @@ from aimfuse.journal.contents import fold_into, read_contents
 from aimfuse.journal.dirty import DirtyMap
 from aimfuse.journal.journal import Head
 from aimfuse.journal.rewound import REWOUND, Rewound
+from aimfuse.journal.slots import Slots
 from aimfuse.journal.spool import release, sealed_names
+from aimfuse.replay.state import StoreState
 from aimfuse.units import KIB, MIB
 
 BLOCK = 4 * KIB
@@ -153,3 +155,10 @@ def do_something(engine: Engine, dice: random.Random, *, is_directory: bool) -> 
     else:
         data = dice.randbytes(dice.randrange(1, 3 * BLOCK))
         engine.write(volume, dice.randrange(BLOCKS * BLOCK), data)
+
+
+def state_of(store: Path) -> StoreState:
+    """Return what a store has noted of itself."""
+    data = Slots(Disk(), store / "state", "state").read()
+    assert data is not None
+    return StoreState.from_json(data)

@@ -24,11 +24,11 @@ from aimfuse.replay.point import Wanted
 from aimfuse.replay.promote import Request as PromoteRequest
 from aimfuse.replay.promote import promote
 from aimfuse.replay.replayer import Replayer
-from aimfuse.replay.state import Phase, StoreState
+from aimfuse.replay.state import Phase
 from aimfuse.takeover.rejoin import Json, Request, describe, rejoin
 from tests.coordinator.samples import make_dice
 from tests.dice import LONG
-from tests.takeover.old_source import LIMITS, OldSource, do_something, roll
+from tests.takeover.old_source import LIMITS, OldSource, do_something, roll, state_of
 
 pytestmark = pytest.mark.expects_warnings
 
@@ -179,12 +179,6 @@ async def test_whatever_both_sides_did_the_mirror_is_the_new_source_and_nothing_
 def journal_of(spool: Path, fork: int) -> list[Contents]:
     names = [one for one in sealed_names(Disk(), spool) if one.number > fork]
     return [read_contents(Disk(), spool / one.sealed) for one in names]
-
-
-def state_of(store: Path) -> StoreState:
-    data = Slots(Disk(), store / "state", "state").read()
-    assert data is not None
-    return StoreState.from_json(data)
 
 
 @pytest.mark.parametrize("names", [(), ("a", "b", "c")], ids=["image", "directory"])

@@ -13,13 +13,12 @@ from aimfuse.disk import Disk
 from aimfuse.errors import BusyError, Refused, StoreError, SupersededError, UsageError
 from aimfuse.journal.dirty import read_map
 from aimfuse.journal.rewound import REWOUND
-from aimfuse.journal.slots import Slots
 from aimfuse.journal.spool import sealed_names
 from aimfuse.journal.superseded import Step, read_superseded
 from aimfuse.replay.doubt import DIFFERS, REJOINED
 from aimfuse.replay.hold import pinned
 from aimfuse.replay.past import look_at
-from aimfuse.replay.state import Phase, StoreState
+from aimfuse.replay.state import Phase
 from aimfuse.takeover import rejoin as rejoin_module
 from aimfuse.takeover.branches import discard, export, find_branch, list_branches
 from aimfuse.takeover.rejoin import Json, Request, describe, rejoin
@@ -31,19 +30,13 @@ from tests.replay.recorder import at
 from tests.replay.source import mirror_of
 from tests.replay.stores import catch_up
 from tests.replay.test_promote import applied, promoted
-from tests.takeover.old_source import BLOCK, OldSource
+from tests.takeover.old_source import BLOCK, OldSource, state_of
 
 
 def run(source: OldSource, disk: Disk | None = None, **wanted: object) -> Json:
     config = load(source.config.state_dir)
     request = Request(source.url, **wanted)  # type: ignore[arg-type]
     return rejoin(disk or Disk(), config, request, lambda _line: None)
-
-
-def store_state(store: Path) -> StoreState:
-    data = Slots(Disk(), store / "state", "state").read()
-    assert data is not None
-    return StoreState.from_json(data)
 
 
 def forked(root: Path, names: tuple[str, ...] = (), *, clean: bool = True) -> OldSource:
@@ -57,7 +50,7 @@ def forked(root: Path, names: tuple[str, ...] = (), *, clean: bool = True) -> Ol
 def check(source: OldSource, at_end: dict[str, bytes]) -> None:
     """Check that the images are a mirror at the fork, and that what they held is kept."""
     store = source.config.state_dir / "store"
-    state = store_state(store)
+    state = state_of(store)
     assert state.head is not None
     assert (state.head.number, state.head.digest) == (source.head.number, source.head.digest)
     assert (state.phase, state.doubt) == (Phase.CATCHING_UP, REJOINED)
@@ -113,7 +106,7 @@ def test_a_source_exactly_at_the_fork_needs_no_copy_and_leaves_no_branch(tmp_pat
     source.write(1)
     source.fork()
     done = run(source)
-    state = store_state(Path(done["store"]))
+    state = state_of(Path(done["store"]))
     assert (state.phase, state.doubt) == (Phase.CONSISTENT, "")
     assert not list_branches(Disk(), source.config.state_dir)
 
@@ -318,7 +311,7 @@ def superseded(root: Path, store: Path) -> tuple[GroupConfig, Request]:
     """Let another store have been promoted behind all that the promoted *store* has."""
     config, far = load(store / "source"), root / "far"
     (far / "inbox").mkdir(parents=True)
-    state = store_state(store)
+    state = state_of(store)
     assert state.group is not None
     assert state.head is not None
     (far / "ack.json").write_text(json.dumps({
@@ -384,7 +377,7 @@ def test_a_promoted_store_whose_rejoin_dies_at_every_label_is_a_mirror_in_the_en
 
     met = relay(live)
     assert {"rejoin-state:write", "rejoin:rewound", "rejoin:link", "rejoin:retire"} <= met
-    assert store_state(store).phase is Phase.CONSISTENT
+    assert state_of(store).phase is Phase.CONSISTENT
     assert mirror_of(store) == before
     assert catch_up(store).store.state.phase is Phase.CONSISTENT
     assert not (store / "rewound.map").exists()
@@ -407,6 +400,6 @@ def test_a_replayer_between_two_attempts_does_not_keep_a_promoted_store_from_rej
         rejoin(Steps(die), config, request, lambda _line: None)
     catch_up(store)
     done = rejoin(Disk(), config, request, lambda _line: None)
-    assert store_state(Path(done["store"])).phase is Phase.CONSISTENT
+    assert state_of(Path(done["store"])).phase is Phase.CONSISTENT
     (kept,) = store.glob("branches/rewound-*")
     assert list(kept.glob("*.undo"))

@@ -17,7 +17,7 @@ from tests.e2e.crash.machine import Far, Machine, Source, eventually, frozen, ki
 from tests.e2e.crash.writes import BLOCK, History, Load, Write
 from tests.e2e.host import QUICK, FarHost
 from tests.e2e.host import Source as Group
-from tests.e2e.loop_disk import run
+from tests.e2e.programs import run
 
 pytestmark = [pytest.mark.fuse, pytest.mark.slow, pytest.mark.timeout(300)]
 
