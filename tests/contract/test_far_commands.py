@@ -8,32 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from aimfuse import config as configuration
 from aimfuse.app import initialise
-from aimfuse.cli import destination
-from aimfuse.cli.past import register
 from aimfuse.cli.places import shown
-from aimfuse.cli.plain import App
 from aimfuse.config import GroupConfig, add_destination
 from aimfuse.coordinator.run import connect_as_configured
 from aimfuse.errors import Refused
 from aimfuse.transport.reading import About, SftpFiles
+from tests.contract.commands import run
 from tests.contract.far_sides import EmbeddedSide, OpensshSide
 from tests.contract.openssh import make_key
 from tests.replay.recorder import recorded
-
-app = App()
-app.callback()(lambda: None)
-register(app)
-destination.register(app)
-
-
-def run(*words: object) -> tuple[int, str, str]:
-    done = CliRunner().invoke(app, [*map(str, words)])
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return done.exit_code, done.stdout, done.stderr
 
 
 def keys(side: OpensshSide | EmbeddedSide) -> tuple[object, ...]:

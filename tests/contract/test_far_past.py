@@ -19,10 +19,10 @@ from aimfuse.replay.past import describe
 from aimfuse.replay.readers import READER_NS, Wish, reader_name
 from aimfuse.replay.restore import Request, restore_from
 from aimfuse.units import MIB, SECOND_NS
+from tests.contract.commands import run
 from tests.contract.far_past import reaching, replaying, restored_from
 from tests.contract.far_sides import EmbeddedSide, OpensshSide
 from tests.contract.proxy import Proxy
-from tests.contract.test_far_commands import run
 from tests.dice import LONG
 from tests.replay.faults import Steps
 from tests.replay.recorder import Recorder, at, recorded, silent

@@ -18,7 +18,7 @@ from aimfuse.coordinator.run import run_ship
 from aimfuse.disk import Disk
 from tests.coordinator.fakes import Link, tools_for
 from tests.coordinator.samples import SampleSource, make_dice
-from tests.coordinator.test_shipping import shipping, until
+from tests.coordinator.shipping import shipping, until
 
 A = DestinationConfig("a", "sftp://a/s")
 

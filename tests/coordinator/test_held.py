@@ -9,7 +9,7 @@ from trio.testing import MockClock
 
 from tests.coordinator.fakes import Link, tools_for
 from tests.coordinator.samples import SampleSource, make_dice
-from tests.coordinator.test_shipping import A, shipping, status, until
+from tests.coordinator.shipping import A, shipping, status, until
 
 HELD = {"held": {"files": 1, "bytes": 1, "next_ns": 1}, "delay_s": 3600.0, "paused": None}
 CLOSED = {"held": None, "delay_s": 0.0, "paused": {"receive": {"since_ns": 1, "reason": ""}}}

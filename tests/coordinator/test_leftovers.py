@@ -16,7 +16,7 @@ from aimfuse.disk import Disk
 from aimfuse.driver.pins import Pins, lowest
 from tests.coordinator.fakes import Link, dead, tools_for
 from tests.coordinator.samples import SampleSource, make_dice
-from tests.coordinator.test_shipping import shipping, status, until
+from tests.coordinator.shipping import shipping, status, until
 
 A = DestinationConfig("a", "sftp://a/s")
 B = DestinationConfig("b", "sftp://b/s", give_up_s=1)

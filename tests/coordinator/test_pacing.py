@@ -19,7 +19,7 @@ from aimfuse.coordinator.gate import Gate
 from aimfuse.units import KIB, MIB, SECOND_NS
 from tests.coordinator.fakes import Link, tools_for
 from tests.coordinator.samples import SampleSource, Wall, make_dice
-from tests.coordinator.test_shipping import shipping, status, until
+from tests.coordinator.shipping import shipping, status, until
 
 A = DestinationConfig("a", "sftp://a/s")
 NIGHT = (parse_window("22:00-06:00"),)

@@ -23,7 +23,7 @@ from aimfuse.replay.replayer import Replayer
 from aimfuse.transport import Transport
 from aimfuse.units import SECOND_NS
 from tests.coordinator.samples import BLOCK, SampleSource, make_dice
-from tests.coordinator.test_shipping import status, until
+from tests.coordinator.shipping import status, until
 from tests.dice import LONG
 
 BLOCKS = 512

@@ -19,10 +19,10 @@ from aimfuse.disk import Disk
 from aimfuse.errors import StoreError
 from tests.coordinator.fakes import Link, tools_for, unreliable
 from tests.coordinator.samples import SampleSource, make_dice
-from tests.coordinator.test_shipping import shipping, status, until
+from tests.coordinator.shipping import shipping, status, until
+from tests.replay.histories import Driver, files
 from tests.replay.source import Source, deliver, mirror_of
 from tests.replay.stores import catch_up, exhaust, opened
-from tests.replay.test_model import Driver, files
 
 RULE = Rule(("*",), ("b", "x*", "out"))
 

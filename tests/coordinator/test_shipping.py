@@ -2,11 +2,8 @@
 
 # ruff: noqa: ARG001 - a test asks for the simulated clock by naming it
 
-import json
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,40 +12,12 @@ import trio
 from trio.testing import MockClock
 
 from aimfuse.config import DestinationConfig
-from aimfuse.coordinator.parts import Tools
 from aimfuse.coordinator.run import run_ship
 from aimfuse.errors import BusyError, Refused, StoreError, Unavailable
 from aimfuse.units import SECOND_NS
 from tests.coordinator.fakes import FakeStore, Link, dead, refusing, tools_for, unreliable
 from tests.coordinator.samples import SampleSource, make_dice
-
-A = DestinationConfig("a", "sftp://a/s")
-B = DestinationConfig("b", "sftp://b/s")
-
-
-@asynccontextmanager
-async def shipping(source: SampleSource, tools: Tools) -> AsyncIterator[None]:
-    """Run a coordinator beside the test."""
-    async with trio.open_nursery() as nursery:
-
-        async def run() -> None:
-            await run_ship(source.state_dir, tools=tools)
-
-        nursery.start_soon(run)
-        yield
-        nursery.cancel_scope.cancel()
-
-
-async def until(condition: Callable[[], object], ceiling_s: float = 3600) -> None:
-    with trio.fail_after(ceiling_s):
-        while not condition():  # noqa: ASYNC110 - a test's view of another's progress
-            await trio.sleep(0.2)
-
-
-def status(source: SampleSource, name: str = "a") -> dict[str, Any]:
-    path = source.state_dir / "destinations" / name / "status.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return found
+from tests.coordinator.shipping import A, B, shipping, status, until
 
 
 async def test_a_new_store_gets_the_image_and_then_the_journal(

@@ -30,7 +30,7 @@ from aimfuse.journal.superseded import (
 from aimfuse.units import Epoch, FileNumber, Seq
 from tests.coordinator.fakes import FakeStore, Link, tools_for
 from tests.coordinator.samples import GROUP, SampleSource, make_dice
-from tests.coordinator.test_shipping import A, B, shipping, status, until
+from tests.coordinator.shipping import A, B, shipping, status, until
 
 
 class PromotedStore(FakeStore):

@@ -26,7 +26,7 @@ from aimfuse.journal.records import RecordType, VolumeEntry
 from aimfuse.units import KIB, MIB, VolumeId
 from tests.coordinator.fakes import Link, tools_for
 from tests.coordinator.samples import BLOCK, GROUP, SampleSource, make_dice
-from tests.coordinator.test_shipping import shipping, status, until
+from tests.coordinator.shipping import shipping, status, until
 
 A = DestinationConfig("a", "sftp://a/s")
 

@@ -217,6 +217,13 @@ class Source:
         """Return the driver's status."""
         return self.call("status")
 
+    def told(self, name: str) -> Answer:
+        """Return what the coordinator says of a destination."""
+        path = self.state_dir / "destinations" / name / "status.json"
+        until(path.exists)
+        found: Answer = json.loads(path.read_text())
+        return found
+
     def wait_applied(self) -> None:
         """Wait until the image itself holds everything that was written so far."""
         self.call("applied")

@@ -13,7 +13,6 @@ from aimfuse import config as configuration
 from aimfuse.config import DestinationConfig
 from aimfuse.units import KIB, MIB
 from tests.e2e.host import QUICK, FarHost, Source, aimfuse, until
-from tests.e2e.test_resync import told
 from tests.e2e.writing import put
 
 pytestmark = [pytest.mark.fuse, pytest.mark.usefixtures("require_fuse")]
@@ -85,5 +84,5 @@ def test_a_copy_of_a_store_in_use_is_noticed_and_gets_everything_anew(
     lead(source, one=far.url("one"), two=far.url("two"))
     source.wait_mirrored(far, "two")
     assert far.mirror(store="two").read_bytes() == source.volume.read_bytes()
-    until(lambda: told(source, "two")["state"] == "idle", lambda: told(source, "two"))
+    until(lambda: source.told("two")["state"] == "idle", lambda: source.told("two"))
     assert far.ack("two")["needs_sync"] is None

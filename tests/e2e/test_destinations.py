@@ -34,16 +34,8 @@ def listed(source: Source) -> dict[str, dict[str, Any]]:
     return {one["name"]: one for one in json.loads(done.stdout)["destinations"]}
 
 
-def told(source: Source, name: str) -> dict[str, Any]:
-    """Return what the coordinator says of a destination."""
-    path = source.state_dir / "destinations" / name / "status.json"
-    until(path.exists)
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
-
-
 def pinned(source: Source, name: str) -> int:
-    files: int = told(source, name)["pinned"]["files"]
+    files: int = source.told(name)["pinned"]["files"]
     return files
 
 

@@ -14,7 +14,6 @@ from aimfuse.units import KIB, MIB
 from tests.e2e.host import QUICK, FarHost, Source, aimfuse, until
 from tests.e2e.loop_disk import LoopDisk
 from tests.e2e.programs import run
-from tests.e2e.test_resync import told
 
 pytestmark = [pytest.mark.fuse, pytest.mark.usefixtures("require_fuse", "require_root_loop")]
 
@@ -61,7 +60,7 @@ class FullStore:
 
     def told(self) -> dict[str, Any]:
         """Return what the source says of the destination."""
-        return told(self.source, NAME)
+        return self.source.told(NAME)
 
     def wait_identical(self) -> None:
         until(

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,8 @@ import pytest
 from aimfuse.disk import Disk
 from aimfuse.journal.spool import sealed_names
 from aimfuse.units import KIB, MIB
-from tests.e2e.host import AIMFUSE, FarHost, Source, aimfuse, until
+from tests.e2e.host import FarHost, Source, aimfuse, until
+from tests.e2e.replaying import replaying, wait_mirrored
 from tests.e2e.writing import put
 
 pytestmark = [pytest.mark.fuse, pytest.mark.slow, pytest.mark.usefixtures("require_fuse")]
@@ -68,37 +68,6 @@ def forked(root: Path, *, goes_back: bool = False) -> Iterator[tuple[Source, Far
             put(new.volume, MIB, NEW)
             put(new.volume, 5 * MIB + 64 * KIB, NEW)
             yield old, far, new
-
-
-@contextmanager
-def replaying(store: Path) -> Iterator[None]:
-    process = subprocess.Popen((*AIMFUSE, "replay", str(store)), stdout=subprocess.DEVNULL)
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def ack(store: Path) -> dict[str, object]:
-    try:
-        found: dict[str, object] = json.loads((store / "ack.json").read_bytes())
-    except FileNotFoundError:
-        return {}
-    return found
-
-
-def wait_mirrored(new: Source, store: Path) -> None:
-    number = new.call("roll")["number"]
-
-    def is_there() -> bool:
-        said = ack(store)
-        applied = said.get("applied")
-        at = applied["number"] if isinstance(applied, dict) else 0
-        return said.get("phase") == "consistent" and at >= number
-
-    until(is_there, lambda: (ack(store), new.status()["destinations"]))
-    new.wait_applied()
 
 
 def sent_bytes(new: Source) -> int:

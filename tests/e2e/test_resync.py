@@ -1,7 +1,6 @@
 """Mirrors that cannot follow the journal come back by themselves, and stay readable until then."""
 
 import contextlib
-import json
 import os
 import random
 import shutil
@@ -9,7 +8,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -47,13 +45,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def write(source: Source, at: int, size: int = 64 * KIB) -> None:
     put(source.volume, at, os.urandom(size))
-
-
-def told(source: Source, name: str) -> dict[str, Any]:
-    path = source.state_dir / "destinations" / name / "status.json"
-    until(path.exists)
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
 
 
 def wait_identical(source: Source, far: FarHost, store: str = NAME) -> None:
@@ -132,7 +123,7 @@ def test_a_destination_with_a_rule_is_copied_by_command_while_all_is_quiet(
         assert done.returncode == 0, done.stderr
         asked = source.state_dir / "destinations" / NAME / "request.json"
         until(lambda: not asked.exists())
-        until(lambda: told(source, NAME)["state"] == "idle", lambda: told(source, NAME))
+        until(lambda: source.told(NAME)["state"] == "idle", lambda: source.told(NAME))
         (source.mountpoint / "a").write_bytes(os.urandom(64 * KIB))
         source.wait_mirrored(far, NAME)
         assert far.mirror("a", NAME).read_bytes() == (source.mountpoint / "a").read_bytes()
@@ -191,17 +182,17 @@ def test_a_dead_destination_is_folded_and_comes_back_by_what_changed(
         until(lambda: source.status()["spool"]["level"] != "full", source.status)
         assert source.status()["spool"]["bytes"] <= SMALL.spool_bytes_max
         quiet_ns = time.time_ns()  # From here on nothing is written, nor folded.
-        until(lambda: told(source, "s-2")["updated_ns"] > quiet_ns)
-        folded = told(source, "s-2")["folded"]["dirty_bytes"]
+        until(lambda: source.told("s-2")["updated_ns"] > quiet_ns)
+        folded = source.told("s-2")["folded"]["dirty_bytes"]
         assert folded <= SIZE // 2
-        before = told(source, "s-2")["sent_bytes"]
+        before = source.told("s-2")["sent_bytes"]
         gone.rename(dead.stores)
         dead.start()
         wait_identical(source, dead)
-        until(lambda: told(source, "s-2")["state"] == "idle")
-        sent = told(source, "s-2")["sent_bytes"] - before
+        until(lambda: source.told("s-2")["state"] == "idle")
+        sent = source.told("s-2")["sent_bytes"] - before
         assert sent <= 1.15 * folded + 1.15 * SMALL.spool_bytes_max
-        assert told(source, "s-2")["folded"] is None
+        assert source.told("s-2")["folded"] is None
         rewrite(source, MIB, seed=2)
         wait_identical(source, dead)
 
@@ -222,10 +213,10 @@ def test_who_has_used_up_its_share_is_folded_while_there_is_room_for_others(
     far.kill()
     gone = far.stores.rename(tmp_path / "gone")
     rewrite(source, 3 * MIB, seed=6)
-    until(lambda: told(source, "s")["folded"])
-    until(lambda: told(source, "s")["pinned"]["bytes"] <= MIB, lambda: told(source, "s"))
-    until(lambda: told(source, "t")["pinned"]["bytes"] >= 3 * MIB, lambda: told(source, "t"))
-    assert told(source, "t")["folded"] is None
+    until(lambda: source.told("s")["folded"])
+    until(lambda: source.told("s")["pinned"]["bytes"] <= MIB, lambda: source.told("s"))
+    until(lambda: source.told("t")["pinned"]["bytes"] >= 3 * MIB, lambda: source.told("t"))
+    assert source.told("t")["folded"] is None
     assert source.status()["spool"]["level"] == "fine"
     gone.rename(far.stores)
     far.start()

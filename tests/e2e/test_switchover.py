@@ -11,7 +11,7 @@ import pytest
 from aimfuse.units import MIB
 from tests.e2e.crash.machine import REPO, SEAM
 from tests.e2e.host import AIMFUSE, FarHost, MountFailed, Source, aimfuse
-from tests.e2e.test_rejoin import replaying, wait_mirrored
+from tests.e2e.replaying import replaying, wait_mirrored
 from tests.e2e.writing import put
 
 pytestmark = [pytest.mark.fuse, pytest.mark.slow, pytest.mark.usefixtures("require_fuse")]

@@ -275,3 +275,12 @@ def deliver(store: Path, *files: Path) -> None:
 def mirror_of(store: Path) -> dict[str, bytes]:
     """Return what a user of the mirror sees."""
     return {path.name: path.read_bytes() for path in (store / "mirror").iterdir()}
+
+
+def marked(source: Source, *labels: str) -> Path:
+    """Return a file with these bookmarks, and a write in front of each."""
+    for label in labels:
+        source.write(1, 0, label.encode())
+        source.mark_bookmark(label)
+    source.write(1, 9, b"behind")
+    return source.roll()

@@ -10,6 +10,7 @@ from aimfuse.disk import Disk
 from aimfuse.replay.look import Look
 from aimfuse.replay.session import Session
 from aimfuse.replay.state import Json, Phase
+from tests.replay.backwards import Snapshot
 from tests.replay.source import Source, deliver
 
 ROUNDS_MAX = 10_000
@@ -105,3 +106,9 @@ async def until(condition: Callable[[], object]) -> None:
     with trio.fail_after(30):
         while not condition():  # noqa: ASYNC110 - files send no events
             await trio.sleep(0.01)
+
+
+def synced(scratch: Path) -> tuple[Source, Path, dict[int, Snapshot]]:
+    """Return a source with a volume, its store, and the right states by file."""
+    source, store = synced_store(scratch)
+    return source, store, {1: source.snapshot()}

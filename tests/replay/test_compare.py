@@ -19,11 +19,11 @@ from aimfuse.replay.state import Phase
 from aimfuse.replay.verified import Verified
 from tests.dice import LONG
 from tests.replay import recorder
+from tests.replay.crashes import copy_store, run_into, steps_of
 from tests.replay.faults import Steps, dying
+from tests.replay.histories import Driver
 from tests.replay.source import Record, Source, deliver, mirror_of
 from tests.replay.stores import begin, begun, catch_up, made_source, opened, report
-from tests.replay.test_crash import copy_store, run_into, steps_of
-from tests.replay.test_model import Driver
 
 Named = list[tuple[int, int, int]]
 

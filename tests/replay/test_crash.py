@@ -4,49 +4,32 @@ A killed program keeps what it wrote; a power cut loses what was not synced, in 
 After each, the store is opened again on what is left and must end equal to the source.
 """
 
-import contextlib
 import errno
 import random
 import shutil
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from aimfuse.disk import Disk
 from aimfuse.journal.names import JournalName
-from aimfuse.replay.state import Phase, StoreState
 from aimfuse.units import Epoch, FileNumber
-from tests.disks.cuts import keep_all, keep_none, keep_random
-from tests.disks.faults import Crash, Fault
-from tests.disks.simdisk import SimDisk
-from tests.replay.faults import DiskLook, Steps, dying, failing, failing_at
+from tests.disks.cuts import keep_none
+from tests.disks.faults import Fault
+from tests.replay.crashes import (
+    STORE,
+    copy_store,
+    power_cuts,
+    run_into,
+    run_simulated,
+    simulated_mirror,
+    simulated_store,
+    steps_of,
+)
+from tests.replay.faults import dying, failing, failing_at
 from tests.replay.source import Source, deliver, mirror_of
 from tests.replay.stores import busy_files, catch_up, exhaust, opened, synced_store
 
 pytestmark = pytest.mark.expects_warnings
-
-STORE = Path("/store")
-
-
-def steps_of(store: Path, tmp_path: Path) -> list[str]:
-    rehearsal = tmp_path / "rehearsal"
-    copy_store(store, rehearsal)
-    counter = Steps()
-    catch_up(rehearsal, counter)
-    shutil.rmtree(rehearsal)
-    return counter.labels
-
-
-def copy_store(store: Path, target: Path) -> None:
-    subprocess.run(["cp", "-a", store, target], check=True)  # Hard links stay hard links.
-
-
-def run_into(disk: Disk, store: Path) -> None:
-    """Let the replayer run until the disk kills it; a finished one is fine too."""
-    with contextlib.suppress(Crash), opened(store, disk) as session:
-        exhaust(session)
 
 
 def test_a_store_that_was_killed_at_any_step_ends_equal_to_its_source(tmp_path: Path) -> None:
@@ -156,51 +139,6 @@ def test_after_a_failed_sync_of_the_mirror_the_whole_file_is_written_again(tmp_p
 
 
 # Power cuts, on a simulated disk: names and contents as a user would find them.
-
-
-def plant(disk: SimDisk, *files: Path) -> None:
-    for file in files:
-        disk.plant(STORE / "inbox" / file.name, file.read_bytes())
-
-
-def simulated_store(scratch: Path) -> tuple[Source, SimDisk, dict[int, dict[str, bytes]]]:
-    """Return a source, a disk with its synced store and files waiting, and the right mirrors."""
-    source = Source(scratch / "spool")
-    source.create("v.img", 9000)
-    source.write(1, 4000, b"\xee" * 3000)
-    source.roll()
-    disk = SimDisk(STORE / "inbox")
-    plant(disk, *source.sync())
-    session = catch_up(STORE, disk, DiskLook(disk))
-    assert session.store.state.phase is Phase.CONSISTENT
-    snapshots = {1: source.snapshot()}
-    files = busy_files(source)
-    snapshots[3] = source.snapshot()
-    plant(disk, *files)
-    return source, disk, snapshots
-
-
-def simulated_mirror(disk: SimDisk) -> dict[str, bytes]:
-    mirror = STORE / "mirror"
-    return {name: disk.contents(mirror / name) for name in disk.listdir(mirror)}
-
-
-def run_simulated(disk: SimDisk) -> StoreState:
-    session = None
-    try:
-        with opened(STORE, disk, DiskLook(disk)) as session:
-            exhaust(session)
-            if session.error:
-                exhaust(session)
-    except Crash:
-        pass
-    assert session is not None
-    assert not session.halted
-    return session.store.state
-
-
-def power_cuts() -> list[Callable[[int], Callable[..., int]]]:
-    return [lambda _at: keep_none, lambda _at: keep_all, *[keep_random] * 3]
 
 
 @pytest.mark.parametrize("torn", [False, True])

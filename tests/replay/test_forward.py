@@ -11,9 +11,9 @@ from aimfuse.journal.spool import sealed_names
 from aimfuse.replay.forward import FORWARD
 from tests.disks.faults import Crash
 from tests.replay.faults import Steps, dying
+from tests.replay.resyncs import do_much, make_source
 from tests.replay.source import Source, deliver, mirror_of
 from tests.replay.stores import begun, catch_up, made_source
-from tests.replay.test_resync import do_much, make_source
 
 
 def forwarding(store: Path, extra: str = "") -> Path:

@@ -14,8 +14,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from aimfuse.cli.past import register
-from aimfuse.cli.plain import App
 from aimfuse.disk import Disk, Places
 from aimfuse.errors import JournalError
 from aimfuse.journal.names import JournalName, UndoName
@@ -26,25 +24,16 @@ from tests.disks.cuts import keep_all, keep_none, keep_random
 from tests.disks.faults import Crash
 from tests.disks.simdisk import SimDisk
 from tests.replay.backwards import Snapshot, states_of
+from tests.replay.crashes import STORE, copy_store, plant, run_into, steps_of
 from tests.replay.faults import DiskLook, dying
+from tests.replay.histories import Driver, files
+from tests.replay.history_command import app, run_history
 from tests.replay.source import Source, deliver, mirror_of
-from tests.replay.stores import begin, busy_files, catch_up, exhaust, opened, synced_store
-from tests.replay.test_crash import STORE, copy_store, plant, run_into, steps_of
-from tests.replay.test_model import Driver, files
+from tests.replay.stores import begin, busy_files, catch_up, exhaust, opened, synced
 
 pytestmark = pytest.mark.expects_warnings
 
 DAY_NS = 86400 * SECOND_NS
-
-app = App()
-app.callback()(lambda: None)
-register(app)
-
-
-def synced(scratch: Path) -> tuple[Source, Path, dict[int, Snapshot]]:
-    """Return a source with a volume, its store, and the right states by file."""
-    source, store = synced_store(scratch)
-    return source, store, {1: source.snapshot()}
 
 
 def a_store_with_past(scratch: Path) -> tuple[Source, Path, dict[int, Snapshot]]:
@@ -339,9 +328,3 @@ def test_the_command_refuses_what_is_no_store(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["history", str(tmp_path)])
     assert done.exit_code == 2
     assert f"{tmp_path} is no store" in done.stderr
-
-
-def run_history(*words: object) -> str:
-    done = CliRunner().invoke(app, ["history", *map(str, words)])
-    assert done.exit_code == 0, done.output
-    return done.stdout

@@ -15,8 +15,8 @@ from aimfuse.replay.kept import KeptSet, list_kept, list_names, measured
 from aimfuse.replay.look import Entry, Look
 from aimfuse.replay.restore import Request, restore
 from aimfuse.units import Epoch, FileNumber
+from tests.replay.many_files import Counting, many_files
 from tests.replay.recorder import at, recorded, silent
-from tests.replay.test_point import Counting, many_files
 
 pytestmark = pytest.mark.expects_warnings
 

@@ -11,19 +11,10 @@ from aimfuse.journal.reader import read_sealed
 from aimfuse.replay.marks import MARKS, Marks, find_marks, labels_of_store, read_index
 from aimfuse.replay.past import describe, find_bookmarks, look_at
 from tests.disks.faults import Crash
+from tests.replay.crashes import copy_store
 from tests.replay.faults import dying
-from tests.replay.source import Source, deliver
+from tests.replay.source import Source, deliver, marked
 from tests.replay.stores import catch_up, exhaust, opened
-from tests.replay.test_crash import copy_store
-
-
-def marked(source: Source, *labels: str) -> Path:
-    """Return a file with these bookmarks, and a write in front of each."""
-    for label in labels:
-        source.write(1, 0, label.encode())
-        source.mark_bookmark(label)
-    source.write(1, 9, b"behind")
-    return source.roll()
 
 
 def labels_of(store: Path) -> list[str]:

@@ -14,9 +14,8 @@ from aimfuse.errors import ConfigError
 from aimfuse.replay.look import Entry, Look
 from aimfuse.replay.session import Session
 from tests.e2e.host import is_running, until
-from tests.replay.source import Source, deliver, inbox_of
+from tests.replay.source import Source, deliver, inbox_of, marked
 from tests.replay.stores import begun, exhaust, opened, report
-from tests.replay.test_marks import marked
 
 SCRIPT = """\
 #!/bin/sh

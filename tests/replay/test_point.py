@@ -1,7 +1,6 @@
 """Which point of the past is meant: a time, an age, a position, a bookmark."""
 
 import contextlib
-from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from aimfuse.errors import (
 from aimfuse.replay.past import describe, look_at
 from aimfuse.replay.point import CLOCK_FILES, Finder, Wanted, parse_at
 from aimfuse.units import SECOND_NS
+from tests.replay.many_files import Counting, many_files
 from tests.replay.recorder import (
     NOW,
     Recorder,
@@ -86,36 +86,6 @@ def test_a_copy_behind_which_nothing_was_written_has_no_time(tmp_path: Path) -> 
     with pytest.raises(OutOfReach, match="nothing has been written since the copy"):
         restored(store, parse_at("5 minutes ago", NOW), tmp_path / "out")
     assert restored(store, parse_at(None, NOW), tmp_path / "out") == source.snapshot()
-
-
-class Counting(Disk):
-    """Counts the files of a history that are opened, by the end of their names."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.opened: Counter[str] = Counter()
-
-    def open(self, label: str, path: Path, flags: int, mode: int = 0o666) -> int:
-        if path.parent.name == "history":
-            self.opened[path.suffix] += 1
-        return super().open(label, path, flags, mode)
-
-
-def many_files(scratch: Path, count: int, back: int = 0) -> tuple[Recorder, Path]:
-    """Return a store with *count* files in its history; at half way the clock goes *back*."""
-    source, store = Recorder(scratch / "spool"), scratch / "store"
-    source.create("v.img", 30000)
-    source.roll()
-    begin(store, source)
-    made = []
-    for index in range(count):
-        source.write(1, index, b"%d" % index)
-        source.write(1, index, b"%d again" % index)
-        made.append(source.roll())
-        source.clock_ns -= back * (index == count // 2)
-    deliver(store, *made)
-    catch_up(store)
-    return source, store
 
 
 def point_at(store: Path, time_ns: int, disk: Disk) -> tuple[int, int]:

@@ -13,10 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aimfuse import config
 from aimfuse.config.pauses import Pause, save_pauses
 from aimfuse.disk import Disk, read_file
-from aimfuse.driver.group import GroupLimits, GroupPaths, close_group, open_group
 from aimfuse.driver.labels import Labels
 from aimfuse.errors import (
     AimfuseError,
@@ -33,70 +31,22 @@ from aimfuse.journal.records import RecordType
 from aimfuse.journal.rewound import REWOUND
 from aimfuse.replay import rewind
 from aimfuse.replay.hold import pinned
-from aimfuse.replay.look import Look
 from aimfuse.replay.point import Wanted, parse_at
-from aimfuse.replay.promote import Request, promote_open
-from aimfuse.replay.state import Json, Phase, Promoted
+from aimfuse.replay.state import Phase
 from aimfuse.units import MIB
 from tests.dice import LONG
 from tests.disks.cuts import keep_all, keep_none, keep_random
 from tests.disks.faults import Crash
 from tests.disks.simdisk import SimDisk
+from tests.replay.crashes import STORE, copy_store, simulated_mirror
 from tests.replay.faults import DiskLook, Steps
-from tests.replay.recorder import NOW, Position, Recorder, Snapshot, at, recorded, silent
+from tests.replay.histories import Driver, files
+from tests.replay.promotions import NEWEST, applied, promoted, reachable, served
+from tests.replay.recorder import NOW, Recorder, at, recorded
 from tests.replay.source import Source, deliver, mirror_of
 from tests.replay.stores import begin, catch_up, exhaust, opened, report
-from tests.replay.test_crash import STORE, copy_store, simulated_mirror
-from tests.replay.test_model import Driver, files
 
 pytestmark = pytest.mark.expects_warnings
-
-NEWEST = Wanted("now")
-
-
-def promoted(
-    store: Path,
-    wanted: Wanted = NEWEST,
-    disk: Disk | None = None,
-    look: Look | None = None,
-    *,
-    force: bool = False,
-) -> Json:
-    with opened(store, disk, look) as session:
-        return promote_open(session, Request(wanted, force=force), silent)
-
-
-def state_of(store: Path) -> Promoted:
-    with opened(store) as session:
-        session.round()
-        assert session.store.state.phase is Phase.PROMOTED
-        assert session.store.state.promoted is not None
-        return session.store.state.promoted
-
-
-def served(store: Path) -> tuple[int, int, int]:
-    """Serve the group as a mount does; return epoch, file and record that come next."""
-    settings_ = config.load(store / "source")
-    paths = GroupPaths(settings_.image, settings_.state_dir, settings_.spool)
-    engine = open_group(Disk(), paths, GroupLimits(MIB, 16 * MIB))
-    active = engine.journal.active
-    assert active is not None
-    found = active.name.epoch, active.name.number, engine.journal.last_seq + 1
-    close_group(Disk(), engine)
-    return found
-
-
-def applied(scratch: Path) -> tuple[Recorder, Path]:
-    """Return a source of seven files, and its store with all of them applied."""
-    source, store, rest = recorded(scratch)
-    deliver(store, *rest)
-    catch_up(store)
-    return source, store
-
-
-def reachable(source: Recorder) -> dict[Position, Snapshot]:
-    """Return the states of `recorded` behind the copy, by position."""
-    return {where: state for where, state in source.states.items() if where[1] >= 3}
 
 
 def test_the_mirror_goes_back_in_place_to_every_record(tmp_path: Path) -> None:

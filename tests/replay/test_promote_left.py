@@ -8,10 +8,10 @@ import pytest
 
 from aimfuse.errors import StoreError
 from aimfuse.replay.state import Phase
+from tests.replay.promotions import applied, promoted, served
+from tests.replay.resyncs import do_much, make_source
 from tests.replay.source import Source, deliver, mirror_of
 from tests.replay.stores import begin, catch_up
-from tests.replay.test_promote import applied, promoted, served
-from tests.replay.test_resync import do_much, make_source
 
 pytestmark = pytest.mark.expects_warnings
 

@@ -17,11 +17,10 @@ from aimfuse.replay.session import Session
 from aimfuse.units import SECOND_NS
 from tests.disks.faults import Crash
 from tests.replay.backwards import Snapshot, states_of
+from tests.replay.crashes import copy_store
 from tests.replay.faults import Steps, dying, failing_at
 from tests.replay.source import Source, deliver, mirror_of
-from tests.replay.stores import busy_files, catch_up, exhaust, opened, report
-from tests.replay.test_crash import copy_store
-from tests.replay.test_history import synced
+from tests.replay.stores import busy_files, catch_up, exhaust, opened, report, synced
 
 pytestmark = pytest.mark.expects_warnings
 

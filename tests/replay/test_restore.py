@@ -30,7 +30,9 @@ from aimfuse.replay.session import Session
 from aimfuse.units import MIB
 from tests.dice import LONG
 from tests.disks.faults import Crash
+from tests.replay.crashes import copy_store, run_into
 from tests.replay.faults import Steps, dying, failing_at
+from tests.replay.histories import Driver, files
 from tests.replay.recorder import (
     NOW,
     Position,
@@ -45,8 +47,6 @@ from tests.replay.recorder import (
 )
 from tests.replay.source import Source, deliver
 from tests.replay.stores import begin, catch_up, exhaust, opened
-from tests.replay.test_crash import copy_store, run_into
-from tests.replay.test_model import Driver, files
 
 pytestmark = pytest.mark.expects_warnings
 

@@ -16,10 +16,7 @@ from tests.dice import LONG
 from tests.disks.cuts import keep_all, keep_none, keep_random
 from tests.disks.faults import Crash
 from tests.disks.simdisk import SimDisk
-from tests.replay.faults import DiskLook, Steps, dying, failing, failing_at
-from tests.replay.source import Source, deliver, mirror_of
-from tests.replay.stores import begin, catch_up, exhaust, opened, report
-from tests.replay.test_crash import (
+from tests.replay.crashes import (
     STORE,
     copy_store,
     plant,
@@ -28,8 +25,10 @@ from tests.replay.test_crash import (
     simulated_mirror,
     steps_of,
 )
-
-BLOCK = 4096
+from tests.replay.faults import DiskLook, Steps, dying, failing, failing_at
+from tests.replay.resyncs import BLOCK, do_more, do_much, make_source
+from tests.replay.source import Source, deliver, mirror_of
+from tests.replay.stores import begin, catch_up, exhaust, opened, report
 
 
 @pytest.fixture
@@ -41,39 +40,6 @@ def source(tmp_path: Path) -> Source:
 def store(source: Source, tmp_path: Path) -> Path:
     begin(tmp_path / "store", source)
     return tmp_path / "store"
-
-
-def make_source(spool: Path) -> Source:
-    source = Source(spool)
-    source.create("v.img", 6 * BLOCK)
-    source.write(1, 0, b"\x11" * 6 * BLOCK)
-    source.create("goes", 100)
-    source.create("shrinks", 5 * BLOCK)
-    source.write(3, 0, b"\x33" * 5 * BLOCK)
-    source.roll()
-    return source
-
-
-def do_much(source: Source) -> list[Path]:
-    """Write journal files that will leave the spool unsent."""
-    source.write(1, 2 * BLOCK, b"\x22" * 100)
-    source.zero(1, 5 * BLOCK, BLOCK)
-    source.unlink(2)
-    source.truncate(3, BLOCK)
-    first = source.roll()
-    source.truncate(3, 3 * BLOCK)
-    source.write(1, 7 * BLOCK, b"grown")
-    new = source.create("new", 2 * BLOCK)
-    source.write(new, BLOCK + 5, b"fresh")
-    source.rename(3, "renamed")
-    return [first, source.roll()]
-
-
-def do_more(source: Source) -> list[Path]:
-    """Write journal files behind the copy's origin."""
-    source.write(1, 100, b"behind the copy")
-    source.write(3, 2 * BLOCK, b"again")
-    return [source.roll()]
 
 
 def test_the_mirror_stays_at_its_point_until_all_is_there_and_then_equals_the_source(

@@ -10,13 +10,13 @@ from aimfuse.journal.rewound import REWOUND, Rewound
 from aimfuse.replay.past import describe
 from aimfuse.replay.state import Phase
 from tests.disks.faults import Crash
+from tests.replay.crashes import copy_store
 from tests.replay.faults import Steps, failing_at
+from tests.replay.history_command import run_history
+from tests.replay.promotions import applied, promoted, reachable, state_of
 from tests.replay.recorder import at
 from tests.replay.source import mirror_of
 from tests.replay.stores import catch_up
-from tests.replay.test_crash import copy_store
-from tests.replay.test_history import run_history
-from tests.replay.test_promote import applied, promoted, reachable, state_of
 
 pytestmark = pytest.mark.expects_warnings
 

@@ -24,7 +24,10 @@ from aimfuse.replay.undo import PART_BYTES
 from aimfuse.replay.watch import Watch
 from aimfuse.units import MIB
 from tests.dice import LONG
+from tests.replay.crashes import copy_store, run_into
 from tests.replay.faults import Steps, dying, failing_at
+from tests.replay.histories import Driver, files
+from tests.replay.promotions import promoted
 from tests.replay.recorder import (
     Position,
     Recorder,
@@ -37,9 +40,6 @@ from tests.replay.recorder import (
 )
 from tests.replay.source import Source, deliver
 from tests.replay.stores import begin, catch_up, exhaust, opened
-from tests.replay.test_crash import copy_store, run_into
-from tests.replay.test_model import Driver, files
-from tests.replay.test_promote import promoted
 
 pytestmark = pytest.mark.expects_warnings
 

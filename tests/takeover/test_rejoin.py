@@ -26,10 +26,10 @@ from tests.coordinator.samples import make_dice
 from tests.dice import LONG
 from tests.disks.faults import Crash
 from tests.replay.faults import Steps, dying
+from tests.replay.promotions import applied, promoted
 from tests.replay.recorder import at
 from tests.replay.source import mirror_of
 from tests.replay.stores import catch_up
-from tests.replay.test_promote import applied, promoted
 from tests.takeover.old_source import BLOCK, OldSource, state_of
 
 

@@ -50,5 +50,16 @@ def test_no_module_has_a_name_that_says_nothing() -> None:
     assert {name for name, parts in names.items() if parts & VAGUE_NAMES} == set()
 
 
+def test_no_test_takes_anything_from_another_test() -> None:
+    taken = [
+        f"{name}: {node.module}"
+        for name, module in python_sources()
+        for node in ast.walk(module)
+        if isinstance(node, ast.ImportFrom) and node.module
+        if node.module.startswith("tests.") and node.module.rpartition(".")[2].startswith("test_")
+    ]
+    assert taken == [], "what two tests need has a module of its own"
+
+
 def test_the_package_says_that_it_is_typed() -> None:
     assert (PACKAGE / "py.typed").exists()
