@@ -21,6 +21,7 @@ CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
 NAMED_TEST = re.compile(r"(?:([\w/]+\.py|…): )?((?:test_|…[a-z_])[\w…]+)")
+SOURCE_FILE = re.compile(r"(?<![\w.])[\w/]+\.(?:py|c)\b")
 TEST_FILE = re.compile(r"[\w/]*test_\w+\.py")
 COMMAND = re.compile(r"(?<![\w/.=-])aimfuse ((?!aimfuse)[a-z][^`\n|#;]*)")
 
@@ -51,6 +52,20 @@ def missing_tests(text: str) -> Iterator[str]:
             if not any(re.fullmatch(pattern, one) for one in known):
                 yield name
         last = files[-1:] or last
+
+
+def missing_sources(text: str) -> Iterator[str]:
+    """Yield the source files that *text* names, whole or by their end, and that are not there."""
+    for name in SOURCE_FILE.findall(" ".join(CODE.findall(text))):
+        if not any(path.endswith(f"/{name.removeprefix('/')}") for path in sources()):
+            yield name
+
+
+@cache
+def sources() -> list[str]:
+    folders = ("src", "tests", "demo", "bench")
+    found = (path for folder in folders for path in (REPO / folder).rglob("*"))
+    return [f"/{relative(path)}" for path in found if path.suffix in {".py", ".c"}]
 
 
 def anchors(path: Path) -> set[str]:
@@ -127,12 +142,21 @@ def test_each_check_of_commands_finds_what_it_is_for(text: str, unknown: list[st
     assert list(unknown_commands(text)) == unknown
 
 
+def test_the_check_of_source_files_finds_what_it_is_for() -> None:
+    text = "`tidy/test_docs.py`, `cli/main.py: main`, `_scatter.c`, `nowhere.py`"
+    assert list(missing_sources(text)) == ["nowhere.py"]
+
+
 def in_all(check: Callable[[str], Iterator[str]]) -> list[str]:
     return [f"{relative(path)}: {hit}" for path in DOCS for hit in check(path.read_text())]
 
 
 def test_every_test_that_is_named_exists() -> None:
     assert in_all(missing_tests) == []
+
+
+def test_every_source_file_that_is_named_exists() -> None:
+    assert in_all(missing_sources) == []
 
 
 def test_no_link_leads_nowhere() -> None:
