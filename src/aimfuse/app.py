@@ -91,53 +91,61 @@ def run_mount(request: MountRequest, mounted: Callable[[], None]) -> None:
         _warn_of_weak_storage(paths)
         become_part_of_the_io_path()
         heap.keep_for_the_next_request(config.journal.memory_bytes_max)
-        journal = config.journal
-        limits = GroupLimits(
-            journal.file_bytes,
-            journal.memory_bytes_max,
-            size_limit(disk, paths.image, journal.size_bytes_max),
-        )
-        engine = _brought_to_life(disk, paths, limits, resync=request.resync)
-        destinations = Destinations(config)
-        pins = Pins(disk, config.state_dir)
-        keeper = SpoolKeeper(disk, engine, paths.spool, _spool_limits(config), pins)
-        keeper.policies = _policies(config)
-        pump = Pump(engine, keeper, _pump_limits(config))
-        supervisor = _coordinator(config)
-        status = SourceStatus(
-            engine,
-            pump,
-            paths.image,
-            paths.state_dir,
-            request.mountpoint,
-            destinations.told,
-            lambda: {"pid": supervisor.pid, "restarts": supervisor.restarts},
-        )
-        reload = Reload(config, keeper, pump, destinations)
-        verifier = Verifier(engine, pump)
-        scrub = reload.scrub = Scrub(disk, config.state_dir, engine, verifier, journal.scrub_s)
-        status.scrub = scrub.status
-        verifying = VerifyRequests(engine, verifier)
-        mount = Mount(disk, engine, pump, status, request.options, reload, {"verify": verifying})
-
-        async def coordinate() -> None:
-            await destinations.some()
-            while True:
-                try:
-                    await supervisor.run()
-                except OSError as exc:  # Such as too many open files: the volume goes on.
-                    log.warning("the coordinator cannot be supervised: %s", exc)
-                await trio.sleep(DESTINATIONS_POLL_S)
-
-        companions: list[Companion] = [
-            coordinate,
-            partial(_give_back_memory, engine.journal),
-            partial(scrub.run, lambda: bool(destinations.now())),
-            partial(_heed_ending, disk, config, engine, diverge=request.diverge),
-        ]
-        trio.run(mount.run, config.state_dir, companions, mounted)
+        _serve(disk, config, request, mounted)
     finally:
         lock.release()
+
+
+def _serve(
+    disk: Disk, config: GroupConfig, request: MountRequest, mounted: Callable[[], None]
+) -> None:
+    """Build the parts of a mount whose locks are held, and run them until it ends."""
+    paths, journal = paths_of(config), config.journal
+    limits = GroupLimits(
+        journal.file_bytes,
+        journal.memory_bytes_max,
+        size_limit(disk, paths.image, journal.size_bytes_max),
+    )
+    engine = _brought_to_life(disk, paths, limits, resync=request.resync)
+    destinations = Destinations(config)
+    pins = Pins(disk, config.state_dir)
+    keeper = SpoolKeeper(disk, engine, paths.spool, _spool_limits(config), pins)
+    keeper.policies = _policies(config)
+    pump = Pump(engine, keeper, _pump_limits(config))
+    supervisor = _coordinator(config)
+    status = SourceStatus(
+        engine,
+        pump,
+        paths.image,
+        paths.state_dir,
+        request.mountpoint,
+        destinations.told,
+        lambda: {"pid": supervisor.pid, "restarts": supervisor.restarts},
+    )
+    reload = Reload(config, keeper, pump, destinations)
+    verifier = Verifier(engine, pump)
+    scrub = reload.scrub = Scrub(disk, config.state_dir, engine, verifier, journal.scrub_s)
+    status.scrub = scrub.status
+    verifying = VerifyRequests(engine, verifier)
+    mount = Mount(disk, engine, pump, status, request.options, reload, {"verify": verifying})
+    companions: list[Companion] = [
+        partial(_coordinate, destinations, supervisor),
+        partial(_give_back_memory, engine.journal),
+        partial(scrub.run, lambda: bool(destinations.now())),
+        partial(_heed_ending, disk, config, engine, diverge=request.diverge),
+    ]
+    trio.run(mount.run, config.state_dir, companions, mounted)
+
+
+async def _coordinate(destinations: "Destinations", supervisor: Supervisor) -> None:
+    """Keep a coordinator running as soon as there is a destination."""
+    await destinations.some()
+    while True:
+        try:
+            await supervisor.run()
+        except OSError as exc:  # Such as too many open files: the volume goes on.
+            log.warning("the coordinator cannot be supervised: %s", exc)
+        await trio.sleep(DESTINATIONS_POLL_S)
 
 
 def _refuse_superseded(disk: Disk, config: GroupConfig, *, diverge: bool) -> None:

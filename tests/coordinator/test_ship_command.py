@@ -10,7 +10,7 @@ from aimfuse.config import DestinationConfig
 from aimfuse.config.windows import parse_window
 from tests.coordinator.samples import SampleSource
 
-RUN = "import typer; from aimfuse.cli.source_ship import register; a = typer.Typer(); register(a)"
+RUN = "import typer; from aimfuse.cli.ship import register; a = typer.Typer(); register(a)"
 
 
 def ship(*arguments: str) -> subprocess.Popen[str]:

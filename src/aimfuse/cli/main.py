@@ -12,7 +12,7 @@ from aimfuse.cli.plain import App
 
 FAMILIES = {
     "source": ("init", "mount"),
-    "source_ship": ("ship",),
+    "ship": ("ship",),
     "destination": ("destination", "reload"),
     "sync": ("sync",),
     "verify": ("verify",),

@@ -1,4 +1,4 @@
-"""What sources and stores have in common on a screen: headings, problems, speeds."""
+"""Draw what sources and stores have in common: headings, problems, speeds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -218,17 +218,12 @@ def _destination(
     files, size = (0, 0) if is_new else spool.behind(received)
     lag_files, lag_bytes = (0, 0) if is_new else spool.behind(applied)
     oldest_ns = spool.oldest_time_ns(applied) if lag_files else None
-    halted = cursor.get("state") == "halted"
-    resting = "paused" if config and config.paused else "stopped" if cursor else "new"
-    if resting == "stopped" and is_ended:
-        resting = "superseded"
-    if config and config.is_reserved and not config.paused:
-        resting = "reserved"
+    is_halted = cursor.get("state") == "halted" or bool(problem)
     return {
         **status,
         "name": name,
         "url": url or status.get("url") or cursor.get("url"),
-        "state": "halted" if halted or problem else resting,
+        "state": "halted" if is_halted else _resting(config, cursor, is_ended=is_ended),
         "error": problem or cursor.get("reason") or status.get("error"),
         "retry_in_s": None,
         "queued": {"files": files, "bytes": size},
@@ -249,6 +244,17 @@ def _destination(
         "sync": status.get("sync"),
         "stuck": False,
     }
+
+
+def _resting(config: DestinationConfig | None, cursor: State, *, is_ended: bool) -> str:
+    """Return the state of a destination that nobody works for."""
+    if config and config.paused:
+        return "paused"
+    if config and config.is_reserved:
+        return "reserved"
+    if not cursor:
+        return "new"
+    return "superseded" if is_ended else "stopped"
 
 
 def _age_s(then_ns: int | None) -> float:

@@ -18,7 +18,7 @@ from aimfuse.replay.forward import keep
 from aimfuse.replay.history import History
 from aimfuse.replay.marks import Marks
 from aimfuse.replay.plan import plan_journal
-from aimfuse.replay.state import Phase
+from aimfuse.replay.state import Head, Phase, StoreState
 from aimfuse.replay.store import Store
 from aimfuse.units import BLOCK_BYTES, VolumeId, align_up
 
@@ -70,9 +70,7 @@ def apply_journal(store: Store, aim: AimFile, history: History, marks: Marks) ->
         write_volume(store, aim, volume, (), (0, 0), plan.created)
     if plan.created:
         store.disk.sync_dir("apply:sync_dir", store.volumes)
-    phase = state.phase
-    if phase is Phase.CATCHING_UP and state.sync and head.number >= (state.sync.to or 0):
-        phase = Phase.CONSISTENT
+    phase = _phase_at(state, head)
     table = plan.table()
     if phase in _NAMED:
         known = state.volumes if state.phase in _NAMED else state.shown
@@ -92,6 +90,13 @@ def apply_journal(store: Store, aim: AimFile, history: History, marks: Marks) ->
         )
     )
     store.remove_volumes(plan.gone)
+
+
+def _phase_at(state: StoreState, head: Head) -> Phase:
+    """Return the phase once *head* is applied: behind its journal a copy is a mirror."""
+    if state.phase is Phase.CATCHING_UP and state.sync and head.number >= (state.sync.to or 0):
+        return Phase.CONSISTENT
+    return state.phase
 
 
 def write_volume(

@@ -1,9 +1,9 @@
-"""Deliver over SFTP: the only client of asyncssh, which runs on a thread of its own.
+"""Deliver files to a store over SFTP, by a writer of our own that keeps a window in flight.
 
 `SftpTransport` is the trio side. `_Session` lives on the asyncio thread, as does all of
-asyncssh. Files go up by an own windowed writer: asyncssh's ``put`` cannot be cancelled while
-the link is dead, and leaves tasks behind. Its errors are mapped in `Place.explain`, those of
-connecting in `ssh`; nothing of asyncssh gets past these two.
+asyncssh, whose own ``put`` cannot be cancelled while the link is dead, and leaves tasks
+behind. Its errors are mapped in `Place.explain`, those of connecting in `ssh`; nothing of
+asyncssh gets past these two.
 """
 
 import asyncio
