@@ -38,6 +38,17 @@ _DURATION_HINT = "Write for example 30s, 250ms or 5m; the units are ms, s, m, h 
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 
 
+def natural(value: object) -> int:
+    """Return *value* if it is a whole number from 0 to 2^64 - 1, as every counter is.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 64:
+        raise ValueError(f"{value!r} is no counter")
+    return value
+
+
 def parse_size(text: str) -> int:
     """Return the bytes that *text* names: ``4096``, ``16MiB``, ``1.5g``.
 

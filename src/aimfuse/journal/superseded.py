@@ -15,7 +15,7 @@ from aimfuse.disk import Disk, publish, read_file
 from aimfuse.errors import StateLost, SupersededError
 from aimfuse.journal.header import DIGEST_BYTES
 from aimfuse.journal.journal import Head
-from aimfuse.units import MIB, Epoch, FileNumber, Seq
+from aimfuse.units import MIB, Epoch, FileNumber, Seq, natural
 
 NAME = "superseded.json"
 VERSION = 1
@@ -62,8 +62,8 @@ class Promotion:
         Raises:
             KeyError, TypeError, ValueError: a field is missing or of another kind.
         """
-        fork, at_ns = head_of(data["fork"]), _counter(data.get("at_ns", 0))
-        return cls(_counter(data["epoch"]), fork, at_ns, _reason(data.get("gap", "")))
+        fork, at_ns = head_of(data["fork"]), natural(data.get("at_ns", 0))
+        return cls(natural(data["epoch"]), fork, at_ns, _reason(data.get("gap", "")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +163,8 @@ def head_of(data: dict[str, Any]) -> Head:
     if len(digest) != DIGEST_BYTES:
         raise ValueError("a digest of another length")
     return Head(
-        Epoch(_counter(data["epoch"])), FileNumber(_counter(data["number"])),
-        Seq(_counter(data["seq"])), digest, _counter(data.get("time_ns", 0)),
+        Epoch(natural(data["epoch"])), FileNumber(natural(data["number"])),
+        Seq(natural(data["seq"])), digest, natural(data.get("time_ns", 0)),
     )  # fmt: skip
 
 
@@ -174,9 +174,3 @@ def _reason(value: object) -> str:
         raise TypeError(f"{value!r} is no text")
     text = value[:REASON_CHARACTERS_MAX]
     return "".join(one if one.isprintable() else "?" for one in text)
-
-
-def _counter(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 64:
-        raise ValueError(f"{value!r} is no counter")
-    return value

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from blake3 import blake3
 
-from aimfuse.units import GIB, KIB, MIB
+from aimfuse.units import GIB, KIB, MIB, natural
 
 GRAIN_BYTES = 256 * KIB
 """The stretch that one hash of ours is of, and the least that a mismatch names."""
@@ -75,7 +75,7 @@ def decode_hashes(payload: bytes) -> tuple[Hashed, ...]:
     try:
         listed = json.loads(payload)["ranges"]
         found = tuple(
-            Hashed(_natural(offset), _natural(length), bytes.fromhex(digest))
+            Hashed(natural(offset), natural(length), bytes.fromhex(digest))
             for offset, length, digest in listed
         )
     except (KeyError, TypeError, RecursionError) as exc:
@@ -92,9 +92,3 @@ def _check(one: Hashed, after: int) -> None:
         raise ValueError("ranges that overlap, do not rise or are empty")
     if one.digest and (len(one.digest) != _DIGEST_BYTES or one.length > HASHED_BYTES_MAX):
         raise ValueError("a hash of another kind, or of too long a range")
-
-
-def _natural(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{value!r} is no place in a volume")
-    return value

@@ -15,9 +15,9 @@ from aimfuse.disk import Disk, read_file
 from aimfuse.replay.ack import ACK_BYTES_MAX
 from aimfuse.replay.kept import KeptSet
 from aimfuse.replay.readers import Known
-from aimfuse.replay.state import Json, natural
+from aimfuse.replay.state import Json
 from aimfuse.replay.store import ACK
-from aimfuse.units import SECOND_NS
+from aimfuse.units import SECOND_NS, natural
 
 SHOWN_MAX = 16
 COUNT_EVERY_NS = 5 * SECOND_NS

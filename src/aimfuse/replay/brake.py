@@ -18,10 +18,10 @@ from collections.abc import Callable
 from aimfuse.config.pauses import Pauses, load_pauses
 from aimfuse.config.store import StoreConfig
 from aimfuse.journal.names import JournalName
-from aimfuse.replay.state import Json, Phase, natural
+from aimfuse.replay.state import Json, Phase
 from aimfuse.replay.store import HEARTBEAT, Store
 from aimfuse.replay.work import Copy, Work
-from aimfuse.units import KIB, MIB, SECOND_NS, FileNumber
+from aimfuse.units import KIB, MIB, SECOND_NS, FileNumber, natural
 
 log = logging.getLogger(__name__)
 

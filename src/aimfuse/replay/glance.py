@@ -16,10 +16,10 @@ from aimfuse.journal.names import JournalName
 from aimfuse.replay.ack import ACK_BYTES_MAX
 from aimfuse.replay.kept import HISTORY, PRUNED, Floor, find_first
 from aimfuse.replay.look import Look
-from aimfuse.replay.state import Head, Json, StoreState, natural
+from aimfuse.replay.state import Head, Json, StoreState
 from aimfuse.replay.store import ACK
 from aimfuse.replay.undo import read_undo
-from aimfuse.units import Epoch, FileNumber
+from aimfuse.units import Epoch, FileNumber, natural
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,8 @@ from aimfuse.journal.names import (
 )
 from aimfuse.journal.slots import Slots
 from aimfuse.replay.look import Look
-from aimfuse.replay.state import Json, Phase, StoreState, natural
+from aimfuse.replay.state import Json, Phase, StoreState
+from aimfuse.units import natural
 
 HISTORY = "history"
 FLOOR = "floor"

@@ -24,9 +24,9 @@ from typing import Any
 from aimfuse.disk import Disk, publish
 from aimfuse.journal.names import PART, GoneName, parse_kept
 from aimfuse.replay.look import Entry
-from aimfuse.replay.state import Json, natural
+from aimfuse.replay.state import Json
 from aimfuse.replay.store import Store
-from aimfuse.units import KIB, MIB, SECOND_NS
+from aimfuse.units import KIB, MIB, SECOND_NS, natural
 
 READER_NS = 120 * SECOND_NS
 """How long a reader is heeded that is not heard of any more: a link that is cut comes back."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aimfuse.disk import Disk, publish, read_file
-from aimfuse.replay.state import Json, natural
-from aimfuse.units import MIB
+from aimfuse.replay.state import Json
+from aimfuse.units import MIB, natural
 
 NOTE_EVERY_S = 10.0
 _BYTES_MAX = 4 * MIB

@@ -8,7 +8,7 @@ from aimfuse.errors import StoreError
 from aimfuse.journal.header import DIGEST_BYTES, NO_DIGEST
 from aimfuse.journal.records import VolumeEntry
 from aimfuse.replay.verified import Verified
-from aimfuse.units import Epoch, FileNumber, Seq, VolumeId
+from aimfuse.units import Epoch, FileNumber, Seq, VolumeId, natural
 
 Json = dict[str, Any]
 
@@ -288,14 +288,3 @@ def _volumes(listed: list[Json]) -> tuple[VolumeEntry, ...]:
 def volume_to_json(entry: VolumeEntry) -> Json:
     """Return one volume as state slots and reports carry it."""
     return {"id": entry.volume, "name": entry.name, "size": entry.size_bytes}
-
-
-def natural(value: object) -> int:
-    """Return *value* if it is a whole number from 0 to 2^64 - 1, as every counter is.
-
-    Raises:
-        ValueError: it is anything else.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 64:
-        raise ValueError(f"{value!r} is no counter")
-    return value

@@ -14,9 +14,10 @@ from aimfuse.errors import ConfigError, StoreError
 from aimfuse.replay.findings import Findings
 from aimfuse.replay.look import Entry
 from aimfuse.replay.promotion import next_epoch
-from aimfuse.replay.state import Head, Json, Phase, StoreState, natural
+from aimfuse.replay.state import Head, Json, Phase, StoreState
 from aimfuse.replay.store import REQUEST, Store
 from aimfuse.replay.work import Work
+from aimfuse.units import natural
 
 VERSION = 1
 _BYTES_MAX = 64 * 1024

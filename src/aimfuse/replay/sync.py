@@ -15,9 +15,9 @@ from aimfuse.journal.reader import AimFile
 from aimfuse.journal.records import Iocb, RecordType, VolumeEntry
 from aimfuse.replay.apply import write_volume
 from aimfuse.replay.plan import VOLUME_BYTES_MAX, check_extent
-from aimfuse.replay.state import Head, Phase, StoreState, SyncProgress, UnfitFile, natural
+from aimfuse.replay.state import Head, Phase, StoreState, SyncProgress, UnfitFile
 from aimfuse.replay.store import Store
-from aimfuse.units import VolumeId
+from aimfuse.units import VolumeId, natural
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,9 +28,9 @@ from aimfuse.journal.records import Iocb, RecordType, Row, VolumeEntry, encode_t
 from aimfuse.journal.whole import Frame, encode_rows
 from aimfuse.replay.ahead import results_of
 from aimfuse.replay.plan import Plan
-from aimfuse.replay.state import Head, Json, natural
+from aimfuse.replay.state import Head, Json
 from aimfuse.replay.store import Store
-from aimfuse.units import MIB, ByteOffset, VolumeId
+from aimfuse.units import MIB, ByteOffset, VolumeId, natural
 
 PART_BYTES = 32 * MIB
 """Payload of one part: bounds what is held in memory."""
