@@ -19,7 +19,7 @@ from aimfuse import config as configuration
 from aimfuse.config import JournalConfig
 from aimfuse.disk import Disk
 from aimfuse.driver.group import GroupPaths, init_group
-from aimfuse.errors import AimfuseError, NotCaughtUp
+from aimfuse.errors import AimfuseError, NotCaughtUp, Unavailable
 from aimfuse.journal.names import JournalName, SyncName, parse
 from aimfuse.manager import control_client, wait
 from aimfuse.manager.files import lock_holder
@@ -116,6 +116,10 @@ class Machine:
     def met(self, role: str) -> set[str]:
         """Return the labels at which a process of that role has died in a relay."""
         return set(_whole_lines(self.root / f"met-{role}"))
+
+    def deaths(self) -> int:
+        """Return how often a process has died in a relay."""
+        return sum(len(_whole_lines(path)) for path in self.root.glob("met-*"))
 
     def log(self, command: str) -> str:
         """Return what all processes of a command have said."""
@@ -222,7 +226,16 @@ class Source:
             print(f"not unmounted: {exc}")
 
     def flush(self, stage: str = "applied") -> None:
-        wait.flush(self.state, wait.Stage(stage), PATIENCE_S)
+        """Wait for the mirrors; in a relay each life has as much time as any process."""
+        while True:
+            deaths = self.machine.deaths()
+            try:
+                wait.flush(self.state, wait.Stage(stage), PATIENCE_S)
+            except Unavailable:
+                if self.machine.deaths() == deaths:
+                    raise
+            else:
+                return
 
     def status(self) -> dict[str, Any]:
         """Return the source's own account."""
@@ -371,10 +384,17 @@ def frozen(process: subprocess.Popen[bytes]) -> Iterator[None]:
         process.send_signal(signal.SIGCONT)
 
 
-def eventually(true: Callable[[], object], what: str) -> None:
-    """Wait until something holds that has to come to hold."""
-    end_s = time.monotonic() + PATIENCE_S
+def eventually(
+    true: Callable[[], object], what: str, moves: Callable[[], object] = lambda: None
+) -> None:
+    """Wait until something holds that has to come to hold.
+
+    Whenever *moves* returns something else than before, patience begins anew.
+    """
+    end_s, seen = time.monotonic() + PATIENCE_S, moves()
     while not true():
+        if (now := moves()) != seen:
+            end_s, seen = time.monotonic() + PATIENCE_S, now
         assert time.monotonic() < end_s, f"it never came to be that {what}"
         time.sleep(0.02)
 

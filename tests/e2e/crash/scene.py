@@ -131,7 +131,7 @@ class Scene:
             self._mount_again()
             return _held_quietly(mirror) == wanted
 
-        eventually(is_mirrored, "the mirror is the same")
+        eventually(is_mirrored, "the mirror is the same", self.machine.deaths)
 
     def ask_for_a_part(self) -> None:
         """Have some of the mirror copied by command, and wait until it is done."""
@@ -139,8 +139,9 @@ class Scene:
             "sync", self.source.image, "v", "--state", self.source.state, "--range", "a:0+64KiB"
         )
         books = self.source.state / "destinations" / "v"
-        eventually(lambda: not (books / "request.json").exists(), "the copy has begun")
-        eventually(lambda: not _is_copying(books), "the copy is done")
+        request, deaths = books / "request.json", self.machine.deaths
+        eventually(lambda: not request.exists(), "the copy has begun", deaths)
+        eventually(lambda: not _is_copying(books), "the copy is done", deaths)
 
     def end(self) -> None:
         """Unmount; the images hold what the application was promised."""
