@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,8 +105,7 @@ def read_own(disk: Disk, path: Path, iocbs_max: int = IOCBS_MAX) -> AimFile:
     data = read_file(disk, path, FILE_BYTES_MAX + 1)
     identity, seal = check_header(path, data, len(data))
     view = memoryview(data)
-    if file_digest(view) != seal.digest:
-        raise CorruptRecord(path, 0, "file digest mismatch")
+    _check_digest(path, seal, file_digest(view))
     try:
         wanted = min(iocbs_max, seal.iocb_count)
         iocbs = unpack_iocbs(view[seal.iocb_at : seal.iocb_at + wanted * IOCB_BYTES])
@@ -141,25 +140,14 @@ class OwnReader:
             view = memoryview(memory)[:size]
             got = disk.pread_into(fd, view[:HEADER_BYTES], 0)
             identity, seal = check_header(path, bytes(view[:got]), size)
-            digest = file_digest(view[:got], _pieces(disk, fd, view, got))
+            rest = _read_on(disk, fd, got, lambda at: view[at : at + CHUNK_BYTES])
+            _check_digest(path, seal, file_digest(view[:got], rest))
         finally:
             self._memories.append(memory)
             disk.close(fd)
-        if digest != seal.digest:
-            raise CorruptRecord(path, 0, "file digest mismatch")
-        try:
-            marks = _leading_marks(view, seal.iocb_at)
-        except BadIocb as exc:
-            raise CorruptRecord(path, HEADER_BYTES, str(exc)) from exc
-        assert marks is not None
-        return AimFile(path, view, identity, seal, marks)
-
-
-def _pieces(disk: Disk, fd: int, view: memoryview, at: int) -> Iterator[memoryview]:
-    """Read what belongs into *view* from byte *at* on, and yield it."""
-    while got := disk.pread_into(fd, view[at : at + CHUNK_BYTES], at):
-        yield view[at : at + got]
-        at += got
+        file = _with_marks(path, view, identity, seal)
+        assert file is not None
+        return file
 
 
 def check_own(disk: Disk, path: Path) -> AimFile:
@@ -172,25 +160,36 @@ def check_own(disk: Disk, path: Path) -> AimFile:
         size = disk.size(fd)
         front = disk.pread(fd, min(size, FRONT_BYTES), 0)
         identity, seal = check_header(path, front, size)
-        if file_digest(front, _chunks(disk, fd, len(front), size)) != seal.digest:
-            raise CorruptRecord(path, 0, "file digest mismatch")
+        # Each piece overwrites the one before it: so they stay in the processor's caches.
+        memory = memoryview(bytearray(min(CHUNK_BYTES, size - len(front))))
+        rest = _read_on(disk, fd, len(front), lambda at: memory[: size - at])
+        _check_digest(path, seal, file_digest(front, rest))
     finally:
         disk.close(fd)
-    try:
-        marks = _leading_marks(memoryview(front), seal.iocb_at)
-    except BadIocb as exc:
-        raise CorruptRecord(path, HEADER_BYTES, str(exc)) from exc
-    if marks is None:
-        return read_own(disk, path)
-    return AimFile(path, memoryview(front), identity, seal, marks)
+    return _with_marks(path, memoryview(front), identity, seal) or read_own(disk, path)
 
 
-def _chunks(disk: Disk, fd: int, at: int, end: int) -> Iterator[memoryview]:
-    """Yield what lies there, in a memory that the next part overwrites: so it stays in caches."""
-    memory = memoryview(bytearray(min(CHUNK_BYTES, end - at)))
-    while at < end and (got := disk.pread_into(fd, memory[: end - at], at)):
+def _read_on(
+    disk: Disk, fd: int, at: int, place: Callable[[int], memoryview]
+) -> Iterator[memoryview]:
+    """Yield what lies from byte *at* on, each piece in the memory that *place* has for it."""
+    while (memory := place(at)) and (got := disk.pread_into(fd, memory, at)):
         yield memory[:got]
         at += got
+
+
+def _check_digest(path: Path, seal: Seal, found: bytes) -> None:
+    if found != seal.digest:
+        raise CorruptRecord(path, 0, "file digest mismatch")
+
+
+def _with_marks(path: Path, front: memoryview, identity: Identity, seal: Seal) -> AimFile | None:
+    """Return a file that is known to be sound with its leading marks, if *front* has them all."""
+    try:
+        marks = _leading_marks(front, seal.iocb_at)
+    except BadIocb as exc:
+        raise CorruptRecord(path, HEADER_BYTES, str(exc)) from exc
+    return None if marks is None else AimFile(path, front, identity, seal, marks)
 
 
 def _leading_marks(front: memoryview, end: int) -> tuple[Iocb, ...] | None:
@@ -236,8 +235,7 @@ def check_sealed(path: Path, data: bytes) -> AimFile:
     """
     identity, seal = check_header(path, data, len(data))
     view = memoryview(data)
-    if file_digest(view) != seal.digest:
-        raise CorruptRecord(path, 0, "file digest mismatch")
+    _check_digest(path, seal, file_digest(view))
     seed = identity_seed(view)
     iocbs = tuple(_table_of_contents(path, view, seed, seal))
     check_order(path, seal, iocbs)

@@ -61,26 +61,20 @@ def encode_sealed(identity: Identity, frames: Sequence[Frame]) -> tuple[list[Buf
     Every time in it is that of the identity. It has no file before it and none behind. The
     payloads are not copied: each is hashed right after it was summed up.
     """
-    seed, time_ns = identity_seed(encode_identity(identity)), identity.created_ns
     sizes = [len(frame.payload) for frame in frames]
-    steps = [IOCB_BYTES + padded(size) for size in sizes]
-    end = HEADER_BYTES + sum(steps)
+    end = HEADER_BYTES + sum(IOCB_BYTES + padded(size) for size in sizes)
     records = [size for size, frame in zip(sizes, frames, strict=True) if frame.type < MARK_MIN]
     seal = _seal(identity, end, len(frames), len(records), sum(records))
     body: list[Buffer] = []
     iocbs: list[bytes] = []
 
     def parts() -> Iterator[Buffer]:
-        at, seq = HEADER_BYTES + IOCB_BYTES, 0
-        for step, (kind, volume, offset, length, payload) in zip(steps, frames, strict=True):
-            seq += kind < MARK_MIN
-            iocb = encode_iocb(seed, kind, volume, seq, offset, length, at, time_ns, payload)
+        for iocb, payload, pad in _framed(identity, frames):
             iocbs.append(iocb)
             yield iocb
             yield payload
-            if pad := _PADS[-len(payload) % 8]:
+            if pad:
                 yield pad
-            at += step
         yield b"".join(iocbs)
 
     def noted() -> Iterator[Buffer]:
@@ -103,13 +97,10 @@ def encode_rows(
     seed, time_ns = identity_seed(encode_identity(identity)), identity.created_ns
     front: list[Buffer] = []
     iocbs: list[bytes] = []
-    begin = HEADER_BYTES
-    for kind, volume, offset, length, payload in marks:
-        data_at = begin + IOCB_BYTES
-        iocb = encode_iocb(seed, kind, volume, 0, offset, length, data_at, time_ns, payload)
-        iocbs.append(iocb)
-        front += (iocb, payload, _PADS[-len(payload) % 8])
-        begin = data_at + padded(len(payload))
+    for frame in _framed(identity, marks):
+        iocbs.append(frame[0])
+        front += frame
+    begin = HEADER_BYTES + sum(map(len, front))
     sizes = [row[3] if row[0] is RecordType.WRITE else 0 for row in rows]
     steps = [IOCB_BYTES + size + -size % 8 for size in sizes]
     ats = list(accumulate(steps, initial=begin + IOCB_BYTES))
@@ -139,6 +130,17 @@ def encode_rows(
         digest = file_digest(view[:begin], parts())
     data[:HEADER_BYTES] = _header(identity, replace(seal, digest=digest))
     return data, digest
+
+
+def _framed(identity: Identity, frames: Iterable[Frame]) -> Iterator[tuple[bytes, Buffer, bytes]]:
+    """Yield each frame as it stands behind the header: IOCB, payload, padding."""
+    seed, time_ns = identity_seed(encode_identity(identity)), identity.created_ns
+    at, seq = HEADER_BYTES + IOCB_BYTES, 0
+    for kind, volume, offset, length, payload in frames:
+        seq += kind < MARK_MIN
+        iocb = encode_iocb(seed, kind, volume, seq, offset, length, at, time_ns, payload)
+        yield iocb, payload, _PADS[-len(payload) % 8]
+        at += IOCB_BYTES + padded(len(payload))
 
 
 def _seal(
