@@ -44,6 +44,8 @@ class Runner:
 
     def __init__(self) -> None:
         self._signal = 0
+        # An aimfuse that is installed has its byte code; without it each start compiles all again.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._note)
 
