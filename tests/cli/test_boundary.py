@@ -101,6 +101,39 @@ def test_a_second_init_says_how_to_mount_also_with_a_size(tmp_path: Path) -> Non
         assert f"Mount it: aimfuse mount {image} MOUNTPOINT" in done.stderr
 
 
+def test_a_size_that_the_file_system_cannot_have_leaves_nothing_behind(tmp_path: Path) -> None:
+    image = tmp_path / "v.img"
+    done = aimfuse("init", str(image), "--size", "4000000TiB")
+    assert done.returncode == 2
+    assert f"{image}: File too large" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_file_is_no_image(tmp_path: Path) -> None:
+    image = tmp_path / "v.img"
+    image.touch()
+    done = aimfuse("init", str(image))
+    assert done.returncode == 2
+    assert f"aimfuse init {image} --size 10GiB" in done.stderr
+    assert list(tmp_path.iterdir()) == [image]
+
+
+def test_a_place_is_mirrored_to_once(tmp_path: Path) -> None:
+    (tmp_path / "v.img").write_bytes(b"x")
+    url = f"dir://{tmp_path}/store"
+    assert aimfuse("init", str(tmp_path / "v.img"), "--to", url).returncode == 0
+    done = aimfuse("destination", "add", str(tmp_path / "v.img"), f"{url}/", "--name", "other")
+    assert done.returncode == 2
+    assert "is there twice" in done.stderr
+    assert "other" not in aimfuse("destination", "list", str(tmp_path / "v.img")).stdout
+
+
+def test_a_directory_that_is_missing_cannot_be_served(tmp_path: Path) -> None:
+    done = aimfuse("serve", str(tmp_path / "none"), "--listen", "127.0.0.1:0")
+    assert done.returncode == 2
+    assert "a directory that this user may write to" in done.stderr
+
+
 def test_an_image_that_is_there_is_not_made_anew(tmp_path: Path) -> None:
     (tmp_path / "v.img").write_bytes(b"x")
     done = aimfuse("init", str(tmp_path / "v.img"), "--size", "1MiB")

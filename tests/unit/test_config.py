@@ -209,6 +209,12 @@ def test_image_and_state_directory_can_be_moved_together(tmp_path: Path) -> None
             "of its own",
             id="name twice",
         ),
+        pytest.param(
+            'image="v"\n[[destination]]\nurl="/a"\n[[destination]]\nurl="/a/"\nname="x"',
+            "destination[1].url",
+            "a directory of its own",
+            id="place twice",
+        ),
         *(
             pytest.param(
                 f'image="v"\n[[destination]]\nurl="/a"\n{text}',

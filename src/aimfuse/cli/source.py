@@ -167,6 +167,9 @@ def _initialise(
         raise UsageError(f"{image} is a device and keeps its size", hint="Leave --size-max out.")
     if largest is None and image.is_file():
         largest = image.stat().st_size
+        if not largest:
+            hint = f"Remove it, and give its size: aimfuse init {image} --size 10GiB."
+            raise UsageError(f"{image} is empty, and would stay so", hint=hint)
     journal = replace(JournalConfig(), size_bytes_max=largest)
     # A device's name may be the one that stays (/dev/disk/by-id): what it leads to does not.
     path = image.absolute() if image.is_block_device() else image.resolve()
@@ -187,6 +190,10 @@ def _make_image(image: Path, state_dir: Path, size: int) -> None:
     fd = disk.open("init:image", image, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     try:
         disk.truncate("init:image", fd, size)
+    except OSError as exc:
+        disk.unlink("init:image", image)
+        hint = "A file of that size cannot be there: see the limits of its file system."
+        raise UsageError(f"{image}: {exc.strerror}", hint=hint) from exc
     finally:
         disk.close(fd)
     disk.sync_dir("init:image", image.absolute().parent)

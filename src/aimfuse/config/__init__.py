@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -348,7 +348,24 @@ def _listed(path: Path, data: dict[str, Any]) -> tuple[DestinationConfig, ...]:
             hint = "Make it smaller, or retry_max larger."
             raise ConfigError(path, f"{where}retry_min", "is more than retry_max", hint=hint)
         found.append(destination)
+    check_places(path, found)
     return tuple(found)
+
+
+def check_places(path: Path, destinations: Iterable[DestinationConfig]) -> None:
+    """See that no two destinations are one place: there would be one mirror, and two shown.
+
+    Raises:
+        ConfigError: two are.
+    """
+    taken: dict[str, str] = {}
+    for index, one in enumerate(destinations):
+        place = one.url.rstrip("/")
+        if place in taken and not one.is_reserved:
+            hint = f"{taken[place]} is there: give each a directory of its own."
+            where = f"destination[{index}].url"
+            raise ConfigError(path, where, f"{one.url} is there twice", hint=hint)
+        taken[place] = one.name
 
 
 def setting_values(path: Path, where: str, keys: Keys, table: dict[str, Any]) -> dict[str, Any]:

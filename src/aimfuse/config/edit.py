@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from aimfuse.config import CONFIG_NAME, GroupConfig, load, save, setting_values
+from aimfuse.config import CONFIG_NAME, GroupConfig, check_places, load, save, setting_values
 from aimfuse.config.keys import DESTINATION
 from aimfuse.disk import Disk, try_lock
 from aimfuse.errors import BusyError
@@ -32,6 +32,7 @@ def edit(state_dir: Path, change: Change) -> GroupConfig:
     with _locked(disk, state_dir):
         before = load(state_dir, disk)
         after = change(before)
+        check_places(state_dir / CONFIG_NAME, after.destinations)
         if after != before:
             save(after, disk)
         return after

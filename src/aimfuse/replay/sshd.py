@@ -113,7 +113,8 @@ def _prepare(
         host_key = _host_key(disk, private / "host_key")
         return ConfinedTree(directory, disk), host_key
     except OSError as exc:
-        raise UsageError(f"{directory} cannot be served: {explain(exc)}") from exc
+        hint = "It has to be a directory that this user may write to."
+        raise UsageError(f"{directory} cannot be served: {explain(exc)}", hint=hint) from exc
 
 
 def _read_authorised(path: Path) -> asyncssh.SSHAuthorizedKeys:
