@@ -166,6 +166,27 @@ async def test_a_store_is_opened_also_while_its_disk_has_no_room_for_the_process
 
 
 @pytest.mark.expects_warnings
+async def test_a_store_that_cannot_be_opened_is_named_and_holds_up_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory, source = tmp_path / "stores", made_source(tmp_path, "two")
+    (directory / "one" / "inbox").mkdir(parents=True)
+    (directory / "one" / "lock").mkdir()  # As one that belongs to somebody else.
+    deliver(directory / "two", *source.sync())
+    named = f"{directory / 'one' / 'lock'}: Is a directory"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Replayer(directory, pace=FAST).run)
+        await until(shows(directory / "two", source))
+        await until(lambda: named in caplog.messages)
+        nursery.cancel_scope.cancel()
+    failed, done = await Replayer(directory).run_once()
+    assert str(failed.problem) == named
+    assert done.problem is None
+    with pytest.raises(IsADirectoryError):
+        await Replayer(directory / "one").run()
+
+
+@pytest.mark.expects_warnings
 async def test_more_names_than_are_looked_at_are_no_secret(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -17,7 +17,7 @@ from typing import TypeVar
 import trio
 
 from aimfuse.disk import Disk, process_disk
-from aimfuse.errors import BusyError, UsageError
+from aimfuse.errors import AimfuseError, BusyError, UsageError, explain
 from aimfuse.replay.handover import is_wanted
 from aimfuse.replay.look import Look
 from aimfuse.replay.once import Caught, caught, unopened
@@ -81,6 +81,7 @@ class Replayer:
         Raises:
             UsageError: the directory is none.
             BusyError: all the stores that are here already have a replayer.
+            OSError: none of them can be opened.
         """
         await self._check_not_all_busy()
         async with trio.open_nursery() as nursery:
@@ -105,6 +106,9 @@ class Replayer:
             except BusyError as exc:
                 found.append(unopened(str(path), exc))
                 continue
+            except OSError as exc:  # One store's disk must not end the work on the others.
+                found.append(unopened(str(path), AimfuseError(explain(exc))))
+                continue
             try:
                 await self._exhaust(session)
                 found.append(await self._in_thread(partial(caught, session)))
@@ -121,11 +125,11 @@ class Replayer:
 
     async def _check_not_all_busy(self) -> None:
         """Notice a second replayer at once, where somebody sees the message."""
-        failure: BusyError | None = None
+        failure: BusyError | OSError | None = None
         for path in await self._in_thread(self._find):
             try:
                 self.sessions[path] = await self._in_thread(partial(self._open, path))
-            except BusyError as exc:
+            except (BusyError, OSError) as exc:
                 failure = exc
         if failure is not None and not self.sessions:
             raise failure
@@ -149,7 +153,7 @@ class Replayer:
                 return await self._in_thread(partial(self._open, path))
             except (BusyError, OSError) as exc:
                 if path not in self._busy_said:
-                    log.warning("%s", exc)
+                    log.warning("%s", explain(exc) if isinstance(exc, OSError) else exc)
                 self._busy_said.add(path)
                 await trio.sleep(self._pace.busy_retry_s)
 

@@ -87,7 +87,9 @@ class Store:
             self._lock_fd = self.disk.open("store:lock", self.home / STORE_LOCK, flags)
             self._take_lock()
             note_owner(self.disk, "store:lock_pid", self._lock_fd)
-        except (BusyError, OSError):
+        except (BusyError, OSError) as exc:
+            if isinstance(exc, OSError) and exc.filename == str(self.home / STORE_LOCK):
+                exc.filename = str(self.path / STORE_LOCK)  # People know no descriptors.
             self.close()
             raise
 
