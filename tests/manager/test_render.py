@@ -119,6 +119,11 @@ def test_a_sync_shows_progress_rate_and_time_left(made: Any) -> None:
     assert "25% copied" in shown
 
 
+def test_a_store_on_a_full_disk_says_so_even_if_its_report_could_not_be_written(made: Any) -> None:
+    shown = words(snapshot([], [made.store(free_bytes=4096)], made.now_ns))
+    assert "▲ the store's disk is full → Make room there" in shown
+
+
 def test_what_is_on_its_way_counts_as_copied_and_a_line_has_the_time_left(made: Any) -> None:
     """A file of a copy can take minutes on a slow link."""
     sync = {"done_bytes": 0, "sent_bytes": 768, "total_bytes": 1024, "eta_s": 184.0}

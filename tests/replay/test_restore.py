@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import os
 import random
 import shutil
 import tempfile
@@ -175,6 +176,18 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
             restored(store, at((1, 12)), output, failing_at(label, errno.ENOSPC))
         assert not output.exists()
         assert not (tmp_path / "out.part").exists()
+
+
+def test_a_full_disk_is_named_by_what_was_to_be_there(tmp_path: Path) -> None:
+    _source, store, _waiting = recorded(tmp_path)
+
+    def no_room(_at: int, label: str) -> None:
+        if label == "restore:copy":  # As the system calls it that gets a descriptor.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space") as caught:
+        restored(store, at((1, 12)), tmp_path / "out", Steps(no_room))
+    assert caught.value.filename == str(tmp_path / "out")
 
 
 def test_damage_in_the_history_is_never_given_out(tmp_path: Path) -> None:

@@ -18,10 +18,13 @@ from aimfuse.manager.model import (
     read_volumes,
 )
 from aimfuse.manager.verified import compared_ns, differing
-from aimfuse.units import SECOND_NS, format_seconds
+from aimfuse.units import MIB, SECOND_NS, format_seconds
 
 SILENT_SOURCE_S = 120.0
 """A source that was not heard of for so long is away; what it writes meanwhile is unknown."""
+
+FULL_BYTES = 1 * MIB
+"""With less a store cannot even be relied on to report that its disk is full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +133,10 @@ def _store_problems(status: Fields, level: Level, pid: int | None, now_ns: int) 
     error = status.text("error") or status.text("reason")
     if error or level >= Level.BAD:
         found.append(Problem(error or "halted", "", max(level, Level.WARN)))
+    free_bytes = status.maybe("free_bytes")
+    if free_bytes is not None and free_bytes < FULL_BYTES:
+        hint = "Make room there; it goes on by itself."
+        found.append(Problem("the store's disk is full", hint, Level.WARN))
     if text := status.part("on_bookmark").text("problem"):
         found.append(Problem(text, "", Level.WARN))
     if text := differing(status):

@@ -1,8 +1,9 @@
 """Restore: a point of the past as new files, whole under their name or not there at all."""
 
 import contextlib
+import errno
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,7 +99,8 @@ def restore_from(
                     check_takes_directory(request.output)
                 said = _describe(store, request, rebuild, pieces)
                 if not dry_run:
-                    _write(access, request, rebuild, pieces, report)
+                    with _naming_what_is_full(request.output):
+                        _write(access, request, rebuild, pieces, report)
             except FileNotFoundError:  # A volume was removed right now: it is in the history.
                 if tries == TRIES_MAX - 1:
                     raise
@@ -111,6 +113,17 @@ def restore_from(
                 rebuild.close()
             return said | {"dry_run": dry_run}
     raise AssertionError
+
+
+@contextlib.contextmanager
+def _naming_what_is_full(output: Path) -> Iterator[None]:
+    """Have an error say where there is no room: what was written to was a descriptor."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.filename is None and exc.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            exc.filename = str(output)
+        raise
 
 
 def _read_own(_volumes: Collection[int]) -> Reads:
