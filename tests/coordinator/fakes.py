@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
-import trio.lowlevel
 
 from aimfuse.config import DestinationConfig
 from aimfuse.coordinator.parts import Tools
@@ -166,6 +165,7 @@ class Link:
     store: FakeStore = field(default_factory=FakeStore)
     plan: Callable[[str, str], str | None] = lambda _call, _name: None
     latency_s: float = 0.001
+    close_s: float = 0.0
     opens: int = 0
     open_now: int = 0
     calls: int = 0
@@ -224,8 +224,8 @@ class FakeTransport:
         return self._link.free
 
     async def aclose(self) -> None:
+        await trio.sleep(self._link.close_s)
         self._link.open_now = 0
-        await trio.lowlevel.checkpoint()
 
 
 def tools_for(

@@ -2,8 +2,10 @@
 
 # ruff: noqa: ARG001 - a test asks for the simulated clock by naming it
 
+import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from aimfuse.config import DestinationConfig
+from aimfuse.config import DestinationConfig, load
+from aimfuse.coordinator.report import REPORT_NAME
 from aimfuse.coordinator.run import run_ship
 from aimfuse.errors import BusyError, Refused, StoreError, Unavailable
 from aimfuse.units import SECOND_NS
@@ -339,6 +342,30 @@ async def test_settings_that_change_take_effect_without_a_restart(
         source.configure(A)
         await until(lambda: a.store.number == 2)
     assert b.open_now == 0
+
+
+async def test_a_pause_is_in_force_only_when_nothing_is_on_its_way_any_more(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    source, link = SampleSource(tmp_path, A), Link(close_s=3.0)
+    async with shipping(source, tools_for(source, make_dice(13), a=link)):
+        await until(lambda: link.store.phase == "consistent")
+        source.configure(replace(A, paused=True))
+        digest = load(source.state_dir).digest
+        report = source.state_dir / REPORT_NAME
+        await until(lambda: json.loads(report.read_bytes())["settings"] == digest)
+        assert link.open_now == 0
+
+
+async def test_who_asks_for_another_try_while_one_is_about_to_fail_gets_it(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    source = SampleSource(tmp_path, replace(A, retry_s_min=600, retry_s_max=600))
+    link = Link(latency_s=5.0, plan=dead)
+    async with shipping(source, tools_for(source, make_dice(13), a=link)):
+        await until(lambda: link.opens == 1)
+        os.kill(os.getpid(), signal.SIGHUP)
+        await until(lambda: link.opens == 2, 60)
 
 
 @pytest.mark.expects_warnings

@@ -1,5 +1,6 @@
 """The demo as a whole: it finds all as promised, and cleans up also when it is interrupted."""
 
+import contextlib
 import os
 import re
 import signal
@@ -34,8 +35,9 @@ def traces_of(place: Path) -> list[str]:
     found = [str(path) for path in mounts() if name in str(path)]
     found += [line for line in Path("/proc/mounts").read_text().splitlines() if name in line]
     for path in Path("/sys/block").glob("loop*/loop/backing_file"):
-        if path.exists() and name in path.read_text():
-            found.append(str(path))
+        with contextlib.suppress(OSError):  # Detached meanwhile.
+            if name in path.read_text():
+                found.append(str(path))
     for process in Path("/proc").glob("[0-9]*"):
         try:
             words = (process / "cmdline").read_bytes().decode(errors="replace")

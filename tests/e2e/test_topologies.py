@@ -1,5 +1,6 @@
 """The configurations of docs/topologies.md, as they stand there, with real processes."""
 
+import contextlib
 import os
 import random
 import re
@@ -258,7 +259,8 @@ def test_now_and_then_connected_and_held_on_a_metered_link(
     source.mount()
     flush(source)
     assert run_block(source, pause).returncode == 0
-    before = tree(far.store("laptop"))
+    source.remount()
+    before = at_rest(far.store("laptop"))
     write(source, 0)
     source.remount()
     source.call("roll")
@@ -278,7 +280,7 @@ def test_a_store_refuses_a_second_source_and_says_whose_it_is(
     far = world.hosts["berlin"]
     assert aimfuse("ship", first.image, "--until-empty").returncode == 0
     until(lambda: is_mirrored(first, far, "taken"))
-    before = tree(far.store("taken"))
+    before = at_rest(far.store("taken"))
     refused = aimfuse("ship", second.image, "--until-empty")
     assert refused.returncode == 14
     owner = far.ack("taken")["group"]
@@ -295,8 +297,25 @@ def test_a_store_refuses_a_second_source_and_says_whose_it_is(
 
 def tree(store: Path) -> dict[str, bytes]:
     """Return what lies in a store, but for the report that is written anew by and by."""
-    files = (path for path in store.rglob("*") if path.is_file() and path.name != "ack.json")
-    return {str(path): path.read_bytes() for path in files}
+    found = {}
+    for path in store.rglob("*"):
+        if not path.name.startswith("ack.json"):
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+                found[str(path)] = path.read_bytes()
+    return found
+
+
+def at_rest(store: Path) -> dict[str, bytes]:
+    """Return what lies in a store once its replayer has put everything away."""
+    looks: list[dict[str, bytes]] = []
+
+    def is_still() -> bool:
+        time.sleep(0.6)  # An idle replayer looks four times a second.
+        looks.append(tree(store))
+        return looks[-2:] == [looks[-1]] * 2
+
+    until(is_still)
+    return looks[-1]
 
 
 def start(*arguments: object) -> subprocess.Popen[bytes]:

@@ -2,6 +2,7 @@
 
 # ruff: noqa: ANN401 - status dictionaries hold anything
 
+import contextlib
 import json
 import socket
 import threading
@@ -134,7 +135,11 @@ def serve(tmp_path: Path) -> Iterator[Callable[[Answerer], Path]]:
                     link, _ = listener.accept()
                 except OSError:
                     return
-                with link, link.makefile("rb") as lines:
+                with (
+                    contextlib.suppress(ConnectionError),  # Who asked has given up.
+                    link,
+                    link.makefile("rb") as lines,
+                ):
                     reply = answer(json.loads(lines.readline()))
                     if reply is None:
                         lines.readline()  # Silent, until the other end gives up.
@@ -146,4 +151,8 @@ def serve(tmp_path: Path) -> Iterator[Callable[[Answerer], Path]]:
         return tmp_path
 
     yield start
+    with contextlib.suppress(OSError):  # It never listened.
+        listener.shutdown(socket.SHUT_RDWR)
+    for thread in threads:
+        thread.join()
     listener.close()

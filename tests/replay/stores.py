@@ -103,7 +103,7 @@ def report(session: Session) -> Json:
 
 async def until(condition: Callable[[], object]) -> None:
     """Wait for something that another thread or process brings about."""
-    with trio.fail_after(30):
+    with trio.fail_after(120):
         while not condition():  # noqa: ASYNC110 - files send no events
             await trio.sleep(0.01)
 

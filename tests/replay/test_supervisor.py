@@ -25,7 +25,7 @@ time.sleep(600)
 def is_alive(pid: int) -> bool:
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # It went before or while it was read.
         return False
     return status.rpartition(")")[2].split()[0] != "Z"
 

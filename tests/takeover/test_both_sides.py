@@ -28,6 +28,7 @@ from aimfuse.replay.state import Phase
 from aimfuse.takeover.rejoin import Json, Request, describe, rejoin
 from tests.coordinator.samples import make_dice
 from tests.dice import LONG
+from tests.replay.stores import until
 from tests.takeover.old_source import LIMITS, OldSource, do_something, roll, state_of
 
 pytestmark = pytest.mark.expects_warnings
@@ -302,9 +303,10 @@ async def test_a_promoted_store_rejoins_where_it_lies_beside_a_replayer_that_run
     first.live(dice, dice.randrange(6))
     second.live(dice, dice.randrange(1, 6))
     at_end = first.contents()
+    replayer = Replayer(first.store)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(Replayer(first.store).run)
-        await trio.sleep(0.2)
+        nursery.start_soon(replayer.run)
+        await until(lambda: replayer.sessions)  # One that begins later may be refused.
         done = await join(first.home, Request(f"dir://{second.store}"))
         nursery.cancel_scope.cancel()
     assert Path(done["store"]) == first.store

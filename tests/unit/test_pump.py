@@ -123,7 +123,7 @@ async def test_a_checkpoint_without_room_is_waited_for_and_halts_nothing(
         nursery.start_soon(pump.run)
         engine.write(next(iter(engine.volumes)), 0, b"x" * 4096)
         nursery.start_soon(pump.checkpointed)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while disk.refusals == FullDisk.refusals or pump.admission.full is None:  # noqa: ASYNC110
                 await trio.sleep(0.01)
             assert not pump.admission.fits(4096), "what has no room is said to who writes"
@@ -218,6 +218,6 @@ async def test_what_is_full_has_room_for_the_largest_request_before_it_goes_on(
         await trio.sleep(0.5)
         assert not pump.admission.fits(4096), "or small ones would keep the large one out for ever"
         disk.said_bytes = 10 * MIB
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             await pump.admission.room(MIB)
         nursery.cancel_scope.cancel()

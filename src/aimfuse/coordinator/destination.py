@@ -98,12 +98,13 @@ class Destination:
         return True
 
     def retry_now(self) -> None:
-        """Try again at once what waits for its operator, or for its next try."""
+        """Try again at once what waits for its operator, or for its next try, or is about to."""
         self._backoff.reset()
         self._retry.set()
 
     async def _open_place(self) -> None:
         while True:
+            self._retry = trio.Event()
             try:
                 self.place.open()
             except (StateLost, OSError) as exc:
@@ -123,6 +124,7 @@ class Destination:
                 place.enter("paused" if place.config.paused else "reserved")
                 await trio.sleep_forever()
             failure: Failure | None = None
+            self._retry = trio.Event()
             try:
                 await self._connect_and_work()
             except* trio.Cancelled:
@@ -251,8 +253,7 @@ class Destination:
         await self._wait_for_news(ceiling_s * self._parts.tools.dice.uniform(1.0, 1.2))
 
     async def _wait_for_news(self, ceiling_s: float) -> None:
-        """Wait so long, or until somebody says that it is worth another try."""
-        self._retry = trio.Event()
+        """Wait so long, or until somebody has asked for another try since the last one began."""
         with trio.move_on_after(ceiling_s):
             await self._retry.wait()
 

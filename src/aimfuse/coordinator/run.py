@@ -179,8 +179,13 @@ class Coordinator:
 
     # Settings.
 
-    def _reconcile(self, nursery: trio.Nursery) -> None:
-        """Start, restart and stop destinations so that they are those of the settings."""
+    def _reconcile(self, nursery: trio.Nursery) -> list[tuple[Destination, trio.CancelScope]]:
+        """Start, restart and stop destinations so that they are those of the settings.
+
+        Returns:
+            Those that go on under their earlier settings until they have ended.
+        """
+        ending = []
         wanted = {one.name: one for one in self._config.destinations}
         for name, (destination, scope) in list(self._running.items()):
             config = wanted.get(name)
@@ -188,8 +193,10 @@ class Coordinator:
                 wanted.pop(name)
             else:
                 scope.cancel()
+                ending.append((destination, scope))
         for one in wanted.values():
             nursery.start_soon(self._run_destination, one, self._running.get(one.name))
+        return ending
 
     async def _run_destination(
         self, config: DestinationConfig, before: tuple[Destination, trio.CancelScope] | None
@@ -226,16 +233,15 @@ class Coordinator:
                 continue
             before, self._config = self._config, config
             self._parts.config = config
-            self._reconcile(nursery)
+            ending = self._reconcile(nursery)
             self._retry_all()
-            await self._let_go()
+            await self._let_go(ending)
             self._report(changed_keys(before, config, "destination"))
 
-    async def _let_go(self) -> None:
-        """Wait until what is in the settings no more has ended: its account may go then."""
-        names = {one.name for one in self._config.destinations}
+    async def _let_go(self, ending: Sequence[tuple[Destination, trio.CancelScope]]) -> None:
+        """Wait until nothing goes on as it was: what is paused or removed sends nothing more."""
         with trio.move_on_after(LET_GO_S_MAX):
-            while not names.issuperset(self._running):  # noqa: ASYNC110 - several may end
+            while any(one in self._running.values() for one in ending):  # noqa: ASYNC110 - several
                 await trio.sleep(DRAIN_POLL_S)
 
     def _take_settings(self, config: GroupConfig) -> GroupConfig:
