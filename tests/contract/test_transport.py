@@ -48,6 +48,22 @@ async def test_several_files_at_once_share_a_connection(far: Far, make_file: Mak
         assert (store / "inbox" / name).read_bytes() == source.read_bytes()
 
 
+async def test_a_source_that_is_used_for_something_else_meanwhile_does_not_arrive(
+    far: Far, make_file: MakeFile
+) -> None:
+    """A file that a full spool gives up is renamed first, and then written anew."""
+    source, store = make_file("a", 3 * SIZE), far.root / "store"
+
+    def recycle(_count_bytes: int) -> None:
+        if source.exists():
+            source.rename(source.with_name("free"))
+
+    async with opened(far.transport(store)) as transport:
+        with pytest.raises(FileNotFoundError):
+            await transport.put(source, "a.aim", progress=recycle)
+    assert "a.aim" not in names(store)
+
+
 async def test_a_second_file_of_the_same_name_replaces_the_first(
     far: Far, make_file: MakeFile
 ) -> None:

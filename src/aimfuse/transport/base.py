@@ -4,11 +4,14 @@ A destination's URL names a store directory. Beneath it ``inbox/`` receives file
 everything else, ``ack.json`` above all, is written by the far side and only read here.
 """
 
+import errno
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from aimfuse.disk import Disk
 from aimfuse.errors import Refused, Unavailable, UsageError
 from aimfuse.units import KIB
 
@@ -129,6 +132,22 @@ def unreadable(where: str, name: str) -> Unavailable:
         hint=f"The account that ships must be able to read {name}: look at the modes of the file "
         "and of the store's directory, and at the umask of `aimfuse replay`.",
     )
+
+
+def read_source(disk: Disk, source: Path, fd: int, at: int, length: int) -> bytes:
+    """Read from *source*, open as *fd*, while that is its name; blocks.
+
+    A file that a full spool gives up is renamed, durably, before it is written anew: what was
+    read while it had its name is what it was sealed with.
+
+    Raises:
+        FileNotFoundError: it has gone, and what *fd* holds now may be another file's.
+        OSError: as reading gave it.
+    """
+    data = disk.pread(fd, length, at)
+    if not os.path.samestat(source.stat(), os.fstat(fd)):
+        raise FileNotFoundError(errno.ENOENT, "it was replaced while it was sent", str(source))
+    return data
 
 
 def check_name(name: str) -> str:

@@ -29,6 +29,7 @@ from aimfuse.transport.base import (
     check_name,
     ignore_progress,
     no_store,
+    read_source,
     unreadable,
 )
 from aimfuse.units import MIB
@@ -93,7 +94,7 @@ class DirectoryTransport:
                     length = min(self._stretch_bytes, size - at)
                     if pace is not None:
                         await pace(length)
-                    await self._copy(reader, writer, at, length)
+                    await self._copy(source, reader, writer, at, length)
                     progress(length)
                     at += length
                 await self._in_thread(lambda: self._finish(writer, target, size))
@@ -165,9 +166,9 @@ class DirectoryTransport:
             raise
         return fd, 0
 
-    async def _copy(self, reader: int, writer: int, at: int, length: int) -> None:
+    async def _copy(self, source: Path, reader: int, writer: int, at: int, length: int) -> None:
         """Copy one stretch. A source that ends early is its owner's error, not the store's."""
-        data = await trio.to_thread.run_sync(self._disk.pread, reader, length, at)
+        data = await trio.to_thread.run_sync(read_source, self._disk, source, reader, at, length)
         if len(data) < length:
             raise OSError(errno.EIO, "the source became shorter while it was sent")
         await self._in_thread(lambda: self._disk.pwrite("deliver:write", writer, [data], at))

@@ -35,6 +35,7 @@ from aimfuse.transport.base import (
     check_name,
     ignore_progress,
     no_store,
+    read_source,
     unreadable,
 )
 from aimfuse.transport.bridge import AsyncioThread, TrioSide
@@ -102,7 +103,7 @@ class SftpTransport:
             side = TrioSide()
 
             def read(at: int, length: int) -> bytes:
-                return self._disk.pread(fd, length, at)
+                return read_source(self._disk, source, fd, at, length)
 
             upload = _Upload(
                 check_name(name),

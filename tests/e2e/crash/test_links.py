@@ -128,7 +128,7 @@ def test_a_stopped_replayer_is_waited_for(link: Link) -> None:
         link.write(1.0)
         eventually(lambda: link.source.destination("d")["lag"]["files"] > 0, "the lag is told")
     link.check()
-    eventually(lambda: not list(link.far.store.glob("**/*.part")), "nothing is left over")
+    eventually(lambda: not link.far.unfinished(), "nothing is left over")
 
 
 def test_a_full_server_disk_is_waited_for(machine: Machine, seed: int) -> None:
