@@ -231,11 +231,12 @@ async def test_of_a_store_that_went_back_behind_the_spool_only_what_was_touched_
     assert contents(Path(done["branch"]) / "volumes") == at_end
 
 
+@pytest.mark.parametrize("seed", [None, 3656715941], ids=["drawn", "grown-since-the-fork"])
 async def test_where_the_new_source_is_a_mirror_taken_by_force_everything_is_copied(
-    tmp_path: Path,
+    tmp_path: Path, seed: int | None
 ) -> None:
     """It is nobody's state: where it differs from the fork neither side knows."""
-    dice = make_dice()
+    dice = make_dice(seed)
     old, store = OldSource(tmp_path / "old"), tmp_path / "new"
     old.live(dice, 8)
     await mirrored(old, store)

@@ -368,7 +368,7 @@ def _done(
         "fork": fork.to_json() if fork else None,
         "end": tail.end.to_json() if tail else None,
         "writes": tail.writes if tail else None,
-        "differing_bytes": _differing_bytes(tail, is_whole=bool(why_whole)) if tail else None,
+        "differing_bytes": _differing_bytes(tail, is_whole=bool(why_whole)),
         "is_whole": bool(why_whole),
         "is_counted": tail is None or tail.is_counted,
         "why_whole": why_whole or None,
@@ -384,8 +384,10 @@ def _why_whole(note: Superseded, tail: Tail) -> str:
     return note.promotion.gap if note.promotion else ""
 
 
-def _differing_bytes(tail: Tail, *, is_whole: bool) -> int:
-    return sum(one.size_bytes for one in tail.volumes) if is_whole else tail.differing_bytes
+def _differing_bytes(tail: Tail | None, *, is_whole: bool) -> int | None:
+    if tail is None:
+        return None
+    return tail.size_bytes if is_whole else tail.differing_bytes
 
 
 def describe(done: Json) -> list[str]:

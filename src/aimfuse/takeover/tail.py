@@ -37,8 +37,9 @@ class Tail:
     """What lies behind the fork on this side; `writes` are the records that change something.
 
     `volumes` are those that the mirror to be begins with; `differs` is what they may have
-    otherwise than at the fork, None for all of it, and `why_all` says why. `is_cut`: the first
-    files behind the fork have left the spool, so there are more writes than are counted.
+    otherwise than at the fork, None for all of it, and `why_all` says why. `size_bytes` is that of
+    all volumes at the end. `is_cut`: the first files behind the fork have left the spool, so there
+    are more writes than are counted.
     """
 
     fork: Head
@@ -49,6 +50,7 @@ class Tail:
     bytes: int
     first_ns: int
     last_ns: int
+    size_bytes: int
     differs: DirtyMap | None
     why_all: str = ""
     is_cut: bool = False
@@ -68,9 +70,7 @@ class Tail:
     @property
     def differing_bytes(self) -> int:
         """Return how much may differ, at most."""
-        if self.differs is None:
-            return sum(one.size_bytes for one in self.volumes)
-        return self.differs.dirty_bytes()
+        return self.size_bytes if self.differs is None else self.differs.dirty_bytes()
 
 
 class _Unknown(Exception):
@@ -136,6 +136,7 @@ def survey(
         sum(one.seal.payload_bytes for one in found),
         min(stamps, default=0),
         max(stamps, default=0),
+        sum(one.size_bytes for one in checkpoint.entries()),
         differs,
         why_all,
         _is_cut(names, checkpoint, fork),
