@@ -124,7 +124,7 @@ def test_a_place_is_mirrored_to_once(tmp_path: Path) -> None:
     assert aimfuse("init", str(tmp_path / "v.img"), "--to", url).returncode == 0
     done = aimfuse("destination", "add", str(tmp_path / "v.img"), f"{url}/", "--name", "other")
     assert done.returncode == 2
-    assert "is there twice" in done.stderr
+    assert "is a destination already: store" in done.stderr
     assert "other" not in aimfuse("destination", "list", str(tmp_path / "v.img")).stdout
 
 

@@ -16,9 +16,11 @@ from aimfuse.config import (
     save,
     state_dir_for,
 )
+from aimfuse.config.edit import change_destination, drop_destination, edit
 from aimfuse.config.keys import SCHEMES
 from aimfuse.config.windows import parse_window
 from aimfuse.errors import ConfigError, UsageError
+from aimfuse.manager.reload import reload
 from aimfuse.transport import TransportSettings, open_transport
 from aimfuse.units import GIB, KIB, MIB
 
@@ -209,12 +211,6 @@ def test_image_and_state_directory_can_be_moved_together(tmp_path: Path) -> None
             "of its own",
             id="name twice",
         ),
-        pytest.param(
-            'image="v"\n[[destination]]\nurl="/a"\n[[destination]]\nurl="/a/"\nname="x"',
-            "destination[1].url",
-            "a directory of its own",
-            id="place twice",
-        ),
         *(
             pytest.param(
                 f'image="v"\n[[destination]]\nurl="/a"\n{text}',
@@ -290,6 +286,46 @@ def test_destinations_on_one_host_get_names_of_their_own(state_dir: Path) -> Non
 def test_adding_the_same_destination_again_changes_nothing(state_dir: Path) -> None:
     config = add_destination(GroupConfig(state_dir, Path("/v.img")), "/mnt/usb", max_in_flight=2)
     assert add_destination(config, "/mnt/usb") is config
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted"),
+    [
+        ("/mnt/usb", "/mnt/usb/"),
+        ("/mnt/usb", "dir:///mnt//usb"),
+        ("dir:///mnt/my%20usb", "/mnt/my usb"),
+        ("sftp://me@host/srv/v", "sftp://me@HOST/srv/v/"),
+    ],
+)
+def test_a_place_is_mirrored_to_once_however_it_is_spelt(
+    state_dir: Path, there: str, wanted: str
+) -> None:
+    config = add_destination(GroupConfig(state_dir, Path("/v.img")), there, name="one")
+    assert add_destination(config, wanted) is config
+    with pytest.raises(UsageError, match="a destination already: one"):
+        add_destination(config, wanted, name="two")
+
+
+@pytest.mark.parametrize("wanted", ["sftp://you@host/srv/v", "sftp://host/srv/V", "later:"])
+def test_another_place_is_another_destination(state_dir: Path, wanted: str) -> None:
+    config = GroupConfig(state_dir, Path("/v.img"))
+    for url, name in (("sftp://host/srv/v", "one"), ("later:", "two"), (wanted, "three")):
+        config = add_destination(config, url, name=name)
+    assert [one.name for one in config.destinations] == ["one", "two", "three"]
+
+
+def test_two_that_are_one_place_from_before_stay_until_one_is_removed(state_dir: Path) -> None:
+    head = '[[destination]]\nname="one"\nurl="/a"\n'
+    write(state_dir, f'image="v"\n{head}[[destination]]\nname="two"\nurl="/a/"\n')
+    assert len(load(state_dir).destinations) == 2
+    with pytest.raises(ConfigError, match="is there twice") as caught:
+        reload(state_dir)
+    assert caught.value.key == "destination[1].url"
+    edit(state_dir, lambda config: change_destination(config, "two", paused=True))
+    with pytest.raises(ConfigError, match="is there twice"):
+        edit(state_dir, lambda config: change_destination(config, "two", url="dir:///a"))
+    assert len(edit(state_dir, lambda config: drop_destination(config, "one")).destinations) == 1
+    reload(state_dir)
 
 
 def test_a_taken_name_and_an_empty_url_are_refused(state_dir: Path) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import tomli_w
 
@@ -246,16 +246,21 @@ def add_destination(
 ) -> GroupConfig:
     """Return *config* with one more destination; *settings* are fields of `DestinationConfig`.
 
-    A URL that is there already changes nothing, unless it is asked for under another name.
+    A place that is there already changes nothing, and is refused under another name.
     A path that begins with a dot starts at the working directory.
 
     Raises:
-        UsageError: the name is taken or no name, or the URL is of no known scheme.
+        UsageError: the name is taken or no name, the place is taken, or the URL is of no known
+            scheme.
     """
     url = check_url(str(_normal(Path(url))) if url.startswith(".") else url)
     for one in config.destinations:
-        if one.url == url and name in {None, one.name}:
+        if _place(one.url) != _place(url) or one.is_reserved:
+            continue
+        if name in {None, one.name}:
             return config
+        hint = "Give each destination a directory of its own."
+        raise UsageError(f"{url} is a destination already: {one.name}", hint=hint)
     taken = {one.name for one in config.destinations}
     if name is None:
         name = _free_name(destination_name(url), taken)
@@ -348,24 +353,41 @@ def _listed(path: Path, data: dict[str, Any]) -> tuple[DestinationConfig, ...]:
             hint = "Make it smaller, or retry_max larger."
             raise ConfigError(path, f"{where}retry_min", "is more than retry_max", hint=hint)
         found.append(destination)
-    check_places(path, found)
     return tuple(found)
 
 
-def check_places(path: Path, destinations: Iterable[DestinationConfig]) -> None:
+def check_places(
+    path: Path,
+    destinations: Iterable[DestinationConfig],
+    settled: Iterable[DestinationConfig] = (),
+) -> None:
     """See that no two destinations are one place: there would be one mirror, and two shown.
+
+    Two that are *settled* stay: a group that had them from before has to go on.
 
     Raises:
         ConfigError: two are.
     """
-    taken: dict[str, str] = {}
+    old = {(one.name, one.url) for one in settled}
+    taken: dict[str, DestinationConfig] = {}
     for index, one in enumerate(destinations):
-        place = one.url.rstrip("/")
-        if place in taken and not one.is_reserved:
-            hint = f"{taken[place]} is there: give each a directory of its own."
+        other = taken.setdefault(_place(one.url), one)
+        is_settled = old.issuperset({(one.name, one.url), (other.name, other.url)})
+        if other is not one and not is_settled and not one.is_reserved:
+            hint = f"{other.name} is there: give each a directory of its own."
             where = f"destination[{index}].url"
             raise ConfigError(path, where, f"{one.url} is there twice", hint=hint)
-        taken[place] = one.name
+
+
+def _place(url: str) -> str:
+    """Return where *url* leads; the same for its usual spellings."""
+    if url.startswith("/"):
+        return os.path.normpath(url)
+    parts = urlsplit(url)
+    if parts.scheme == "dir":
+        return os.path.normpath(unquote(parts.path))
+    user, at, host = parts.netloc.rpartition("@")
+    return f"{parts.scheme}://{user}{at}{host.lower()}{parts.path.rstrip('/')}"
 
 
 def setting_values(path: Path, where: str, keys: Keys, table: dict[str, Any]) -> dict[str, Any]:

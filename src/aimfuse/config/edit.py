@@ -32,7 +32,7 @@ def edit(state_dir: Path, change: Change) -> GroupConfig:
     with _locked(disk, state_dir):
         before = load(state_dir, disk)
         after = change(before)
-        check_places(state_dir / CONFIG_NAME, after.destinations)
+        check_places(state_dir / CONFIG_NAME, after.destinations, before.destinations)
         if after != before:
             save(after, disk)
         return after

@@ -39,7 +39,9 @@ def reload(state_dir: Path) -> Reloaded:
         ConfigError: something is wrong; nothing was taken over.
         BusyError: one of the two did not answer, or the file changed meanwhile.
     """
-    digest = config.load(state_dir).digest
+    settings = config.load(state_dir)
+    config.check_places(state_dir / CONFIG_NAME, settings.destinations)
+    digest = settings.digest
     applied: list[str] = []
     later: list[str] = []
     mounted = True
