@@ -202,7 +202,9 @@ class Refused(TransportError):
     exit_code = 21
 
 
-def explain(exc: OSError) -> str:
-    """Return what the system said, and of which file."""
+def explain(exc: BaseException) -> str:
+    """Return what *exc* says; of the system's errors its words, and of which file, no number."""
+    if not isinstance(exc, OSError):
+        return str(exc)
     said = exc.strerror or str(exc)
     return f"{os.fsdecode(exc.filename)}: {said}" if exc.filename else said

@@ -55,3 +55,18 @@ def test_a_thaw_that_fails_is_said(script: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("FAILS", "3")
     said = watch(["runs 4194304\n", "runs 0\n"], hook(script))
     assert said.endswith("failed with exit code 3; the application may still be frozen")
+
+
+def test_whose_hook_may_not_be_signalled_gets_time_to_end(
+    script: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def refuse(pid: int, _number: int) -> None:
+        asked.append(pid)
+        raise PermissionError if len(asked) < 6 else ProcessLookupError
+
+    monkeypatch.setattr("os.killpg", refuse)
+    watch(["runs 4194304\n"], hook(script))
+    assert len(asked) >= 6  # Not only once for each of two signals.
+    assert ran(script) == ["thaw []"]

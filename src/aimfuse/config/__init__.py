@@ -198,7 +198,7 @@ def load(state_dir: Path, disk: Disk | None = None) -> GroupConfig:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
         raise ConfigError(path, "file", f"is no TOML: {exc}", hint="Correct that line.") from exc
     except OSError as exc:
-        raise ConfigError(path, "file", str(exc), hint="Make it readable.") from exc
+        raise ConfigError(path, "file", exc.strerror or str(exc), hint="Make it readable.") from exc
     return replace(_group(path, data), digest=hashlib.sha256(text).hexdigest())
 
 

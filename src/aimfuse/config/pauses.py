@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aimfuse.disk import Disk, NoPlainFile, publish, read_file
+from aimfuse.errors import explain
 from aimfuse.units import KIB
 
 PAUSES_NAME = "paused.json"
@@ -46,7 +47,7 @@ def load_pauses(store: Path, disk: Disk) -> Pauses:
     except FileNotFoundError:
         return {}
     except (PermissionError, NoPlainFile, ValueError, TypeError, KeyError, RecursionError) as exc:
-        unread = Pause(0, f"{PAUSES_NAME} cannot be read: {exc}"[:REASON_CHARACTERS_MAX])
+        unread = Pause(0, f"{PAUSES_NAME} cannot be read: {explain(exc)}"[:REASON_CHARACTERS_MAX])
         return dict.fromkeys(KINDS, unread)
 
 

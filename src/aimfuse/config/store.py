@@ -54,7 +54,7 @@ def load_store(store: Path, disk: Disk) -> StoreConfig:
     except NoPlainFile as exc:
         raise ConfigError(path, "file", "is no plain file", hint="Remove it.") from exc
     except OSError as exc:
-        raise ConfigError(path, "file", str(exc), hint="Make it readable.") from exc
+        raise ConfigError(path, "file", exc.strerror or str(exc), hint="Make it readable.") from exc
 
 
 def parse_store(path: Path, text: bytes) -> StoreConfig:

@@ -5,7 +5,7 @@ from pathlib import Path
 import trio
 
 from aimfuse.coordinator.place import Place
-from aimfuse.errors import AimfuseError, Refused, StoreError, Unavailable
+from aimfuse.errors import AimfuseError, Refused, StoreError, Unavailable, explain
 
 HOPELESS = {"refused", "halted", "superseded"}
 """States of a destination that no waiting ends."""
@@ -29,7 +29,7 @@ def excuse(place: Place) -> AimfuseError:
         return Unavailable(f"outside its windows until {place.gate.opens()}", hint=hint)
     if isinstance(error, AimfuseError):
         return error
-    return Unavailable(str(error)) if error else StoreError("a destination did not finish")
+    return Unavailable(explain(error)) if error else StoreError("a destination did not finish")
 
 
 def gravity(error: AimfuseError) -> int:

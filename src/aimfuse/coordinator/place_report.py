@@ -13,7 +13,7 @@ from aimfuse.coordinator.forecast import Trend
 from aimfuse.coordinator.lag import Lag, Stage, seconds_behind
 from aimfuse.coordinator.place import Place
 from aimfuse.coordinator.race import Race
-from aimfuse.errors import Unavailable
+from aimfuse.errors import Unavailable, explain
 from aimfuse.journal.spool import full_mark, full_reserve
 
 STATUS_NAME = "status.json"
@@ -64,7 +64,7 @@ class PlaceReport:
             "url": place.config.url,
             "state": place.state,
             "since_ns": place.since_ns,
-            "error": str(error) if error else None,
+            "error": explain(error) if error else None,
             "hint": getattr(error, "hint", "") or None,
             "opens": None if place.gate.is_open() else place.gate.opens(),
             "bandwidth_bytes_s": place.config.bandwidth_bytes_s,

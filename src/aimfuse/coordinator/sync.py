@@ -24,7 +24,7 @@ from aimfuse.coordinator.kept import Kept, read_kept
 from aimfuse.coordinator.place import Place
 from aimfuse.coordinator.session import TICK_S, Session
 from aimfuse.coordinator.todo import NotCovered
-from aimfuse.errors import ImageMismatch, Unavailable
+from aimfuse.errors import ImageMismatch, Unavailable, explain
 from aimfuse.journal.names import SyncName
 from aimfuse.transport.base import Pace, Progress
 from aimfuse.units import FileNumber
@@ -210,7 +210,7 @@ class Copying:
         except ImageMismatch as exc:
             raise Halt(str(exc), hint=exc.hint) from exc
         except FileNotFoundError as exc:
-            raise Unavailable(f"the image cannot be read: {exc}") from exc
+            raise Unavailable(f"the image cannot be read: {explain(exc)}") from exc
         to = None
         if stretch.last:
             to = await self._parts.source.covering_number(self._parts.backlog.newest)

@@ -16,7 +16,7 @@ from typing import Any
 
 import trio
 
-from aimfuse.errors import AimfuseError, UsageError
+from aimfuse.errors import AimfuseError, UsageError, explain
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ async def _reply(line: bytes, handlers: dict[str, Handler]) -> dict[str, Any]:
     except AimfuseError as exc:
         return {"ok": False, "error": str(exc), "hint": exc.hint, "exit_code": exc.exit_code}
     except (ValueError, trio.TooSlowError, OSError) as exc:
-        return {"ok": False, "error": str(exc) or "timed out", "hint": "", "exit_code": 1}
+        return {"ok": False, "error": explain(exc) or "timed out", "hint": "", "exit_code": 1}
     except Exception as exc:
         # Whatever it is: it would end the whole mount if it went further.
         log.critical("a bug in a control request", exc_info=exc)

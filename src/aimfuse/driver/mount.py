@@ -18,7 +18,7 @@ from aimfuse.driver.engine import Engine
 from aimfuse.driver.group import close_group
 from aimfuse.driver.pump import Pump
 from aimfuse.driver.status import SourceStatus
-from aimfuse.errors import BusyError, HaltedError, UsageError
+from aimfuse.errors import BusyError, HaltedError, UsageError, explain
 from aimfuse.mountpoint import FSTYPE, source_name
 
 fallocate.load()  # Before pyfuse3 is imported: it wins libfuse's symbol for the session.
@@ -96,7 +96,7 @@ class Mount:
         except (OSError, RuntimeError) as exc:
             await self._close()
             raise UsageError(
-                f"{self._options.mountpoint} cannot be mounted: {exc}",
+                f"{self._options.mountpoint} cannot be mounted: {explain(exc)}",
                 hint="fusermount3 may have said more above; for --allow-other /etc/fuse.conf "
                 "needs the line user_allow_other.",
             ) from exc

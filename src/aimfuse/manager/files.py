@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aimfuse.disk import Disk
-from aimfuse.errors import StateLost
+from aimfuse.errors import StateLost, explain
 from aimfuse.journal.inspect import is_shallow
 from aimfuse.journal.slots import Slots
 
@@ -43,7 +43,7 @@ def read_slots(base: Path) -> tuple[State | None, str]:
     except StateLost:
         return None, f"{base.name}: neither slot is readable"
     except (OSError, ValueError, RecursionError) as exc:
-        return None, f"{base.name}: {exc}"
+        return None, f"{base.name}: {explain(exc)}"
 
 
 def lock_holder(path: Path) -> int | None:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
-from aimfuse.errors import HookFailed
+from aimfuse.errors import HookFailed, explain
 from aimfuse.manager.hook import STDERR, Hook, Interrupts, end_group
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -39,12 +39,14 @@ class Guard:
         self._hook = hook
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", __name__, hook.command, repr(hook.timeout_s)],
+                [sys.executable, "-B", "-P", "-m", __name__, hook.command, repr(hook.timeout_s)],
                 stdin=subprocess.PIPE, stdout=STDERR, start_new_session=True,
                 env={**os.environ, **environment},
             )  # fmt: skip
         except OSError as exc:
-            raise HookFailed(f"no guard could be started, so nothing was frozen: {exc}") from exc
+            raise HookFailed(
+                f"no guard could be started, so nothing was frozen: {explain(exc)}"
+            ) from exc
 
     def __enter__(self) -> Self:
         return self

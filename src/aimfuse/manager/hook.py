@@ -25,7 +25,7 @@ _POLL_S = 0.02
 
 # A guard learns whom to end before there is anything to be ended: its pipe stays open in here
 # until the hook is what runs, so it does not end in between. Python ignores two signals; a hook
-# must not.
+# must not. No byte code is written: what is frozen may be the file system that it lies on.
 _LAUNCHER = """
 import contextlib, os, signal, sys
 guard = int(sys.argv[1])
@@ -89,7 +89,7 @@ class Hook:
             HookFailed: it could not be started, failed, or took too long and was ended.
             Interrupted: a signal came, and it was ended.
         """
-        launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(guard)]
+        launcher = [sys.executable, "-B", "-I", "-S", "-c", _LAUNCHER, str(guard)]
         try:
             child = subprocess.Popen(
                 [*([] if guard is None else launcher), *self._words, phase],
@@ -131,11 +131,16 @@ def end_group(pid: int, leader: subprocess.Popen[bytes] | None = None) -> None:
 
 
 def _is_running(pid: int, leader: subprocess.Popen[bytes] | None) -> bool:
-    """Tell whether the hook runs, or anything of its group that we may signal."""
+    """Tell whether the hook runs, or anything of its group that we may signal.
+
+    A hook that is not ours to be waited for runs as long as there is anything at all.
+    """
     if leader is not None and leader.poll() is None:
         return True
     try:
         os.killpg(pid, 0)
+    except PermissionError:  # Such as all that sudo runs.
+        return leader is None
     except OSError:
         return False
     return True

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aimfuse.disk import Disk
-from aimfuse.errors import AimfuseError, BusyError, HookFailed
+from aimfuse.errors import AimfuseError, BusyError, HookFailed, explain
 from aimfuse.manager import control_client
 from aimfuse.manager.control_client import Answer
 from aimfuse.manager.fields import Fields
@@ -136,7 +136,7 @@ def _flush(paths: list[Path], timeout_s: float) -> bool:
     if isinstance(outcome[0], PermissionError):
         return False
     if outcome[0] is not None:
-        raise AimfuseError(f"the volume could not be flushed: {outcome[0]}")
+        raise AimfuseError(f"the volume could not be flushed: {explain(outcome[0])}")
     return True
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from aimfuse import config
 from aimfuse.config import STATE_SUFFIX, DestinationConfig, GroupConfig, JournalConfig
 from aimfuse.disk import Disk
-from aimfuse.errors import AimfuseError, ConfigError
+from aimfuse.errors import AimfuseError, ConfigError, explain
 from aimfuse.journal.locks import GROUP_LOCK, SHIP_LOCK
 from aimfuse.journal.spool import WARN_RATIO, full_mark
 from aimfuse.journal.superseded import read_superseded
@@ -151,7 +151,7 @@ def _ended(state_dir: Path) -> tuple[str, str] | None:
     try:
         note = read_superseded(Disk(), state_dir)
     except (AimfuseError, OSError) as exc:
-        return "damaged", str(exc)
+        return "damaged", explain(exc)
     return (note.step.value, str(note.error(str(_image(state_dir))))) if note else None
 
 

@@ -200,7 +200,7 @@ class OnBookmark:
                 stdout=STDERR, start_new_session=True,
             )  # fmt: skip
         except (OSError, ValueError) as exc:
-            said = explain(exc) if isinstance(exc, OSError) else exc
+            said = explain(exc)
             self._end(f"cannot be run: {said}")
         else:
             log.info("%s: bookmark %r: %s runs", self._store.path, mark.label, command[0])

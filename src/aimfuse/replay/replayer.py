@@ -153,7 +153,7 @@ class Replayer:
                 return await self._in_thread(partial(self._open, path))
             except (BusyError, OSError) as exc:
                 if path not in self._busy_said:
-                    log.warning("%s", explain(exc) if isinstance(exc, OSError) else exc)
+                    log.warning("%s", explain(exc))
                 self._busy_said.add(path)
                 await trio.sleep(self._pace.busy_retry_s)
 
