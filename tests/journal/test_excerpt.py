@@ -2,17 +2,18 @@
 
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from aimfuse.disk import Disk
-from aimfuse.errors import JournalError, TornRecord
+from aimfuse.errors import CorruptRecord, JournalError, TornRecord
 from aimfuse.journal.excerpt import FRONT_BYTES, GAP_BYTES, Excerpts, read_front, read_iocbs
 from aimfuse.journal.header import FileKind, Identity
 from aimfuse.journal.portion import columns_of
 from aimfuse.journal.reader import AimFile, read_sealed
-from aimfuse.journal.records import RecordType, VolumeEntry, encode_table
+from aimfuse.journal.records import IOCB_BYTES, RecordType, VolumeEntry, encode_table
 from aimfuse.journal.whole import Frame, encode_sealed
 from aimfuse.units import ByteOffset, Epoch, FileNumber, VolumeId
 from tests.dice import draw_seed
@@ -136,6 +137,21 @@ def test_no_flipped_bit_is_ever_in_an_excerpt(tmp_path: Path) -> None:
                 continue
             assert bits is not used
             assert found == right, bit
+
+
+@pytest.mark.parametrize("read", [read_iocbs, Excerpts({3}).read])
+@pytest.mark.parametrize(("there", "instead"), [(10, 11), (12, 11), (11, 0), (2, 17), (17, 16)])
+def test_a_record_of_the_same_file_in_the_place_of_another_is_noticed(
+    tmp_path: Path, read: Callable[[Disk, Path], object], there: int, instead: int
+) -> None:
+    """As a disk does that reads or writes a sector in a wrong place: its sums are right."""
+    path = made(tmp_path / "f.undo")
+    data, at = bytearray(path.read_bytes()), read_sealed(Disk(), path).seal.iocb_at
+    there, instead = at + there * IOCB_BYTES, at + instead * IOCB_BYTES
+    data[there : there + IOCB_BYTES] = data[instead : instead + IOCB_BYTES]
+    path.write_bytes(data)
+    with pytest.raises(CorruptRecord, match="in the place of another"):
+        read(Disk(), path)
 
 
 @pytest.mark.parametrize("read", [read_front, read_iocbs, Excerpts({1}).read])

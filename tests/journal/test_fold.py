@@ -18,7 +18,13 @@ from aimfuse.journal.fold import Fold, FoldFile, FoldMaps, advance
 from aimfuse.journal.journal import Head
 from aimfuse.journal.portion import checked_columns
 from aimfuse.journal.reader import read_sealed
-from aimfuse.journal.records import PAYLOAD_BYTES_MAX, RecordType, VolumeEntry, encode_iocb
+from aimfuse.journal.records import (
+    IOCB_BYTES,
+    PAYLOAD_BYTES_MAX,
+    RecordType,
+    VolumeEntry,
+    encode_iocb,
+)
 from aimfuse.units import KIB, Epoch, FileNumber, Seq, VolumeId
 from tests.disks.cuts import keep_random
 from tests.disks.faults import Crash
@@ -109,6 +115,10 @@ def test_contents_of_a_damaged_file_are_refused(tmp_path: Path) -> None:
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         with pytest.raises(CorruptRecord):
             read_contents(Disk(), path)
+    at, end = iocb_at + IOCB_BYTES, iocb_at + 2 * IOCB_BYTES
+    path.write_bytes(whole[:at] + whole[iocb_at:at] + whole[end:])
+    with pytest.raises(CorruptRecord, match="in the place of another"):
+        read_contents(Disk(), path)
     path.write_bytes(whole[:-1])
     with pytest.raises(CorruptRecord, match="cut short"):
         read_contents(Disk(), path)

@@ -25,7 +25,7 @@ from aimfuse.journal.header import (
     identity_seed,
 )
 from aimfuse.journal.journal import Head
-from aimfuse.journal.portion import Columns, checked_columns, spans_of
+from aimfuse.journal.portion import Columns, check_complete, checked_columns, spans_of
 from aimfuse.journal.records import (
     IOCB_BYTES,
     IOCBS_MAX,
@@ -92,6 +92,7 @@ def read_contents(disk: Disk, path: Path) -> Contents:
             raise CorruptRecord(path, seal.iocb_at, "the IOCB portion is cut short")
         seed = identity_seed(memoryview(header))
         columns = checked_columns(path, seal.iocb_at, raw, seed)
+        check_complete(path, seal.iocb_at, columns)
         others = {
             index: decode_iocb(seed, raw[index * IOCB_BYTES : (index + 1) * IOCB_BYTES])
             for index in compress(range(seal.iocb_count), columns.types.translate(_OTHERS))

@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Container, Iterator
 from dataclasses import replace
 from itertools import compress
+from operator import add
 from pathlib import Path
 
 from crc32c import crc32c
@@ -17,7 +18,7 @@ from crc32c import crc32c
 from aimfuse.disk import Disk, Places
 from aimfuse.errors import CorruptRecord, TornRecord
 from aimfuse.journal.header import HEADER_BYTES, identity_seed
-from aimfuse.journal.portion import Columns, checked_columns, payload_sums
+from aimfuse.journal.portion import Columns, check_complete, checked_columns, payload_sums
 from aimfuse.journal.reader import AimFile, check_header, check_order, check_sealed
 from aimfuse.journal.records import IOCB_BYTES, MARK_MIN, BadIocb, Iocb, decode_iocb, unpack_iocbs
 from aimfuse.units import KIB
@@ -152,8 +153,9 @@ def _portion(disk: Disk, fd: int, front: AimFile) -> tuple[bytes, Columns]:
     if len(raw) < size:
         raise TornRecord(front.path, at, "the IOCB portion is cut short")
     columns = checked_columns(front.path, at, raw, identity_seed(front.data))
-    frames = zip(columns.ats, columns.sizes, strict=True)
-    if any(not HEADER_BYTES < begin <= begin + length <= at for begin, length in frames):
+    check_complete(front.path, at, columns)
+    ats, sizes = columns.ats, columns.sizes
+    if ats and (ats[0] <= HEADER_BYTES or max(map(add, ats, sizes)) > at):  # They rise.
         raise CorruptRecord(front.path, at, "an IOCB that points out of place")
     return raw, columns
 

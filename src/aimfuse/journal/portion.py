@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import lt
 from pathlib import Path
 from typing import TypeVar
 
@@ -179,6 +180,19 @@ def columns_in(path: Path, at: int, raw: bytes) -> Columns:
         words[_WORD_LENGTH::_WORDS],
         words[_WORD_AT::_WORDS],
     )
+
+
+def check_complete(path: Path, at: int, columns: Columns) -> None:
+    """Check that what was read of the IOCB portion at byte *at* has each IOCB of the file once.
+
+    A sector that a disk gives in the place of another has right sums. As many as there are, whose
+    payloads lie one behind the other, are all of them.
+
+    Raises:
+        CorruptRecord: one stands in the place of another.
+    """
+    if not all(map(lt, columns.ats, columns.ats[1:])):
+        raise CorruptRecord(path, at, "an IOCB in the place of another")
 
 
 def spans_of(volumes: Sequence[Volume]) -> Iterator[tuple[Volume, int, int]]:
