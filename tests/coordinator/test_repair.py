@@ -65,8 +65,9 @@ class Served:
 
     async def run(self) -> None:
         async def verify(request: control.Request) -> dict[str, Any]:
-            assert request["rewrite"] is True
-            self.asked.append((request["volume"], request["offset"], request["end"]))
+            said = request.said
+            assert said["rewrite"] is True
+            self.asked.append((said["volume"], said["offset"], said["end"]))
             return {"ok": True}
 
         async def roll(_request: control.Request) -> dict[str, Any]:

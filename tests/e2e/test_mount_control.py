@@ -1,5 +1,6 @@
 """The control files and the socket of a mount, and who may unmount it when."""
 
+import contextlib
 import json
 import os
 import signal
@@ -34,22 +35,32 @@ def source(tmp_path_factory: pytest.TempPathFactory, far: FarHost) -> Iterator[S
         yield made
 
 
-def talk(source: Source, *lines: bytes) -> list[dict[str, object]]:
-    """Send raw lines to the control socket and return the answers, none if it hangs up."""
+def ask(source: Source, *lines: bytes) -> socket.socket:
+    """Send raw lines to the control socket; return the link, on which the answers come."""
     fd = os.open(source.state_dir, os.O_PATH)
+    link = socket.socket(socket.AF_UNIX)
     try:
-        with socket.socket(socket.AF_UNIX) as link:
-            link.settimeout(60)
-            link.connect(f"/proc/self/fd/{fd}/control.sock")
-            try:
-                link.sendall(b"".join(lines))
-                link.shutdown(socket.SHUT_WR)
-                with link.makefile("rb") as answers:
-                    return [json.loads(line) for line in answers]
-            except ConnectionError:
-                return []
+        link.settimeout(60)
+        link.connect(f"/proc/self/fd/{fd}/control.sock")
+        with contextlib.suppress(ConnectionError):
+            link.sendall(b"".join(lines))
+    except BaseException:
+        link.close()
+        raise
     finally:
         os.close(fd)
+    return link
+
+
+def talk(source: Source, *lines: bytes) -> list[dict[str, object]]:
+    """Send raw lines to the control socket and return the answers, none if it hangs up."""
+    with ask(source, *lines) as link:
+        try:
+            link.shutdown(socket.SHUT_WR)
+            with link.makefile("rb") as answers:
+                return [json.loads(line) for line in answers]
+        except ConnectionError:
+            return []
 
 
 def overwrite(path: Path, data: bytes) -> None:
@@ -124,6 +135,21 @@ def test_a_bookmark_is_written_like_a_file(source: Source) -> None:
     assert bookmarks(source)[-1] == "before the update ✓"
     status = source.status()
     assert status["durable_seq"] == status["accepted_seq"]
+
+
+def test_a_bookmark_of_somebody_who_hung_up_is_not_set(source: Source) -> None:
+    """It is for a moment at which something was frozen, and that may be over."""
+    assert source.process is not None
+    request = b'{"cmd": "bookmark", "label": "too late"}\n'
+    source.process.send_signal(signal.SIGSTOP)
+    try:
+        ask(source, request).close()
+    finally:
+        source.process.send_signal(signal.SIGCONT)
+    (answer,) = talk(source, request.replace(b"late", b"soon"))  # It only sends no more.
+    assert answer["ok"], answer
+    assert bookmarks(source)[-1] == "too soon"
+    assert "too late" not in bookmarks(source)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,12 @@ verify.
 import json
 import logging
 import os
+import select
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,15 @@ ACCEPT_RETRY_S = 1.0
 
 _PEER = struct.Struct("3i")
 
-Request = dict[str, Any]
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What somebody asks for, and whether they have hung up, so that nobody waits for it."""
+
+    said: dict[str, Any]
+    has_gone: Callable[[], bool]
+
+
 Handler = Callable[[Request], Awaitable[dict[str, Any]]]
 
 
@@ -82,13 +93,15 @@ async def _converse(stream: trio.SocketStream, handlers: dict[str, Handler]) -> 
                 return
             buffer += data
         line, buffer = buffer.split(b"\n", 1)
-        reply = await _reply(line, handlers)
+        reply = await _reply(line, partial(_has_gone, stream.socket.fileno()), handlers)
         await stream.send_all(json.dumps(reply).encode() + b"\n")
 
 
-async def _reply(line: bytes, handlers: dict[str, Handler]) -> dict[str, Any]:
+async def _reply(
+    line: bytes, has_gone: Callable[[], bool], handlers: dict[str, Handler]
+) -> dict[str, Any]:
     try:
-        return await _do(line, handlers)
+        return await _do(line, has_gone, handlers)
     except AimfuseError as exc:
         return {"ok": False, "error": str(exc), "hint": exc.hint, "exit_code": exc.exit_code}
     except (ValueError, trio.TooSlowError, OSError) as exc:
@@ -99,14 +112,23 @@ async def _reply(line: bytes, handlers: dict[str, Handler]) -> dict[str, Any]:
         return {"ok": False, "error": f"a bug: {exc!r}", "hint": "", "exit_code": 1}
 
 
-async def _do(line: bytes, handlers: dict[str, Handler]) -> dict[str, Any]:
-    request = json.loads(line)
-    command = request.get("cmd") if isinstance(request, dict) else None
+async def _do(
+    line: bytes, has_gone: Callable[[], bool], handlers: dict[str, Handler]
+) -> dict[str, Any]:
+    said = json.loads(line)
+    command = said.get("cmd") if isinstance(said, dict) else None
     handler = handlers.get(str(command))
     if handler is None:
         raise UsageError(f"{command!r} is no request; known: {', '.join(sorted(handlers))}")
     with trio.fail_after(REQUEST_S_MAX):
-        return await handler(request)
+        return await handler(Request(said, has_gone))
+
+
+def _has_gone(link: int) -> bool:
+    """Tell whether the other end is closed; one that only sends no more still listens."""
+    poll = select.poll()
+    poll.register(link, 0)  # A hang-up is told unasked.
+    return any(event & select.POLLHUP for _fd, event in poll.poll(0))
 
 
 def _is_friend(stream: trio.SocketStream) -> bool:

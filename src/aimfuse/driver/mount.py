@@ -20,6 +20,7 @@ from aimfuse.driver.pump import Pump
 from aimfuse.driver.status import SourceStatus
 from aimfuse.errors import BusyError, HaltedError, UsageError, explain
 from aimfuse.mountpoint import FSTYPE, source_name
+from aimfuse.units import Seq
 
 fallocate.load()  # Before pyfuse3 is imported: it wins libfuse's symbol for the session.
 
@@ -199,12 +200,12 @@ class Mount:
             return {"ok": True, "number": await self._pump.checkpointed()}
 
         async def bookmark(request: control.Request) -> dict[str, Any]:
-            label = check_label(str(request.get("label", "")))
-            if request.get("check"):
+            label = check_label(str(request.said.get("label", "")))
+            if request.said.get("check"):
                 self._engine.labels.check(label)
                 return {"ok": True}
-            wait_s = min(float(request.get("timeout_s", math.inf)), control.REQUEST_S_MAX)
-            seq = await self._bookmark(label, wait_s)
+            wait_s = min(float(request.said.get("timeout_s", math.inf)), control.REQUEST_S_MAX)
+            seq = await self._bookmark(label, wait_s, request.has_gone)
             return {"ok": True, "epoch": self._engine.journal.epoch, "seq": seq}
 
         async def reload(_request: control.Request) -> dict[str, Any]:
@@ -219,20 +220,29 @@ class Mount:
             "bookmark": bookmark, "reload": reload, "stop": stop, **self._more,
         }  # fmt: skip
 
-    async def _bookmark(self, label: str, room_s_max: float = math.inf) -> int:
+    async def _bookmark(
+        self, label: str, room_s_max: float = math.inf,
+        has_gone: Callable[[], bool] = lambda: False,
+    ) -> int:  # fmt: skip
         """Set a bookmark, if there is room for it in time, and return its number when durable.
+
+        Not for somebody who *has_gone* meanwhile: what was frozen for it may be thawed by now.
 
         Raises:
             LabelTaken: there is one of that name.
-            BusyError: there was no room. Nothing was set, nor will be.
+            BusyError: there was no room, or nobody waits any more. Nothing was set, nor will be.
         """
         engine = self._engine
+
+        def mark() -> Seq:
+            if has_gone():
+                raise BusyError(f"whoever asked for the bookmark {label!r} has hung up")
+            return engine.bookmark(label)
+
         engine.labels.check(label)  # Nobody waits for room to hear that.
         try:
             with trio.fail_after(room_s_max):
-                seq = await self._pump.admission.accept(
-                    len(label.encode()), lambda: engine.bookmark(label)
-                )
+                seq = await self._pump.admission.accept(len(label.encode()), mark)
         except trio.TooSlowError as exc:
             why = self._pump.admission.full or "the disk is slow"
             hint = "See `aimfuse status`, then again."

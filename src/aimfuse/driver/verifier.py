@@ -8,6 +8,7 @@ at a time: that takes as long as a few writes.
 from dataclasses import dataclass, field
 from typing import Any
 
+from aimfuse.driver.control import Request
 from aimfuse.driver.engine import Engine
 from aimfuse.driver.lanes import Lane
 from aimfuse.driver.pump import BACKGROUND_NICENESS, Pump
@@ -151,26 +152,27 @@ class VerifyRequests:
         self._engine = engine
         self._verifier = verifier
 
-    async def __call__(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def __call__(self, request: Request) -> dict[str, Any]:
         """Do what is asked.
 
         Raises:
             UsageError: there is no such volume, or a number is none.
         """
-        volume = self._engine.volumes.named(str(request.get("volume")))
+        said = request.said
+        volume = self._engine.volumes.named(str(said.get("volume")))
         if volume is None:
             raise UsageError(
-                f"the group has no volume {request.get('volume')!r}",
+                f"the group has no volume {said.get('volume')!r}",
                 hint="`aimfuse status` names them.",
             )
-        at = _natural(request.get("offset", 0))
-        end = min(_natural(request.get("end", volume.size_bytes)), volume.size_bytes)
-        left = min(_natural(request.get("bytes", ASKED_BYTES_MAX)), ASKED_BYTES_MAX)
+        at = _natural(said.get("offset", 0))
+        end = min(_natural(said.get("end", volume.size_bytes)), volume.size_bytes)
+        left = min(_natural(said.get("bytes", ASKED_BYTES_MAX)), ASKED_BYTES_MAX)
         journal = self._engine.journal
         last = Piece(at, journal.epoch, journal.last_seq)
         read_bytes, unreadable = 0, []
         work = self._verifier.piece
-        if request.get("rewrite") is True:
+        if said.get("rewrite") is True:
             work = self._verifier.rewrite
             end = min(end, at + ASKED_BYTES_MAX)
         while at < end and left > read_bytes and not volume.removed:
