@@ -331,6 +331,28 @@ async def test_an_unknown_jump_host_is_refused_whatever_the_configuration_says(
             await open_transport(f"sftp://far{openssh.root}/store", openssh.settings).open()
 
 
+async def test_a_jump_that_the_configuration_names_last_is_checked_as_any(
+    openssh: OpensshSide,
+) -> None:
+    """Such as beneath `Match final`: asyncssh sees it only once it connects."""
+    url = f"sftp://far{openssh.root}/store"
+    with Proxy(openssh.port) as proxy:
+        write_config(
+            openssh,
+            f"Host far\n  HostName 127.0.0.1\n  Port {openssh.port}\n"
+            "Match final originalhost far\n  ProxyJump near\n"
+            f"Host near\n  HostName 127.0.0.1\n  Port {proxy.port}\n"
+            "Host *\n  UserKnownHostsFile none\n  StrictHostKeyChecking no\n",
+        )
+        with pytest.raises(Refused, match=f"{proxy.port} is not in"):
+            await open_transport(url, openssh.settings).open()
+        openssh.trust(proxy.port)
+        async with opened(open_transport(url, openssh.settings)) as transport:
+            await transport.put_bytes(b"{}", "source.json")
+        assert proxy.sent_bytes > 0
+    assert names(openssh.root / "store") == ["source.json"]
+
+
 async def test_what_the_user_s_own_configuration_says_counts_before_anybody_is_trusted(
     openssh: OpensshSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,6 +74,8 @@ class Connector:
         try:
             options = self._options(host, port, user)
             given = asyncssh.SSHClientConnectionOptions(**options)
+            if given.config.has_match_final():
+                given = asyncssh.SSHClientConnectionOptions(**options, final=True)
         except (OSError, ValueError) as exc:
             hint = "Look at the identity files and at ~/.ssh/config."
             raise Refused(f"{host}: {exc}", hint=hint) from exc
@@ -83,7 +85,8 @@ class Connector:
             for jump in given.tunnel.split(","):
                 via = await self._jump(jump, via)
         try:
-            connection = await asyncssh.connect(**options, tunnel=via or ())
+            # Never (): asyncssh would make jumps that it finds once it knows the host's full name.
+            connection = await asyncssh.connect(**options, tunnel=via)
         except asyncssh.Error as exc:
             raise _refusal(exc, real, trusted, path) from exc
         self._connections.append(connection)
