@@ -128,6 +128,16 @@ def test_a_place_is_mirrored_to_once(tmp_path: Path) -> None:
     assert "other" not in aimfuse("destination", "list", str(tmp_path / "v.img")).stdout
 
 
+def test_a_seed_for_a_place_that_is_taken_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    image, seed, url = tmp_path / "v.img", tmp_path / "seed", f"dir://{tmp_path}/store"
+    image.write_bytes(b"x")
+    assert aimfuse("init", str(image), "--to", url).returncode == 0
+    done = aimfuse("seed", "export", str(image), str(seed), "--to", f"{url}/", "--name", "other")
+    assert done.returncode == 2
+    assert "is a destination already: store" in done.stderr
+    assert not seed.exists()
+
+
 def test_a_directory_that_is_missing_cannot_be_served(tmp_path: Path) -> None:
     done = aimfuse("serve", str(tmp_path / "none"), "--listen", "127.0.0.1:0")
     assert done.returncode == 2

@@ -161,7 +161,7 @@ def _not_readable(url: str, files: "SftpFiles", inside: str) -> Refused:
         with contextlib.suppress(OSError, TransportError):
             about = files.about("" if path == "." else path)
             if about is not None:
-                what = "it" if path == inside else path.replace(".", "the store", 1)
+                what = "it" if path == inside else "the store" if path == "." else path
                 mode = stat.S_IMODE(about.mode)
                 held += f"; {what} belongs to user id {about.owner} over there, mode {mode:04o}"
                 break

@@ -64,9 +64,12 @@ def begin(state_dir: Path, directory: Path, url: str, name: str | None) -> Filli
         hint = "Is the disk mounted that it is to be carried on?"
         raise UsageError(f"{directory.parent} is not there", hint=hint)
     check_takes_directory(directory)
+    found = name or destination_name(url)
+    _towards(
+        configuration.load(state_dir), found, url, str(directory)
+    )  # Refused, it leaves nothing.
     for path in (directory, directory / "inbox"):
         disk.mkdir("seed:mkdir", path, 0o750)
-    found = name or destination_name(url)
     edit(state_dir, lambda config: _towards(config, found, url, str(directory)))
     follow(state_dir)
     return Filling(state_dir, found, url, directory)
