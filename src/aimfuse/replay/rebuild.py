@@ -7,7 +7,7 @@ executed on it, the newest first. No lock holds the replayer up.
 """
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -200,13 +200,14 @@ class Rebuild:
         self._total = sum(piece.source_bytes for piece in pieces) + undo_bytes
         files = dict(zip((piece.volume for piece in pieces), targets, strict=True))
         # What the records in front of the point create was not there when they began.
-        old = {piece.volume: files[piece.volume] for piece in pieces if piece.source >= 0}
+        names = {piece.volume: piece.name for piece in pieces if piece.source >= 0}
+        old = {volume: files[volume] for volume in names}
         self._resume, self._targets = resume, targets
-        self._stage = self._found_stage(old.keys())
+        self._stage = self._found_stage(names)
         for volume, fd in files.items():
             if self._stage is None or volume not in old:
                 self._disk.truncate("restore:empty", fd, 0)
-        self._stage = self._stage or self._new_stage(old.keys())
+        self._stage = self._stage or self._new_stage(names)
         try:
             for piece in pieces:
                 if piece.source >= 0 and self._stage.back_to is None:
@@ -217,18 +218,35 @@ class Rebuild:
             self._note_stage(now=True)
             raise
 
-    def _new_stage(self, volumes: Iterable[VolumeId]) -> Stage:
+    def _new_stage(self, names: Mapping[VolumeId, str]) -> Stage:
         state = self._past.state
         assert state.head is not None
         assert state.group is not None
-        copied = dict.fromkeys(map(int, volumes), 0)
-        return Stage(state.group.hex(), _sync_id(state), state.head.number, copied)
+        return Stage(
+            state.group.hex(), _sync_id(state), state.head.number,
+            dict.fromkeys(map(int, names), 0), {int(one): names[one] for one in names},
+            digest=state.head.digest.hex(),
+        )  # fmt: skip
 
-    def _found_stage(self, volumes: Iterable[VolumeId]) -> Stage | None:
+    def _found_stage(self, names: Mapping[VolumeId, str]) -> Stage | None:
         """Return how far the files are already, or None if they are of no use."""
         stage = self._resume.load() if self._resume else None
-        new = self._new_stage(volumes)
-        return stage if stage and stage.serves(new, self.point.base, self._forward()) else None
+        if stage is None:
+            return None
+        is_of_use = stage.serves(self._new_stage(names), self.point.base, self._forward())
+        return stage if is_of_use and self._digest_of(stage.end) == stage.digest else None
+
+    def _digest_of(self, number: int) -> str:
+        """Return the digest of a file at or behind the point, "" where that is not known."""
+        past, behind, own = self._past, self._past.kept.get(number + 1), self._past.kept.get(number)
+        assert past.state.head is not None
+        if number == past.state.head.number:
+            return past.state.head.digest.hex()
+        if behind is not None and behind.has_undo:
+            return self._read_undo(behind).mark.head.digest.hex()
+        if own is not None and own.has_undo:
+            return self._read_undo(own).mark.of.hex()
+        return ""
 
     def _forward(self) -> tuple[int, int] | None:
         point = self.point

@@ -25,32 +25,42 @@ class Stage:
     """What is in the files so far, of volumes by id.
 
     Copying began at file `begun`, of the mirror with sync `sync`; `copied` are the bytes up to
-    which each volume was copied. `back_to`: all is taken back to the end of that file, whose
-    digest is `digest`. `forward`: the number and the seq to which records are carried out.
+    which each volume was copied, `names` those of the files that they are in. `back_to`: all is
+    taken back to the end of that file. `digest` is that of the file `back_to`, or `begun`.
+    `forward`: the number and the seq to which records are carried out.
     """
 
     group: str
     sync: int
     begun: int
     copied: dict[int, int] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
     back_to: int | None = None
     digest: str = ""
     forward: tuple[int, int] | None = None
 
     def serves(self, wanted: "Stage", base: int, forward: tuple[int, int] | None) -> bool:
         """Tell whether a restore of *wanted* volumes, to behind file *base*, can go on from it."""
-        is_same = (self.group, self.sync) == (wanted.group, wanted.sync)
-        if not is_same or self.copied.keys() != wanted.copied.keys():
+        own, theirs = (
+            (one.group, one.sync, one.copied.keys(), one.names) for one in (self, wanted)
+        )
+        if own != theirs:  # Two volumes may have swapped their names.
             return False
         if self.forward is not None and self.forward != forward:
             return False
-        return base <= (self.begun if self.back_to is None else self.back_to)
+        return base <= self.end
+
+    @property
+    def end(self) -> int:
+        """Return the number of the file whose end the volumes are at, or are copied from."""
+        return self.begun if self.back_to is None else self.back_to
 
     def to_json(self) -> Json:
         """Return the form in which it is kept."""
         return {
             "group": self.group, "sync": self.sync, "begun": self.begun,
             "copied": {str(volume): at for volume, at in self.copied.items()},
+            "names": {str(volume): name for volume, name in self.names.items()},
             "back_to": self.back_to, "digest": self.digest,
             "forward": list(self.forward) if self.forward else None,
         }  # fmt: skip
@@ -68,6 +78,7 @@ class Stage:
             natural(data["sync"]),
             natural(data["begun"]),
             {int(volume): natural(at) for volume, at in data["copied"].items()},
+            {int(volume): str(name) for volume, name in data["names"].items()},
             None if back_to is None else natural(back_to),
             str(data["digest"]),
             (natural(forward[0]), natural(forward[1])) if forward else None,
