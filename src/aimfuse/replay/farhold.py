@@ -109,10 +109,11 @@ class FarHold:
         except (KeyError, TypeError, ValueError, AttributeError):
             return None
 
-    def _say(self, wish: Wish) -> None:
+    def _say(self, wish: Wish | None = None) -> None:
+        """Say what is wished, or what was wished last once more."""
         age_s = int(time.monotonic() - self._begun_s)
-        wish = replace(wish, who=_own_name(), age_s=age_s)
-        with self._lock:
+        with self._lock:  # Else a beat could put an older wish in the place of a newer one.
+            wish = replace(wish or self._wish, who=_own_name(), age_s=age_s)
             self._files.deliver(json.dumps(wish.to_json()).encode(), reader_name(self._token))
             self._wish = wish
 
@@ -136,4 +137,4 @@ class FarHold:
     def _beat(self) -> None:
         while not self._over.wait(BEAT_S):
             with contextlib.suppress(OSError, TransportError):  # It comes back, or the reader ends.
-                self._say(self._wish)
+                self._say()
