@@ -42,8 +42,8 @@ def plant(disk: SimDisk, *files: Path) -> None:
         disk.plant(STORE / "inbox" / file.name, file.read_bytes())
 
 
-def simulated_store(scratch: Path) -> tuple[Source, SimDisk, dict[int, dict[str, bytes]]]:
-    """Return a source, a disk with its synced store and files waiting, and the right mirrors."""
+def simulated_store(scratch: Path) -> tuple[SimDisk, dict[int, dict[str, bytes]]]:
+    """Return a disk with a synced store and files waiting, and the right mirrors by file."""
     source = Source(scratch / "spool")
     source.create("v.img", 9000)
     source.write(1, 4000, b"\xee" * 3000)
@@ -53,10 +53,8 @@ def simulated_store(scratch: Path) -> tuple[Source, SimDisk, dict[int, dict[str,
     session = catch_up(STORE, disk, DiskLook(disk))
     assert session.store.state.phase is Phase.CONSISTENT
     snapshots = {1: source.snapshot()}
-    files = busy_files(source)
-    snapshots[3] = source.snapshot()
-    plant(disk, *files)
-    return source, disk, snapshots
+    plant(disk, *busy_files(source, snapshots))
+    return disk, snapshots
 
 
 def simulated_mirror(disk: SimDisk) -> dict[str, bytes]:

@@ -145,7 +145,7 @@ def test_after_a_failed_sync_of_the_mirror_the_whole_file_is_written_again(tmp_p
 def test_a_store_that_lost_power_at_any_step_ends_equal_to_its_source(
     tmp_path: Path, torn: bool
 ) -> None:
-    _source, prepared, snapshots = simulated_store(tmp_path)
+    prepared, snapshots = simulated_store(tmp_path)
     rehearsal = prepared.kill()
     run_simulated(rehearsal)
     assert simulated_mirror(rehearsal) == snapshots[3]
@@ -163,7 +163,7 @@ def test_a_store_that_lost_power_at_any_step_ends_equal_to_its_source(
 
 
 def test_what_is_removed_from_the_inbox_survives_a_power_cut(tmp_path: Path) -> None:
-    _source, prepared, snapshots = simulated_store(tmp_path)
+    prepared, snapshots = simulated_store(tmp_path)
     rehearsal = prepared.kill()
     run_simulated(rehearsal)
     removals = [at for at, label in enumerate(rehearsal.labels) if label == "inbox:unlink"]
@@ -182,7 +182,7 @@ def test_what_is_removed_from_the_inbox_survives_a_power_cut(tmp_path: Path) -> 
 
 def test_every_sync_that_fails_is_made_up_for(tmp_path: Path) -> None:
     """On this disk a failed sync forgets the data, and the next one succeeds without it."""
-    _source, prepared, snapshots = simulated_store(tmp_path)
+    prepared, snapshots = simulated_store(tmp_path)
     rehearsal = prepared.kill()
     run_simulated(rehearsal)
     syncs = [at for at, label in enumerate(rehearsal.labels) if label.endswith(":sync")]

@@ -22,9 +22,8 @@ from aimfuse.replay.undo import PART_BYTES, READ_ROWS, parts_of, read_undo
 from aimfuse.units import MIB, SECOND_NS, Epoch, FileNumber
 from tests.disks.cuts import keep_all, keep_none, keep_random
 from tests.disks.faults import Crash
-from tests.disks.simdisk import SimDisk
 from tests.replay.backwards import Snapshot, states_of
-from tests.replay.crashes import STORE, copy_store, plant, run_into, steps_of
+from tests.replay.crashes import STORE, copy_store, run_into, simulated_store, steps_of
 from tests.replay.faults import DiskLook, dying
 from tests.replay.histories import Driver, files
 from tests.replay.history_command import app, run_history
@@ -220,15 +219,7 @@ class _DyingAt(Disk):
 
 @pytest.mark.parametrize("torn", [False, True])
 def test_a_power_cut_at_any_step_loses_nothing_of_the_past(tmp_path: Path, torn: bool) -> None:
-    source = Source(tmp_path / "spool")
-    source.create("v.img", 9000)
-    source.write(1, 4000, b"\xee" * 3000)
-    source.roll()
-    prepared = SimDisk(STORE / "inbox")
-    plant(prepared, *source.sync())
-    catch_up(STORE, prepared, DiskLook(prepared))
-    right = {1: source.snapshot()}
-    plant(prepared, *busy_files(source, right))
+    prepared, right = simulated_store(tmp_path)
     rehearsal = prepared.kill()
     catch_up(STORE, rehearsal, DiskLook(rehearsal))
     assert states_of(STORE, rehearsal, DiskLook(rehearsal)) == right

@@ -5,7 +5,6 @@ everything else, ``ack.json`` above all, is written by the far side and only rea
 """
 
 import errno
-import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +144,7 @@ def read_source(disk: Disk, source: Path, fd: int, at: int, length: int) -> byte
         OSError: as reading gave it.
     """
     data = disk.pread(fd, length, at)
-    if not os.path.samestat(source.stat(), os.fstat(fd)):
+    if source.stat().st_ino != disk.inode(fd):
         raise FileNotFoundError(errno.ENOENT, "it was replaced while it was sent", str(source))
     return data
 
